@@ -1,0 +1,26 @@
+"""jaxsim: enterprise attack chains as pure functional JAX, vmapped over thousands of episodes."""
+
+from jaxsim.env import Env, make
+from jaxsim.names import action_text, parse_action, parse_plan
+from jaxsim.policies import BASELINES, Policy
+from jaxsim.replay import replay
+from jaxsim.rollout import rollout, rollout_many
+from jaxsim.types import Dims, Observation, Params
+from jaxsim.version import SIMULATOR_VERSION
+
+__all__ = [
+    "BASELINES",
+    "SIMULATOR_VERSION",
+    "Dims",
+    "Env",
+    "Observation",
+    "Params",
+    "Policy",
+    "action_text",
+    "make",
+    "parse_action",
+    "parse_plan",
+    "replay",
+    "rollout",
+    "rollout_many",
+]

@@ -1,0 +1,1 @@
+"""The audit: does a reward pay for reading the evidence?"""

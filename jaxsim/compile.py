@@ -1,0 +1,88 @@
+"""Validated scenario -> arrays padded to `Dims`. NumPy only; nothing here is traced."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+import scenarios
+from jaxsim.telemetry import MAX_OF_A_KIND, pack
+from jaxsim.types import Dims, ScenarioArrays
+
+
+def dims_of(many: Sequence[scenarios.Scenario]) -> Dims:
+    """The least sizes that hold all the given scenarios."""
+    return Dims(
+        assets=max(len(s.assets) for s in many),
+        identities=max(len(s.identities) for s in many),
+        stages=max(len(s.stages) for s in many),
+        max_lag=max(1, max(stage.lag[1] for s in many for stage in s.stages)),
+    )
+
+
+def check_fits(scenario: scenarios.Scenario, dims: Dims) -> None:
+    """Raise ScenarioError, naming the size, when a scenario does not fit `dims`."""
+    own = dims_of([scenario])
+    for field in ("assets", "identities", "stages", "max_lag"):
+        size, room = getattr(own, field), getattr(dims, field)
+        if size > room:
+            raise scenarios.ScenarioError(
+                f"{scenario.id}: {field} = {size} does not fit the padding of {room}; "
+                f"compile it with Dims({field}={size}) or more"
+            )
+    if max(dims.assets, dims.identities) > MAX_OF_A_KIND:
+        raise scenarios.ScenarioError(f"{scenario.id}: at most {MAX_OF_A_KIND} assets and as many identities")
+
+
+def compile_scenario(scenario: scenarios.Scenario, dims: Dims) -> ScenarioArrays:
+    """Arrays of one scenario. Raises ScenarioError when it does not fit `dims`."""
+    check_fits(scenario, dims)
+    a, n, s = dims.assets, dims.entities, dims.stages
+    asset = {x.id: i for i, x in enumerate(scenario.assets)}
+    identity = {x.id: a + i for i, x in enumerate(scenario.identities)}
+    stage = {x.id: i for i, x in enumerate(scenario.stages)}
+
+    value, exists, named = np.zeros(n, np.float32), np.zeros(n, bool), np.zeros(n, bool)
+    value[: len(asset)] = [x.criticality for x in scenario.assets]
+    value[a : a + len(identity)] = [x.privilege for x in scenario.identities]
+    exists[: len(asset)] = exists[a : a + len(identity)] = True
+
+    stage_asset, stage_identity = np.full(s, -1, np.int32), np.full(s, -1, np.int32)
+    dwell, lag = np.ones((s, 2), np.int32), np.zeros((s, 2), np.int32)
+    success, detection = np.zeros(s, np.float32), np.zeros(s, np.float32)
+    signal, exfil, compromises = np.zeros(s, np.int32), np.zeros(s, bool), np.zeros((s, 2), bool)
+    required_by, option_of = np.zeros((s, s), bool), np.zeros((s, s), bool)
+    for j, x in enumerate(scenario.stages):
+        if x.asset is not None:
+            stage_asset[j] = asset[x.asset]
+        if x.identity is not None:
+            stage_identity[j] = identity[x.identity]
+        dwell[j], lag[j], success[j], detection[j] = x.dwell, x.lag, x.success, x.detection
+        signal[j], exfil[j] = scenarios.SIGNALS.index(x.signal), x.exfil
+        compromises[j] = x.compromises_asset, x.compromises_identity
+        required_by[[stage[p] for p in x.prerequisites], j] = True
+        option_of[[stage[p] for p in x.any_prerequisites], j] = True
+    named[stage_asset[stage_asset >= 0]] = named[stage_identity[stage_identity >= 0]] = True
+
+    return ScenarioArrays(
+        horizon=np.int32(scenario.horizon),
+        noise_rate=np.float32(scenario.noise_rate),
+        asset_count=np.int32(len(asset)),
+        identity_count=np.int32(len(identity)),
+        exists=exists,
+        value=value,
+        named=named,
+        stage_exists=np.arange(s) < len(stage),
+        stage_asset=stage_asset,
+        stage_identity=stage_identity,
+        stage_dwell=dwell,
+        stage_success=success,
+        stage_detection=detection,
+        stage_lag=lag,
+        stage_alert=np.asarray(pack(dims, signal, stage_asset, stage_identity), np.int32),
+        stage_exfil=exfil,
+        stage_compromises=compromises,
+        required_by=required_by,
+        option_of=option_of,
+        required=required_by.sum(0, dtype=np.int32),
+        has_options=option_of.any(0),
+    )

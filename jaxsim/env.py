@@ -1,0 +1,192 @@
+"""The environment: reset, transition, observe, and `Env` with gymnax 1.0's signatures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+import scenarios
+from jaxsim import actions, attacker, noise, reward, rules, telemetry
+from jaxsim.compile import compile_scenario, dims_of
+from jaxsim.defender import defend
+from jaxsim.types import (
+    ATTACKER_DONE,
+    BLOCKED,
+    EXFIL,
+    HORIZON,
+    IDLE,
+    RUNNING,
+    AlertRing,
+    Dims,
+    ForensicRing,
+    Forensics,
+    Observation,
+    Params,
+    Pending,
+    Personality,
+    RewardWeights,
+    Signals,
+    State,
+)
+
+
+def reset(dims: Dims, key: Array, params: Params) -> State:
+    """Tick 0: nothing has happened, no alerts. Draws the attacker's personality."""
+    scenario = params.scenario
+    u = jax.random.uniform(key)
+    before = jnp.cumsum(params.personality_weights)[:-1]
+    who = jnp.sum(u >= before, dtype=jnp.int32)
+    f32, i32 = jnp.float32, jnp.int32
+    s, n, lag, k, f = dims.stages, dims.entities, dims.max_lag, dims.alerts, dims.forensics
+    return State(
+        tick=jnp.zeros((), i32),
+        end=jnp.full((), RUNNING, i32),
+        acted=jnp.zeros((), bool),
+        personality=Personality(*(x[who] for x in params.personalities)),
+        status=jnp.where(scenario.stage_exists, IDLE, BLOCKED),
+        contained=jnp.zeros(s, bool),
+        patched=jnp.zeros(s, bool),
+        unmet=jnp.asarray(scenario.required),
+        option_met=~scenario.has_options,
+        stage=jnp.full((), -1, i32),
+        stage_end=jnp.zeros((), i32),
+        succeeded=jnp.zeros((), i32),
+        compromised=jnp.zeros(n, bool),
+        marks=jnp.zeros((4, n), bool),
+        load=jnp.zeros((), f32),
+        pending=Pending(jnp.zeros(lag, i32), jnp.zeros((lag, 2), i32), jnp.zeros((lag, 2), f32)),
+        alerts=AlertRing(jnp.zeros(k, i32), jnp.zeros(k, f32), jnp.zeros(k, i32), jnp.zeros((), i32)),
+        forensics=ForensicRing(
+            jnp.zeros(f, i32), jnp.zeros(f, bool), jnp.zeros(f, f32), jnp.zeros(f, i32), jnp.zeros((), i32)
+        ),
+    )
+
+
+def transition(
+    dims: Dims, state: State, action: Array, block: Array, params: Params
+) -> tuple[State, Signals]:
+    """One tick, in the order of the rules. A pure function of its arguments; a finished state stays as it is.
+
+    `action` is () int32 (see `actions`), `block` the (16,) uniforms of `noise.draw`.
+    """
+    scenario = params.scenario
+    live = state.end == RUNNING
+    state = state._replace(tick=state.tick + live.astype(jnp.int32))
+
+    state, defended = defend(dims, state, action, live, block, params)
+
+    alerts = telemetry.surface(dims, state, live, telemetry.background(dims, live, block, params))
+    state = state._replace(alerts=alerts)
+    state, active, exfil = attacker.progress(dims, state, live, block, params)
+    state, started = attacker.start(dims, state, live, defended.acted, block, params)
+    state = state._replace(pending=telemetry.raise_alerts(state, started, block, params))
+    state, preemptive = attacker.block_contained(state, live)
+
+    beaten = (state.stage < 0) & ~jnp.any(attacker.ready(state))
+    at_horizon = state.tick >= scenario.horizon
+    end = jnp.where(exfil, EXFIL, jnp.where(beaten, ATTACKER_DONE, jnp.where(at_horizon, HORIZON, RUNNING)))
+    state = state._replace(end=jnp.where(live, end, state.end))
+    return state, reward.signals(scenario, state, live, defended, active, preemptive)
+
+
+def observe(dims: Dims, state: State, params: Params) -> Observation:
+    """What the defender sees; the only place where hidden truth is left out."""
+    f = state.forensics
+    return Observation(
+        tick=state.tick,
+        horizon=params.scenario.horizon,
+        exists=params.scenario.exists,
+        value=params.scenario.value,
+        marks=state.marks,
+        alerts=telemetry.view(dims, state.alerts),
+        forensics=Forensics(
+            telemetry.ring_numbers(f.count, dims.forensics), f.entity, f.compromised, f.confidence, f.tick
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Env:
+    """A compiled environment: static sizes, and the names that its actions speak of.
+
+    `Env` holds no state and no parameters; every method is pure and can be jitted and vmapped with `params` traced.
+    """
+
+    dims: Dims
+    auto_reset: bool = False
+
+    def reset(self, key: Array, params: Params) -> tuple[Observation, State]:
+        """First observation (tick 0) and state."""
+        state = reset(self.dims, key, params)
+        return observe(self.dims, state, params), state
+
+    def step(
+        self, key: Array, state: State, action: Array, params: Params
+    ) -> tuple[Observation, State, Array, Array, Array, dict[str, Any]]:
+        """`obs, state, reward, terminated, truncated, info`.
+
+        The horizon is part of the game (it is observed and pays the terminal reward), so reaching it terminates;
+        `truncated` is always False. `info` has `channels`, `signals`, `end` and, with `auto_reset`,
+        `final_observation`: the last observation of the episode that ended, where `obs` is the next one's first.
+        """
+        step_key, reset_key = (key, key) if not self.auto_reset else jax.random.split(key)
+        state, signals = transition(self.dims, state, action, noise.draw(step_key), params)
+        channels = reward.channels(signals, params.reward)
+        obs, done = observe(self.dims, state, params), state.end != RUNNING
+        info = {"channels": channels, "signals": signals, "end": state.end}
+        if self.auto_reset:
+            info["final_observation"] = obs
+            fresh = reset(self.dims, reset_key, params)
+            state = jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, state)
+            obs = observe(self.dims, state, params)
+        return obs, state, reward.total(channels, params.reward), done, jnp.zeros((), bool), info
+
+    def legal_actions(self, params: Params) -> Array:
+        """(num_actions,) bool mask of the actions that are not invalid."""
+        return actions.legal_mask(self.dims, params.scenario.exists)
+
+    @property
+    def num_actions(self) -> int:
+        """Size of the action table."""
+        return self.dims.actions
+
+
+def make(
+    scenario: str | Path | scenarios.Scenario,
+    *,
+    rules: str = "classic",
+    reward: str | Mapping[str, float] = "evidence",
+    personality: str = "any",
+    dims: Dims | None = None,
+    auto_reset: bool = False,
+) -> tuple[Env, Params]:
+    """An environment and its parameters, by names.
+
+    `scenario` is a built-in name, the path of a scenario file, or a loaded scenario; `reward` a preset's name or all
+    weights by name; `dims` larger sizes to pad to, so that params of several scenarios can be stacked. Raises
+    `scenarios.ScenarioError` for a bad scenario and ValueError for an unknown name.
+    """
+    loaded = scenario if isinstance(scenario, scenarios.Scenario) else scenarios.load(scenario)
+    dims = dims or dims_of([loaded])
+    return Env(dims, auto_reset), make_params(loaded, dims, rules, reward, personality)
+
+
+def make_params(
+    scenario: scenarios.Scenario,
+    dims: Dims,
+    rules_name: str,
+    reward_weights: str | Mapping[str, float],
+    personality: str,
+) -> Params:
+    """Parameters of one scenario, padded to `dims`, on the default device."""
+    if isinstance(reward_weights, str):
+        weights = reward.weights(reward_weights)
+    else:
+        weights = RewardWeights(**{k: jnp.float32(v) for k, v in reward_weights.items()})
+    table, probabilities = rules.personalities(personality)
+    arrays = jax.tree.map(jnp.asarray, compile_scenario(scenario, dims))
+    return Params(arrays, rules.rules(rules_name), weights, table, probabilities)

@@ -1,0 +1,43 @@
+"""The randomness of one tick: a block of uniforms with a name for each slot.
+
+One block per tick keeps `transition` a pure function of (state, action, noise, params), lets a scalar twin be fed the
+same numbers, and costs one call of the generator. Sixteen slots: a power of two is the cheapest shape.
+"""
+
+from enum import IntEnum
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class Noise(IntEnum):
+    """Slot of each draw. Integer in [lo, hi] from u: lo + floor(u (hi - lo + 1))."""
+
+    FORENSIC_ERROR = 0
+    FORENSIC_CONFIDENCE = 1
+    STAGE_SUCCESS = 2
+    PAUSE = 3
+    DWELL = 4
+    ALERT_1 = 5
+    LAG_1 = 6
+    SEVERITY_1 = 7
+    ALERT_2 = 8
+    LAG_2 = 9
+    SEVERITY_2 = 10
+    BACKGROUND = 11  # fires if u < rate; u / rate is uniform again and picks the signal
+    BACKGROUND_ENTITY = 12  # names an entity if u < share; u / share picks which
+    BACKGROUND_SEVERITY = 13
+    POLICY_VERB = 14  # the last two are the policy's own
+    POLICY_TARGET = 15
+
+
+def draw(key: Array) -> Array:
+    """Uniforms in [0, 1) for one tick, (16,) float32, indexed by `Noise`."""
+    return jax.random.uniform(key, (len(Noise),))
+
+
+def integer(u: Array, lo: Array, hi: Array) -> Array:
+    """Uniform integer in [lo, hi], int32, from u in [0, 1]; u = 1 gives hi."""
+    span = (hi - lo + 1).astype(jnp.float32)
+    return jnp.minimum(lo + jnp.floor(u * span).astype(jnp.int32), hi)

@@ -1,0 +1,249 @@
+"""Baseline policies. Each reads an `Observation` and nothing else; parameters are pytrees, so vmap mixes policies.
+
+A `Policy` is two pure functions: `init(dims, parameters) -> memory` and
+`act(dims, parameters, memory, observation, noise) -> (action, memory)`, where noise is two uniforms of the policy's own
+and an action is an int32 of the action table.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxsim import actions
+from jaxsim.noise import integer
+from jaxsim.types import (
+    BACKGROUND_NOISE,
+    BLOCK_EGRESS,
+    CONFIRMED,
+    CUT_OFF,
+    EGRESS_BLOCKED,
+    INVESTIGATE,
+    ISOLATE_ASSET,
+    MONITOR,
+    PATCH_ASSET,
+    PATCHED,
+    REVOKE_IDENTITY,
+    Alerts,
+    Dims,
+    Observation,
+)
+
+EGRESS_SIGNAL = 3  # index of egress_anomaly in scenarios.SIGNALS
+
+
+class Policy(NamedTuple):
+    """A policy's two functions; hashable, so `jax.jit` takes it as a static argument."""
+
+    init: Callable[..., Any]
+    act: Callable[..., tuple[Array, Any]]
+
+
+def no_memory(dims: Dims, parameters: Any) -> tuple[()]:
+    """The memory of a policy that keeps none."""
+    return ()
+
+
+# --- random ---------------------------------------------------------------------------------------------------------
+
+
+def act_random(dims: Dims, parameters: Any, memory: Any, obs: Observation, noise: Array) -> tuple[Array, Any]:
+    """A verb uniform over those with a legal target, then a legal target for it, uniform."""
+    zero = jnp.zeros((), jnp.int32)
+    a = jnp.sum(obs.exists[: dims.assets], dtype=jnp.int32)
+    i = jnp.sum(obs.exists[dims.assets :], dtype=jnp.int32)
+    # With no entity of one kind its verbs drop out. Verb order: MONITOR, INVESTIGATE, three of assets, REVOKE_IDENTITY.
+    drawn = integer(noise[0], zero, jnp.where(a > 0, 5, 2) - (i == 0).astype(jnp.int32))
+    verb = jnp.where((a == 0) & (drawn == 2), REVOKE_IDENTITY, drawn)
+    count = jnp.where(verb == INVESTIGATE, a + i, jnp.where(verb == REVOKE_IDENTITY, i, a))
+    nth = integer(noise[1], zero, count - 1)
+    # Assets lie first, identities from dims.assets on, padding behind each.
+    identity = (verb == REVOKE_IDENTITY) | ((verb == INVESTIGATE) & (nth >= a))
+    index = jnp.where((verb == INVESTIGATE) & identity, nth - a, nth)
+    return actions.encode(dims, verb, jnp.where(identity, dims.assets + index, index)), memory
+
+
+# --- plan -----------------------------------------------------------------------------------------------------------
+
+
+def act_plan(dims: Dims, plan: Array, memory: Any, obs: Observation, noise: Array) -> tuple[Array, Any]:
+    """The plan's action of each tick, (T,) int32, MONITOR after its end; reads nothing but the tick."""
+    t = obs.tick
+    return jnp.where(t < len(plan), plan[jnp.minimum(t, len(plan) - 1)], MONITOR), memory
+
+
+# --- what evidence-using policies share -----------------------------------------------------------------------------
+
+
+def first_where(mask: Array) -> tuple[Array, Array]:
+    """(index of the first True, any), int32 and bool; the index is the length of the mask when there is none."""
+    index = jnp.min(jnp.where(mask, np.arange(len(mask), dtype=np.int32), len(mask)))
+    return index, index < len(mask)
+
+
+def worst_alert(alerts: Alerts, mask: Array) -> tuple[Array, Array]:
+    """(slot, any) of the highest-severity alert of `mask`, (K,) bool; the earliest of equals."""
+    top = jnp.max(jnp.where(mask, alerts.severity, -1.0))
+    number = jnp.where(mask & (alerts.severity == top), alerts.number, np.iinfo(np.int32).max)
+    slot, _ = first_where(number == jnp.min(number))
+    return slot, jnp.any(mask)
+
+
+def contain_confirmed(dims: Dims, obs: Observation) -> tuple[Array, Array]:
+    """(action, any) that cuts off the first confirmed target not yet cut off, in listed order."""
+    entity, found = first_where(obs.marks[CONFIRMED] & ~obs.marks[CUT_OFF])
+    verb = jnp.where(entity < dims.assets, ISOLATE_ASSET, REVOKE_IDENTITY)
+    return actions.encode(dims, verb, entity), found
+
+
+# --- heuristic ------------------------------------------------------------------------------------------------------
+
+
+def init_investigated(dims: Dims, parameters: Any) -> Array:
+    """(N,) bool: entities this policy has investigated."""
+    return jnp.zeros(dims.entities, bool)
+
+
+def act_heuristic(
+    dims: Dims, parameters: Any, investigated: Array, obs: Observation, noise: Array
+) -> tuple[Array, Array]:
+    """The published heuristic: contain what is confirmed, then the worst alert, else investigate it, else patch."""
+    confirmed_action, confirmed = contain_confirmed(dims, obs)
+
+    alerts = obs.alerts
+    slot, any_alert = worst_alert(alerts, (alerts.number >= 0) & (alerts.signal != BACKGROUND_NOISE))
+    severity, asset, identity = alerts.severity[slot], alerts.asset[slot], alerts.identity[slot]
+    target = jnp.where(asset >= 0, asset, identity)
+    known = any_alert & (target >= 0)
+    entity = jnp.maximum(target, 0)
+    free = known & ~obs.marks[CUT_OFF, entity]
+    egress = (alerts.signal[slot] == EGRESS_SIGNAL) & ~obs.marks[EGRESS_BLOCKED, entity]
+    isolates = free & (asset >= 0) & (severity >= 0.48)
+    revokes = free & (asset < 0) & (severity >= 0.52)
+    investigates = known & (severity >= 0.26) & ~investigated[entity]
+
+    named = jnp.any(
+        (alerts.number >= 0)[:, None] & (alerts.asset[:, None] == np.arange(dims.assets)[None]), axis=0
+    )
+    patch, patches = first_where(named & ~obs.marks[PATCHED, : dims.assets])
+
+    verb = jnp.where(isolates, jnp.where(egress, BLOCK_EGRESS, ISOLATE_ASSET), REVOKE_IDENTITY)
+    action = jnp.where(patches, actions.encode(dims, jnp.int32(PATCH_ASSET), patch), MONITOR)
+    action = jnp.where(investigates, actions.encode(dims, jnp.int32(INVESTIGATE), entity), action)
+    contains = isolates | revokes
+    action = jnp.where(contains, actions.encode(dims, verb, entity), action)
+    action = jnp.where(confirmed, confirmed_action, action)
+    investigates &= ~contains & ~confirmed
+    # Out-of-range writes are dropped, so a tick without an investigation writes nowhere.
+    return action, investigated.at[jnp.where(investigates, entity, dims.entities)].set(True, mode="drop")
+
+
+# --- evidence: the parametric investigate-then-contain family -------------------------------------------------------
+
+
+class EvidenceParams(NamedTuple):
+    """One member of the investigate-then-contain family. Severities and confidences are 0..1; above 1 = never."""
+
+    investigate_at: Array  # () float32, least severity of an alert worth an investigation
+    contain_at: Array  # () float32, least severity of an alert contained without one
+    verdict_at: Array  # () float32, least confidence of a "compromised" verdict that is contained unconfirmed
+    window: Array  # () int32, ticks for which an alert or a verdict counts
+    repeats: Array  # () int32, most investigations of one entity
+    identity_first: Array  # () bool, of an alert that names both, look at the identity first
+
+
+DEFAULT_EVIDENCE = EvidenceParams(
+    *(np.float32(x) for x in (0.2, 2.0, 2.0)), np.int32(20), np.int32(3), np.bool_(True)
+)
+
+
+def init_counts(dims: Dims, parameters: Any) -> Array:
+    """(N,) int32: how often this policy has investigated each entity."""
+    return jnp.zeros(dims.entities, jnp.int32)
+
+
+def act_evidence(
+    dims: Dims, p: EvidenceParams, counts: Array, obs: Observation, noise: Array
+) -> tuple[Array, Array]:
+    """Contain what is confirmed; else a strong verdict or a severe alert; else investigate the worst recent alert."""
+    alerts, forensics = obs.alerts, obs.forensics
+    cut_off = obs.marks[CUT_OFF]
+    confirmed_action, confirmed = contain_confirmed(dims, obs)
+
+    strong = (forensics.number >= 0) & forensics.compromised & (forensics.confidence >= p.verdict_at)
+    strong &= (obs.tick - forensics.tick <= p.window) & ~cut_off[forensics.entity]
+    result, convicted = first_where(strong)
+    verdict_entity = forensics.entity[jnp.minimum(result, dims.forensics - 1)]
+
+    recent = (alerts.number >= 0) & (alerts.signal != BACKGROUND_NOISE) & (obs.tick - alerts.tick <= p.window)
+
+    def target(open_to: Array) -> Array:
+        """(K,) entity to act on for each alert, or -1; `open_to` (N,) bool says which entities are worth it."""
+        asset = jnp.where(open_to[jnp.maximum(alerts.asset, 0)], alerts.asset, -1)
+        identity = jnp.where(open_to[jnp.maximum(alerts.identity, 0)], alerts.identity, -1)
+        first, second = (
+            jnp.where(p.identity_first, identity, asset),
+            jnp.where(p.identity_first, asset, identity),
+        )
+        return jnp.where(first >= 0, first, second)
+
+    severe = target(~cut_off)
+    slot, contains = worst_alert(alerts, recent & (alerts.severity >= p.contain_at) & (severe >= 0))
+    contains &= ~confirmed
+    entity = jnp.where(convicted, verdict_entity, severe[slot])
+    verb = jnp.where(entity < dims.assets, ISOLATE_ASSET, REVOKE_IDENTITY)
+    direct = convicted | contains
+
+    suspect = target(~cut_off & (counts < p.repeats))
+    look, looks = worst_alert(alerts, recent & (alerts.severity >= p.investigate_at) & (suspect >= 0))
+    looks &= ~confirmed & ~direct
+
+    action = jnp.where(looks, actions.encode(dims, jnp.int32(INVESTIGATE), suspect[look]), MONITOR)
+    action = jnp.where(direct, actions.encode(dims, verb, entity), action)
+    action = jnp.where(confirmed, confirmed_action, action)
+    counted = jnp.where(looks, suspect[look], dims.entities)
+    return action, counts.at[counted].add(1, mode="drop")
+
+
+# --- farming: repeat one containment of one confirmed target --------------------------------------------------------
+
+
+class FarmParams(NamedTuple):
+    """A farming loop: a blind prefix, then investigate one entity until confirmed, then repeat one action."""
+
+    prefix: Array  # (T,) int32, actions of the first ticks
+    prefix_length: Array  # () int32
+    entity: Array  # () int32, investigated until confirmed
+    action: Array  # () int32, repeated from then on
+    repeats: Array  # () int32, at most so often; MONITOR after that
+
+
+def init_repeats(dims: Dims, parameters: Any) -> Array:
+    """() int32: how often the action has been repeated."""
+    return jnp.zeros((), jnp.int32)
+
+
+def act_farm(dims: Dims, p: FarmParams, done: Array, obs: Observation, noise: Array) -> tuple[Array, Array]:
+    """Blind prefix, investigate until confirmed, then the same containment again and again."""
+    confirmed = obs.marks[CONFIRMED, p.entity]
+    investigate = actions.encode(dims, jnp.int32(INVESTIGATE), p.entity)
+    loop = jnp.where(confirmed, jnp.where(done < p.repeats, p.action, MONITOR), investigate)
+    in_prefix = obs.tick < p.prefix_length
+    blind = p.prefix[jnp.minimum(obs.tick, len(p.prefix) - 1)]
+    return jnp.where(in_prefix, blind, loop), done + (confirmed & ~in_prefix).astype(jnp.int32)
+
+
+RANDOM = Policy(no_memory, act_random)
+PLAN = Policy(no_memory, act_plan)
+HEURISTIC = Policy(init_investigated, act_heuristic)
+EVIDENCE = Policy(init_counts, act_evidence)
+FARM = Policy(init_repeats, act_farm)
+
+BASELINES: dict[str, tuple[Policy, Any]] = {
+    "monitor": (PLAN, np.zeros(1, np.int32)),
+    "random": (RANDOM, np.zeros((), np.int32)),
+    "heuristic": (HEURISTIC, np.zeros((), np.int32)),
+    "evidence": (EVIDENCE, DEFAULT_EVIDENCE),
+}

@@ -1,0 +1,100 @@
+"""One episode again, tick by tick, from (version, scenario, rules, reward, personality, seed, episode, actions)."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import scenarios
+from jaxsim import env, reward, rollout
+from jaxsim.actions import INVALID
+from jaxsim.names import parse_action
+from jaxsim.types import Channels, Dims, Observation, Params, Signals, State
+from jaxsim.version import SIMULATOR_VERSION
+
+FIELDS = {
+    "version": str,
+    "scenario": str,
+    "rules": str,
+    "reward": (str, dict),
+    "personality": str,
+    "seed": int,
+    "episode": int,
+    "actions": list,
+}
+
+
+class Replay(NamedTuple):
+    """An episode tick by tick. Leading axis T + 1 for state and observation (first row: tick 0), T for the rest."""
+
+    state: State
+    observation: Observation
+    action: Array  # (T,) int32
+    signals: Signals
+    channels: Channels
+    reward: Array  # (T,) float32, points
+
+
+@partial(jax.jit, static_argnames=("dims",))
+def _replay(dims: Dims, params: Params, key: Array, plan: Array) -> Any:
+    first = rollout.start(dims, key, params)
+
+    def tick(state: State, action: Array) -> Any:
+        block = rollout.tick_noise(key, state.tick + 1)
+        after, signals = env.transition(dims, state, action, block, params)
+        channels = reward.channels(signals, params.reward)
+        row = (after, env.observe(dims, after, params), signals, channels)
+        return after, (*row, reward.total(channels, params.reward))
+
+    _, rows = jax.lax.scan(tick, first, plan)
+    return (first, env.observe(dims, first, params)), rows
+
+
+def replay(env_: env.Env, params: Params, key: Array, episode: int, actions: Array) -> Replay:
+    """Play `actions`, (T,) int32, in episode `episode` of `key`: the episode that `rollout` plays."""
+    plan = jnp.asarray(actions, jnp.int32)
+    (state, obs), rows = _replay(env_.dims, params, jax.random.fold_in(key, episode), plan)
+    states, observations = jax.tree.map(
+        lambda a, b: np.concatenate([np.asarray(a)[None], np.asarray(b)]), (state, obs), rows[:2]
+    )
+    return Replay(states, observations, np.asarray(actions), *jax.tree.map(np.asarray, rows[2:]))
+
+
+def load_record(path: str | Path) -> dict[str, Any]:
+    """A replay record from a JSON file. Raises ValueError naming file, field, value and remedy."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a readable JSON replay record: {error}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: a replay record is a JSON object; got {type(record).__name__}")
+    for field, kind in FIELDS.items():
+        if field not in record:
+            raise ValueError(f"{path}: field {field!r} is missing; a record has {', '.join(FIELDS)}")
+        if not isinstance(record[field], kind) or isinstance(record[field], bool):
+            raise ValueError(f"{path}: {field} = {record[field]!r:.60}: wrong type")
+    if record["version"] != SIMULATOR_VERSION:
+        raise ValueError(
+            f"{path}: version = {record['version']!r}: recorded by another version of the simulator's rules; "
+            f"this is {SIMULATOR_VERSION!r}, and the episode would differ"
+        )
+    return record
+
+
+def play_record(record: dict[str, Any]) -> tuple[scenarios.Scenario, env.Env, Replay]:
+    """Run a record of `load_record`. Raises ValueError or ScenarioError for what it names and does not exist."""
+    scenario = scenarios.load(record["scenario"])
+    env_, params = env.make(
+        scenario, rules=record["rules"], reward=record["reward"], personality=record["personality"]
+    )
+    parsed = [
+        INVALID if text == "INVALID" else parse_action(text, scenario, env_.dims)
+        for text in record["actions"]
+    ]
+    key = jax.random.key(record["seed"])
+    return scenario, env_, replay(env_, params, key, record["episode"], np.asarray(parsed, np.int32))

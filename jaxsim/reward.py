@@ -1,0 +1,96 @@
+"""Signals of a tick -> seven channels -> one number. The weights come last, so a rollout can be re-scored."""
+
+import math
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsim.defender import Defended
+from jaxsim.types import EXFIL, RUNNING, Channels, RewardWeights, ScenarioArrays, Signals, State
+
+# The last published reward. Its weights are shared by the other two presets but for what they name.
+_EVIDENCE = {
+    "detection": 1.5,
+    "active_block": 2.5,
+    "preemptive_block": 0.4,
+    "containment_cost": -0.15,
+    "evidence": 1.5,
+    "false_positive": -0.6,
+    "disruption": -0.08,
+    "disruption_cap": math.inf,
+    "invalid_action": -0.6,
+    "exfil": -6.0,
+    "exfil_stage_left": 0.6,
+    "clean": 5.0,
+    "stage_left": 0.6,
+    "passive": -1.5,
+    "clip": 5.0,
+}
+PRESETS: dict[str, dict[str, float]] = {
+    "capped": _EVIDENCE | {"evidence": 0.0, "disruption_cap": 0.6},
+    "linear": _EVIDENCE | {"evidence": 0.0},
+    "evidence": _EVIDENCE,
+}
+
+
+def weights(name: str, **changes: float) -> RewardWeights:
+    """A preset's weights, each a () float32 array, with single weights changed by keyword.
+
+    Raises ValueError for an unknown preset, TypeError for an unknown weight.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"reward {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    return RewardWeights(**{k: jnp.float32(v) for k, v in (PRESETS[name] | changes).items()})
+
+
+def signals(
+    scenario: ScenarioArrays, state: State, live: Array, defended: Defended, active: Array, preemptive: Array
+) -> Signals:
+    """Count what happened in a tick, from the state at its end."""
+    last = live & (state.end != RUNNING)
+    exfil = last & (state.end == EXFIL)
+    clean = last & ~exfil & (state.succeeded == 0)
+    other = last & ~exfil & ~clean
+    left = jnp.sum(scenario.stage_exists, dtype=jnp.int32) - state.succeeded
+    none = jnp.zeros_like(left)
+    counts = (
+        defended.confirmed,
+        active,
+        preemptive,
+        defended.containment,
+        defended.evidence_backed,
+        defended.false_positive,
+        jnp.where(live, state.load, 0.0),
+        defended.invalid,
+        exfil,
+        jnp.where(exfil, left, none),
+        clean,
+        jnp.where(other, left, none),
+        other & ~state.acted,
+    )
+    return Signals(*(jnp.asarray(c).astype(jnp.float32) for c in counts))
+
+
+def channels(s: Signals, w: RewardWeights) -> Channels:
+    """The seven channels; any common shape of signals, weights broadcast."""
+    return Channels(
+        detection=w.detection * s.confirmed,
+        containment=w.active_block * s.active_blocks
+        + w.preemptive_block * s.preemptive_blocks
+        + w.containment_cost * s.containments,
+        evidence_bonus=w.evidence * s.evidence_backed,
+        false_positive=w.false_positive * s.false_positives,
+        disruption=jnp.maximum(w.disruption * s.load, -w.disruption_cap),
+        invalid_action=w.invalid_action * s.invalid,
+        terminal=w.exfil * s.exfil
+        + w.exfil_stage_left * s.exfil_stages_left
+        + w.clean * s.clean
+        + w.stage_left * s.stages_left
+        + w.passive * s.passive,
+    )
+
+
+def total(c: Channels, w: RewardWeights) -> Array:
+    """The reward: all channels but terminal summed and clipped to +-clip, terminal added unclipped."""
+    shaped = c.detection + c.containment + c.evidence_bonus + c.false_positive + c.disruption
+    return jnp.clip(shaped + c.invalid_action, -w.clip, w.clip) + c.terminal

@@ -1,0 +1,192 @@
+"""Massive rollouts: thousands of episodes in lockstep, each policy on the same episodes.
+
+Episode e of `key` draws from fold_in(key, e), its reset from tick 0 of that key and its tick t from tick t of it. So an
+episode is the same whatever the batch, and two policies meet the same attacker luck (common random numbers).
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxsim import actions, env, noise, reward
+from jaxsim.noise import Noise
+from jaxsim.policies import Policy
+from jaxsim.types import RUNNING, Channels, Dims, Params, Signals, State
+
+
+class EpisodeStats(NamedTuple):
+    """One episode's outcome. `rollout` adds a leading axis E, `rollout_many` two: M policies x E episodes.
+
+    Where the reward weights are (R,) arrays, so are the return and the channels of an episode.
+    """
+
+    episode_return: Array  # () float32, points
+    channels: Channels  # () float32 each, points, summed over the episode
+    signals: Signals  # () float32 each, summed over the episode
+    length: Array  # () int32, ticks
+    end: Array  # () int32, see types.ENDS
+    succeeded: Array  # () int32, stages
+    downtime: Array  # () float32, load x ticks, controls left in force to the horizon
+    verbs: Array  # (6,) int32, valid actions by verb
+    first_containment: Array  # () int32, tick, horizon + 1 if none
+    blind: Array  # () bool, the first containment came before any alert was in view
+
+
+class Trajectory(NamedTuple):
+    """Per-tick record; leading axis T = ticks. Rows after an episode's end are zero."""
+
+    signals: Signals  # (T, ...) float32 each
+    action: Array  # (T, ...) int32
+
+
+def episode_keys(key: Array, episodes: int, first: int = 0) -> Array:
+    """Keys of episodes first .. first + episodes - 1, (E,)."""
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(first, first + episodes))
+
+
+def tick_noise(episode_key: Array, tick: Array) -> Array:
+    """The (16,) noise block of a tick of an episode."""
+    return noise.draw(jax.random.fold_in(episode_key, tick))
+
+
+def start(dims: Dims, episode_key: Array, params: Params) -> State:
+    """The state of tick 0 of an episode."""
+    return env.reset(dims, jax.random.fold_in(episode_key, 0), params)
+
+
+def _no_stats(dims: Dims, params: Params) -> EpisodeStats:
+    zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+    points = jnp.zeros_like(params.reward.clip)  # (R,) when several rewards are scored at once
+    return EpisodeStats(
+        episode_return=points,
+        channels=Channels(*[points] * len(Channels._fields)),
+        signals=Signals(*[zero] * len(Signals._fields)),
+        length=none,
+        end=none,
+        succeeded=none,
+        downtime=zero,
+        verbs=jnp.zeros(6, jnp.int32),
+        first_containment=params.scenario.horizon + 1,
+        blind=jnp.zeros((), bool),
+    )
+
+
+def _tick(
+    dims: Dims, policy: Policy, parameters: Any, params: Params, key: Array, carry: Any
+) -> tuple[Any, tuple[Signals, Array]]:
+    """One tick of one episode: observe, act, transition, add up."""
+    state, memory, stats = carry
+    live = state.end == RUNNING
+    block = tick_noise(key, state.tick + 1)
+    obs = env.observe(dims, state, params)
+    action, memory = policy.act(dims, parameters, memory, obs, block[Noise.POLICY_VERB :])
+    after, signals = env.transition(dims, state, action, block, params)
+
+    channels = reward.channels(signals, params.reward)
+    verb, _, valid = actions.decode(dims, action, params.scenario.exists)
+    first = (signals.containments > 0) & (stats.first_containment > params.scenario.horizon)
+    stats = stats._replace(
+        episode_return=stats.episode_return + reward.total(channels, params.reward),
+        channels=jax.tree.map(jnp.add, stats.channels, channels),
+        signals=jax.tree.map(jnp.add, stats.signals, signals),
+        verbs=stats.verbs + (live & valid & (jnp.arange(6) == verb)).astype(jnp.int32),
+        first_containment=jnp.where(first, after.tick, stats.first_containment),
+        blind=stats.blind | (first & (state.alerts.count == 0)),
+    )
+    return (after, memory, stats), (signals, jnp.where(live, action, actions.INVALID))
+
+
+def _finish(state: State, stats: EpisodeStats, params: Params) -> EpisodeStats:
+    left = (params.scenario.horizon - state.tick).astype(jnp.float32)
+    return stats._replace(
+        length=state.tick,
+        end=state.end,
+        succeeded=state.succeeded,
+        downtime=stats.signals.load + state.load * left,
+    )
+
+
+@partial(jax.jit, static_argnames=("dims", "policy", "ticks"))
+def _rollout(
+    dims: Dims, policy: Policy, parameters: Any, params: Params, keys: Array, ticks: int | None
+) -> tuple[EpisodeStats, Trajectory | None]:
+    def over_lanes(f: Any) -> Any:
+        # Policies x episodes; params are shared by all lanes.
+        return jax.vmap(jax.vmap(f, in_axes=(None, 0, 0)), in_axes=(0, None, 0))
+
+    def begin(p: Any, key: Array, _: Array) -> Any:
+        return start(dims, key, params), policy.init(dims, p), _no_stats(dims, params)
+
+    def tick(p: Any, key: Array, carry: Any) -> Any:
+        return _tick(dims, policy, p, params, key, carry)
+
+    many = jax.tree.leaves(parameters)[0].shape[0]
+    carry = over_lanes(begin)(parameters, keys, jnp.zeros((many, len(keys))))
+    step = partial(over_lanes(tick), parameters, keys)
+    if ticks is None:
+        carry = jax.lax.while_loop(lambda c: jnp.any(c[0].end == RUNNING), lambda c: step(c)[0], carry)
+        record = None
+    else:
+        carry, (signals, action) = jax.lax.scan(lambda c, _: step(c), carry, length=ticks)
+        record = Trajectory(signals, action)
+    state, _, stats = carry
+    return jax.vmap(jax.vmap(lambda s, e: _finish(s, e, params)))(state, stats), record
+
+
+def rollout_many(
+    env_: env.Env,
+    params: Params,
+    policy: Policy,
+    parameters: Any,
+    keys: Array,
+    *,
+    record: bool = False,
+    lanes: int = 65536,
+) -> tuple[EpisodeStats, Trajectory | None]:
+    """Run M policies (leading axis of every leaf of `parameters`) on the E episodes of `keys`, in chunks of policies.
+
+    Returns NumPy arrays: stats with axes (M, E), and with `record` the per-tick record with axes (M, E, T),
+    T = the horizon. `lanes` bounds the episodes in memory at a time.
+    """
+    many = jax.tree.leaves(parameters)[0].shape[0]
+    chunk = min(many, max(1, lanes // len(keys)))
+    ticks = int(np.max(params.scenario.horizon)) if record else None
+    parts = []
+    for i in range(0, many, chunk):
+        # The last chunk is filled up, so that every chunk runs the same compiled program.
+        rows = np.minimum(np.arange(i, i + chunk), many - 1)
+        part = jax.tree.map(lambda x, rows=rows: jnp.asarray(x)[rows], parameters)
+        stats, trajectory = _rollout(env_.dims, policy, part, params, keys, ticks)
+        if trajectory is not None:
+            trajectory = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), trajectory)
+        parts.append(jax.tree.map(lambda x, n=many - i: np.asarray(x)[:n], (stats, trajectory)))
+    joined: tuple[EpisodeStats, Trajectory | None] = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return joined
+
+
+def rollout(
+    env_: env.Env,
+    params: Params,
+    policy: Policy,
+    parameters: Any,
+    key: Array,
+    episodes: int,
+    *,
+    lanes: int = 65536,
+) -> EpisodeStats:
+    """Run one policy for `episodes` episodes of `key`; returns NumPy arrays with a leading axis (episodes,).
+
+    `parameters` is the policy's own pytree, see `policies.BASELINES`. `lanes` bounds the episodes in memory at a time.
+    """
+    one = jax.tree.map(lambda x: jnp.asarray(x)[None], parameters)
+    parts = []
+    for first in range(0, episodes, lanes):
+        keys = episode_keys(key, min(lanes, episodes - first), first)
+        stats, _ = rollout_many(env_, params, policy, one, keys, lanes=lanes)
+        parts.append(jax.tree.map(lambda x: x[0], stats))
+    joined: EpisodeStats = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return joined

@@ -1,0 +1,104 @@
+"""Alerts: raised by stages with a lag, joined by background noise, kept in a ring of the last K.
+
+An alert's signal and entities are packed into one int32, so that moving an alert moves two words (code, severity).
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxsim.attacker import Started
+from jaxsim.noise import Noise, integer
+from jaxsim.types import AlertRing, Alerts, Dims, Params, Pending, State
+
+ENTITY_BITS = 14
+MAX_OF_A_KIND = 2**ENTITY_BITS - 1  # assets, and identities; one code is kept for "none"
+SIGNALS = 5
+
+
+def pack(dims: Dims, signal: Array, asset: Array, identity: Array) -> Array:
+    """Alert code, int32, of a signal, an asset entity or -1, and an identity entity or -1. NumPy or JAX arrays."""
+    identity = jnp.maximum(identity - dims.assets + 1, 0)  # 0 for none
+    return signal | ((asset + 1) << 3) | (identity << (3 + ENTITY_BITS))
+
+
+def unpack(dims: Dims, code: Array) -> tuple[Array, Array, Array]:
+    """(signal, asset entity or -1, identity entity or -1) of an alert code."""
+    mask = 2**ENTITY_BITS - 1
+    identity = (code >> (3 + ENTITY_BITS)) & mask
+    return code & 7, ((code >> 3) & mask) - 1, jnp.where(identity > 0, identity + (dims.assets - 1), -1)
+
+
+def raise_alerts(state: State, started: Started, noise: Array, params: Params) -> Pending:
+    """Age the alerts in flight by a tick and add the 0 to 2 of a stage that just started."""
+    scenario, k = params.scenario, started.stage
+    strength = jnp.clip(scenario.stage_detection[k] * state.personality.detection, 0.0, 1.0)
+    block = noise[Noise.ALERT_1 : Noise.SEVERITY_2 + 1].reshape(2, 3)
+    fires = started.any & (block[:, 0] < strength)
+    lag = integer(block[:, 1], scenario.stage_lag[k, 0], scenario.stage_lag[k, 1])
+    severity = jnp.clip(strength + (block[:, 2] * 0.35 - 0.15), 0.05, 1.0)
+    new = Pending(
+        code=scenario.stage_alert[k],
+        lag=jnp.where(fires, jnp.maximum(lag, 1), 0),
+        severity=severity,
+    )
+    return Pending(*(jnp.concatenate([n[None], old[:-1]]) for n, old in zip(new, state.pending, strict=True)))
+
+
+def background(dims: Dims, live: Array, noise: Array, params: Params) -> tuple[Array, Array, Array]:
+    """Step 4: (fires () bool, code, severity) of the tick's background alert."""
+    scenario = params.scenario
+    u, rate = noise[Noise.BACKGROUND], scenario.noise_rate
+    fires = live & (u < rate)
+    zero = jnp.zeros((), jnp.int32)
+    signal = integer(u / jnp.where(fires, rate, 1.0), zero, zero + (SIGNALS - 1))
+
+    share = params.rules.background_named
+    named = noise[Noise.BACKGROUND_ENTITY] < share
+    w = 2.0 * noise[Noise.BACKGROUND_ENTITY] / jnp.where(named, share, 1.0)
+    # Half assets, half identities; all of one kind where there is none of the other.
+    is_asset = (w < 1.0) & (scenario.asset_count > 0) | (scenario.identity_count == 0)
+    count = jnp.where(is_asset, scenario.asset_count, scenario.identity_count)
+    index = integer(jnp.where(w < 1.0, w, w - 1.0), zero, count - 1)
+    asset = jnp.where(named & is_asset, index, -1)
+    identity = jnp.where(named & ~is_asset, index + dims.assets, -1)
+    severity = 0.10 + noise[Noise.BACKGROUND_SEVERITY] * 0.35
+    return fires, pack(dims, signal, asset, identity), severity
+
+
+def surface(dims: Dims, state: State, live: Array, extra: tuple[Array, Array, Array]) -> AlertRing:
+    """Sub-step 3a: move the alerts whose time has come to the ring, oldest start first, then `extra`, the background.
+
+    The arrival that slot j keeps is known from the counts alone: one masked sum instead of a scatter per alert.
+    """
+    ring, pending = state.alerts, state.pending
+    age = np.arange(1, dims.max_lag + 1, dtype=np.int32)[:, None]
+    # Oldest start first: reverse the ages.
+    arrives = jnp.append((live & (pending.lag == age))[::-1].ravel(), extra[0])
+    code = jnp.append(jnp.repeat(pending.code[::-1], 2), extra[1])
+    severity = jnp.append(pending.severity[::-1].ravel(), extra[2])
+    earlier = np.tril(np.ones((len(arrives), len(arrives)), bool), -1)
+    rank = jnp.sum(earlier & arrives[None], axis=1, dtype=jnp.int32)
+
+    count = ring.count + jnp.sum(arrives, dtype=jnp.int32)
+    kept = ring_numbers(count, dims.alerts) - ring.count
+    takes = arrives[None] & (rank[None] == kept[:, None])
+    new = kept >= 0
+    return AlertRing(
+        code=jnp.where(new, jnp.sum(jnp.where(takes, code[None], 0), axis=1, dtype=jnp.int32), ring.code),
+        severity=jnp.where(new, jnp.sum(jnp.where(takes, severity[None], 0.0), axis=1), ring.severity),
+        tick=jnp.where(new, state.tick, ring.tick),
+        count=count,
+    )
+
+
+def view(dims: Dims, ring: AlertRing) -> Alerts:
+    """What the defender sees of the ring."""
+    signal, asset, identity = unpack(dims, ring.code)
+    return Alerts(ring_numbers(ring.count, dims.alerts), signal, asset, identity, ring.severity, ring.tick)
+
+
+def ring_numbers(count: Array, size: int) -> Array:
+    """(size,) int32 arrival number of what lies in each slot of a ring after `count` arrivals, -1 if nothing."""
+    newest = count - 1
+    return jnp.maximum(newest - (newest - np.arange(size, dtype=np.int32)) % size, -1)

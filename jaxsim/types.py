@@ -1,0 +1,239 @@
+"""Every pytree of the simulator, with shape, dtype and unit beside each field.
+
+Shapes are of one episode; `jax.vmap` adds the batch axis. Letters: A assets, I identities, N = A + I entities
+(assets first), S stages, L ticks of the longest alert lag, K alerts in view, F forensic results in view,
+P personalities. An entity is an int32 index into 0..N-1; -1 stands for "none".
+"""
+
+from typing import NamedTuple
+
+from jax import Array
+
+# Verbs, in the order of the action table.
+MONITOR, INVESTIGATE, ISOLATE_ASSET, BLOCK_EGRESS, PATCH_ASSET, REVOKE_IDENTITY = range(6)
+VERBS = ("MONITOR", "INVESTIGATE", "ISOLATE_ASSET", "BLOCK_EGRESS", "PATCH_ASSET", "REVOKE_IDENTITY")
+
+# Stage status.
+IDLE, IN_PROGRESS, SUCCEEDED, FAILED, BLOCKED = range(5)
+STATUSES = ("idle", "in progress", "succeeded", "failed", "blocked")
+
+# Why an episode ended.
+RUNNING, EXFIL, ATTACKER_DONE, HORIZON = range(4)
+ENDS = ("running", "exfil", "attacker done", "horizon")
+
+# Rows of `State.marks`: what the defender has set on an entity. CUT_OFF is isolation of an asset, revocation of
+# an identity.
+CUT_OFF, EGRESS_BLOCKED, PATCHED, CONFIRMED = range(4)
+
+BACKGROUND_NOISE = 4  # index of that signal in scenarios.SIGNALS
+
+
+class Dims(NamedTuple):
+    """Static sizes: all that a compiled program depends on. Smaller scenarios are padded up to them."""
+
+    assets: int
+    identities: int
+    stages: int
+    max_lag: int  # ticks, >= 1
+    alerts: int = 12
+    forensics: int = 8
+
+    @property
+    def entities(self) -> int:
+        return self.assets + self.identities
+
+    @property
+    def actions(self) -> int:
+        """Size of the action table: MONITOR, INVESTIGATE x N, three asset verbs x A, REVOKE_IDENTITY x I."""
+        return 1 + self.entities + 3 * self.assets + self.identities
+
+
+class ScenarioArrays(NamedTuple):
+    """A validated scenario, padded to `Dims`. Padding: absent entities, stages whose status starts BLOCKED."""
+
+    horizon: Array  # () int32, ticks
+    noise_rate: Array  # () float32, background alerts per tick
+    asset_count: Array  # () int32, assets that exist
+    identity_count: Array  # () int32, identities that exist
+    exists: Array  # (N,) bool
+    value: Array  # (N,) float32, criticality of an asset or privilege of an identity, 0..1
+    named: Array  # (N,) bool, some stage targets the entity
+    stage_exists: Array  # (S,) bool
+    stage_asset: Array  # (S,) int32, entity or -1
+    stage_identity: Array  # (S,) int32, entity or -1
+    stage_dwell: Array  # (S, 2) int32, ticks, inclusive range
+    stage_success: Array  # (S,) float32, probability
+    stage_detection: Array  # (S,) float32, probability of each of two alerts
+    stage_lag: Array  # (S, 2) int32, ticks, inclusive range
+    stage_alert: Array  # (S,) int32, packed alert code, see telemetry.pack
+    stage_exfil: Array  # (S,) bool
+    stage_compromises: Array  # (S, 2) bool, its asset, its identity
+    required_by: Array  # (S, S) bool, [i, j]: stage j needs stage i to have succeeded
+    option_of: Array  # (S, S) bool, [i, j]: stage i is one of the alternatives of which stage j needs one
+    required: Array  # (S,) int32, how many stages stage j needs
+    has_options: Array  # (S,) bool
+
+
+class Personality(NamedTuple):
+    """How an attacker plays. Scalars in a `State`; (P,) arrays in `Params`."""
+
+    dwell: Array  # () float32, factor on dwell times
+    detection: Array  # () float32, factor on detection strength
+    success: Array  # () float32, added to success probabilities
+    pause: Array  # () float32, probability of pausing after a defender action
+    reroutes: Array  # () bool, read by no classic rule
+
+
+class Rules(NamedTuple):
+    """The numbers of the rules that no scenario sets."""
+
+    false_negative: Array  # () float32, forensic error on a compromised entity
+    false_positive: Array  # () float32, forensic error on a clean entity
+    patch_penalty: Array  # () float32, taken from the success probability of a stage on a patched asset
+    background_named: Array  # () float32, share of background alerts that name an entity
+    load_isolated: Array  # () float32, load per unit of criticality of an isolated asset
+    load_egress: Array  # () float32, load per unit of criticality of an egress-blocked asset
+    load_revoked: Array  # () float32, load per unit of privilege of a revoked identity
+
+
+class RewardWeights(NamedTuple):
+    """Points per unit of each signal; `reward.channels` applies them. Costs are negative."""
+
+    detection: Array  # () float32, per newly confirmed target
+    active_block: Array  # () float32, per stage blocked in progress
+    preemptive_block: Array  # () float32, per stage blocked while idle
+    containment_cost: Array  # () float32, per containment action
+    evidence: Array  # () float32, per evidence-backed containment
+    false_positive: Array  # () float32, per containment of an entity no stage names
+    disruption: Array  # () float32, per unit of load and tick
+    disruption_cap: Array  # () float32, most that disruption may cost in a tick, >= 0, inf for none
+    invalid_action: Array  # () float32, per invalid action
+    exfil: Array  # () float32, once, on exfil
+    exfil_stage_left: Array  # () float32, on exfil, per stage that did not succeed
+    clean: Array  # () float32, at the end when no stage succeeded
+    stage_left: Array  # () float32, at any other end, per stage that did not succeed
+    passive: Array  # () float32, at any other end, when the defender never acted
+    clip: Array  # () float32, bound on the sum of all channels but terminal, per tick
+
+
+class Params(NamedTuple):
+    """Everything traced: a batch may mix scenarios, rules, rewards and personalities in one program."""
+
+    scenario: ScenarioArrays
+    rules: Rules
+    reward: RewardWeights
+    personalities: Personality  # fields (P,)
+    personality_weights: Array  # (P,) float32, probabilities, sum 1
+
+
+class Pending(NamedTuple):
+    """Alerts in flight, by age: row a belongs to the stage started a + 1 ticks ago."""
+
+    code: Array  # (L,) int32, packed alert code
+    lag: Array  # (L, 2) int32, ticks from start to visibility, 0 = no alert
+    severity: Array  # (L, 2) float32, 0..1
+
+
+class AlertRing(NamedTuple):
+    """The last K alerts; alert number n lies in slot n mod K."""
+
+    code: Array  # (K,) int32, packed alert code
+    severity: Array  # (K,) float32, 0..1
+    tick: Array  # (K,) int32, when it became visible
+    count: Array  # () int32, alerts so far
+
+
+class ForensicRing(NamedTuple):
+    """The last F forensic results; result number n lies in slot n mod F."""
+
+    entity: Array  # (F,) int32
+    compromised: Array  # (F,) bool, the verdict
+    confidence: Array  # (F,) float32, 0..1
+    tick: Array  # (F,) int32
+    count: Array  # () int32, results so far
+
+
+class State(NamedTuple):
+    """The whole truth of an episode. Only `env.observe` decides what the defender sees of it."""
+
+    tick: Array  # () int32
+    end: Array  # () int32, one of RUNNING, EXFIL, ATTACKER_DONE, HORIZON
+    acted: Array  # () bool, the defender has taken a valid action other than MONITOR
+    personality: Personality  # drawn at reset
+    status: Array  # (S,) int32, stage status
+    contained: Array  # (S,) bool, a control in force blocks the stage
+    patched: Array  # (S,) bool, the stage's asset is patched
+    unmet: Array  # (S,) int32, required stages that have not succeeded yet
+    option_met: Array  # (S,) bool, one of its alternatives succeeded, or it has none
+    stage: Array  # () int32, stage in progress or -1
+    stage_end: Array  # () int32, tick at which its dwell is over
+    succeeded: Array  # () int32, stages that succeeded
+    compromised: Array  # (N,) bool
+    marks: Array  # (4, N) bool, rows CUT_OFF, EGRESS_BLOCKED, PATCHED, CONFIRMED
+    load: Array  # () float32, disruption load of the controls in force
+    pending: Pending
+    alerts: AlertRing
+    forensics: ForensicRing
+
+
+class Alerts(NamedTuple):
+    """Alerts in view. Slot order is not arrival order: sort by `number`."""
+
+    number: Array  # (K,) int32, 0-based arrival number, -1 = empty slot
+    signal: Array  # (K,) int32, index into scenarios.SIGNALS
+    asset: Array  # (K,) int32, entity or -1
+    identity: Array  # (K,) int32, entity or -1
+    severity: Array  # (K,) float32, 0..1
+    tick: Array  # (K,) int32, when it became visible
+
+
+class Forensics(NamedTuple):
+    """Forensic results in view. Slot order is not arrival order: sort by `number`."""
+
+    number: Array  # (F,) int32, 0-based arrival number, -1 = empty slot
+    entity: Array  # (F,) int32
+    compromised: Array  # (F,) bool, the verdict
+    confidence: Array  # (F,) float32, 0..1
+    tick: Array  # (F,) int32
+
+
+class Observation(NamedTuple):
+    """All that the defender may know. Holds neither scenario nor personality."""
+
+    tick: Array  # () int32
+    horizon: Array  # () int32
+    exists: Array  # (N,) bool, entities of the inventory
+    value: Array  # (N,) float32, criticality or privilege
+    marks: Array  # (4, N) bool, rows CUT_OFF, EGRESS_BLOCKED, PATCHED, CONFIRMED
+    alerts: Alerts
+    forensics: Forensics
+
+
+class Signals(NamedTuple):
+    """What happened in one tick, before any weight. Float32 counts, so that weights apply to all alike."""
+
+    confirmed: Array  # () float32, targets newly confirmed
+    active_blocks: Array  # () float32, stages blocked in progress
+    preemptive_blocks: Array  # () float32, stages blocked while idle
+    containments: Array  # () float32, containment actions
+    evidence_backed: Array  # () float32, containments of a target confirmed on an earlier tick
+    false_positives: Array  # () float32, containments of an entity no stage names
+    load: Array  # () float32, disruption load
+    invalid: Array  # () float32, invalid actions
+    exfil: Array  # () float32, 1 on the tick that ends in exfil
+    exfil_stages_left: Array  # () float32, then: stages that did not succeed
+    clean: Array  # () float32, 1 on a last tick with no stage succeeded
+    stages_left: Array  # () float32, on any other last tick: stages that did not succeed
+    passive: Array  # () float32, then: 1 if the defender never acted
+
+
+class Channels(NamedTuple):
+    """The seven reward channels of one tick, in points."""
+
+    detection: Array  # () float32
+    containment: Array  # () float32
+    evidence_bonus: Array  # () float32
+    false_positive: Array  # () float32
+    disruption: Array  # () float32
+    invalid_action: Array  # () float32
+    terminal: Array  # () float32

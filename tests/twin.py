@@ -1,0 +1,623 @@
+"""The classic rules in plain Python: slow, readable, and written apart from the simulator it checks.
+
+One tick takes a state, an action and one named set of uniform draws, so a test can hand the same draws to
+both simulators and compare them step by step. A draw u in [0, 1) becomes a value in one of three ways:
+
+    happens with probability p      u < p
+    real between a and b            a + u * (b - a)
+    integer from low to high        min(high, low + floor(u * (high - low + 1)))
+
+Where the rules can be read in two ways, the reading taken is a switch below.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+# ---- readings ------------------------------------------------------------------------------------
+
+START_AFTER_END = True  # the next stage may start on the very tick on which one ended
+BACKGROUND_DELAY = 0  # ticks until a background alert is seen
+ACTED_MEANS_CONTAINED = False  # "the defender acted": only containments count, not INVESTIGATE
+PASSIVE_ON_EXFIL = False  # the penalty for never acting is paid when the data got out as well
+CHOOSE_ONLY_TARGETED = False  # heuristic: the alert it looks at is chosen among those that name a target
+FALL_BACK_TO_IDENTITY = (
+    False  # heuristic: once an alert's asset is isolated, go for the identity it also names
+)
+PATCH_ON_NOISE = True  # heuristic: an asset named only by a background_noise alert is patched too
+
+# ---- constants -----------------------------------------------------------------------------------
+
+MONITOR = "MONITOR"
+INVESTIGATE = "INVESTIGATE"
+ISOLATE = "ISOLATE_ASSET"
+BLOCK_EGRESS = "BLOCK_EGRESS"
+PATCH = "PATCH_ASSET"
+REVOKE = "REVOKE_IDENTITY"
+VERBS = (MONITOR, INVESTIGATE, ISOLATE, BLOCK_EGRESS, PATCH, REVOKE)
+ASSET_VERBS = (ISOLATE, BLOCK_EGRESS, PATCH)
+
+NOISE = "background_noise"
+SIGNALS = ("auth_anomaly", "lateral_movement", "data_staging", "egress_anomaly", NOISE)
+
+ALERTS_SEEN = 12
+FORENSICS_SEEN = 8
+
+
+class Personality(NamedTuple):
+    dwell: float  # multiplies the dwell of a stage
+    detection: float  # multiplies the strength at which a stage shows
+    bias: float  # added to the chance of success
+    pause: float  # chance to hold still on a tick on which the defender acted
+    reroutes: bool  # nothing in the classic rules depends on it
+
+
+PERSONALITIES = {
+    "stealthy": Personality(dwell=1.5, detection=0.55, bias=-0.05, pause=0.50, reroutes=False),
+    "aggressive": Personality(dwell=0.6, detection=1.30, bias=0.05, pause=0.00, reroutes=False),
+    "opportunistic": Personality(dwell=1.0, detection=1.00, bias=0.00, pause=0.15, reroutes=True),
+}
+
+# ---- noise ---------------------------------------------------------------------------------------
+
+
+class Draws(NamedTuple):
+    """Every uniform number one tick may need; most ticks need few of them."""
+
+    forensic_error: float
+    forensic_confidence: float
+    stage_success: float
+    pause: float
+    dwell: float
+    alert_1: float
+    lag_1: float
+    severity_1: float
+    alert_2: float
+    lag_2: float
+    severity_2: float
+    background: float
+    background_entity: float
+    background_severity: float
+    policy_verb: float
+    policy_target: float
+
+
+SLOTS = Draws._fields
+
+
+def draw(rng: random.Random) -> Draws:
+    return Draws._make([rng.random() for _ in SLOTS])
+
+
+def real(u: float, low: float, high: float) -> float:
+    return low + u * (high - low)
+
+
+def integer(u: float, low: int, high: int) -> int:
+    return min(high, low + math.floor(u * (high - low + 1)))
+
+
+def pick(u: float, items: Sequence[Any]) -> Any:
+    return items[min(len(items) - 1, math.floor(u * len(items)))]
+
+
+def clip(value: float, low: float, high: float) -> float:
+    return max(low, min(high, value))
+
+
+# ---- state ---------------------------------------------------------------------------------------
+
+Action = tuple[str, str | None]
+
+
+class Alert(NamedTuple):
+    signal: str
+    asset: str | None
+    identity: str | None
+    severity: float
+    visible: int  # first tick on which the defender sees it
+
+
+class Forensic(NamedTuple):
+    target: str
+    verdict: str  # "compromised" or "clean"
+    confidence: float
+    tick: int
+
+
+@dataclass(slots=True)
+class State:
+    scenario: Any
+    personality: Personality
+    criticality: dict[str, float]  # by asset, in listed order
+    privilege: dict[str, float]  # by identity, in listed order
+    named: set[str]  # targets that some stage names
+    status: dict[str, str]  # by stage: idle, in_progress, succeeded, failed or blocked
+    tick: int = 0
+    done: bool = False
+    end: str | None = None  # exfil, attacker_done or horizon
+    current: Any = None  # the stage in progress
+    stage_end: int = 0  # tick on which its dwell is over
+    acted: bool = False  # the defender has taken a valid action other than MONITOR
+    isolated: set[str] = field(default_factory=set)
+    egress_blocked: set[str] = field(default_factory=set)
+    patched: set[str] = field(default_factory=set)
+    revoked: set[str] = field(default_factory=set)
+    compromised: set[str] = field(default_factory=set)
+    confirmed: set[str] = field(default_factory=set)
+    pending: list[Alert] = field(default_factory=list)  # raised, not yet seen
+    alerts: list[Alert] = field(default_factory=list)  # in view, oldest first
+    forensics: list[Forensic] = field(default_factory=list)  # in view, oldest first
+
+
+@dataclass(slots=True)
+class Tick:
+    """What happened on one tick. After the end of an episode every field keeps its zero."""
+
+    newly_confirmed: int = 0
+    active_blocks: int = 0
+    preemptive_blocks: int = 0
+    containments: int = 0
+    evidence_backed: int = 0
+    false_positives: int = 0
+    invalid: bool = False
+    load: float = 0.0
+    done: bool = False  # the episode ended on this tick
+    exfil: bool = False  # and it ended with the data out
+    stages_succeeded: int = 0
+    stages_total: int = 0
+    acted: bool = False  # on this tick or an earlier one
+
+
+def reset(scenario: Any, personality_name: str) -> State:
+    return State(
+        scenario=scenario,
+        personality=PERSONALITIES[personality_name],
+        criticality={asset.id: asset.criticality for asset in scenario.assets},
+        privilege={identity.id: identity.privilege for identity in scenario.identities},
+        named={target for stage in scenario.stages for target in (stage.asset, stage.identity) if target},
+        status={stage.id: "idle" for stage in scenario.stages},
+    )
+
+
+# ---- one tick ------------------------------------------------------------------------------------
+
+
+def step(state: State, action: Action, u: Draws) -> Tick:
+    tick = Tick()
+    if state.done:
+        return tick
+    state.tick += 1
+    defender_moved = defend(state, action, u, tick)
+    surface_alerts(state)
+    ended = progress_stage(state, u, tick)
+    if state.current is None and (START_AFTER_END or not ended):
+        start_stage(state, defender_moved, u)
+    block_contained(state, tick)
+    background(state, u)
+    tick.load = load(state)
+    end_check(state, tick)
+    return tick
+
+
+def defend(state: State, action: Action, u: Draws, tick: Tick) -> bool:
+    """Apply the action and say whether it was a valid one other than MONITOR."""
+    verb, target = action
+    if not is_valid(state, action):
+        tick.invalid = True
+        return False
+    if target is None:
+        return False
+    if verb == INVESTIGATE:
+        investigate(state, target, u, tick)
+    else:
+        contain(state, verb, target, tick)
+    state.acted = state.acted or verb != INVESTIGATE or not ACTED_MEANS_CONTAINED
+    return True
+
+
+def is_valid(state: State, action: Action) -> bool:
+    verb, target = action
+    if verb == MONITOR:
+        return target is None
+    if verb == INVESTIGATE:
+        return target in state.criticality or target in state.privilege
+    if verb == REVOKE:
+        return target in state.privilege
+    return verb in ASSET_VERBS and target in state.criticality
+
+
+def investigate(state: State, target: str, u: Draws, tick: Tick) -> None:
+    truly = target in state.compromised
+    wrong = u.forensic_error < (0.15 if truly else 0.12)
+    if truly:
+        low, high = (0.40, 0.65) if wrong else (0.60, 0.95)
+    else:
+        low, high = (0.40, 0.60) if wrong else (0.55, 0.85)
+    verdict = "compromised" if truly != wrong else "clean"
+    confidence = real(u.forensic_confidence, low, high)
+    state.forensics.append(Forensic(target, verdict, confidence, state.tick))
+    del state.forensics[:-FORENSICS_SEEN]
+    if truly and verdict == "compromised" and confidence >= 0.6 and target not in state.confirmed:
+        state.confirmed.add(target)
+        tick.newly_confirmed += 1
+
+
+def contain(state: State, verb: str, target: str, tick: Tick) -> None:
+    controls = {
+        ISOLATE: state.isolated,
+        BLOCK_EGRESS: state.egress_blocked,
+        PATCH: state.patched,
+        REVOKE: state.revoked,
+    }
+    controls[verb].add(target)
+    tick.containments += 1
+    tick.evidence_backed += target in state.confirmed
+    tick.false_positives += target not in state.named
+
+
+def surface_alerts(state: State) -> None:
+    due = [alert for alert in state.pending if alert.visible <= state.tick]
+    if due:
+        state.pending = [alert for alert in state.pending if alert.visible > state.tick]
+        show(state, due)
+
+
+def show(state: State, alerts: list[Alert]) -> None:
+    state.alerts.extend(alerts)
+    del state.alerts[:-ALERTS_SEEN]
+
+
+def is_contained(state: State, stage: Any) -> bool:
+    return (
+        stage.asset in state.isolated
+        or stage.identity in state.revoked
+        or (stage.exfil and stage.asset in state.egress_blocked)
+    )
+
+
+def is_ready(state: State, stage: Any) -> bool:
+    """Whether an idle stage has what it needs from earlier ones."""
+    status = state.status
+    if status[stage.id] != "idle":
+        return False
+    for needed in stage.prerequisites:
+        if status[needed] != "succeeded":
+            return False
+    return not stage.any_prerequisites or any(status[s] == "succeeded" for s in stage.any_prerequisites)
+
+
+def progress_stage(state: State, u: Draws, tick: Tick) -> bool:
+    """Block or finish the stage in progress and say whether it ended."""
+    stage = state.current
+    if stage is None:
+        return False
+    if is_contained(state, stage):
+        state.status[stage.id] = "blocked"
+        tick.active_blocks += 1
+    elif state.tick < state.stage_end:
+        return False
+    elif u.stage_success < success_chance(state, stage):
+        state.status[stage.id] = "succeeded"
+        if stage.compromises_asset:
+            state.compromised.add(stage.asset)
+        if stage.compromises_identity:
+            state.compromised.add(stage.identity)
+    else:
+        state.status[stage.id] = "failed"
+    state.current = None
+    return True
+
+
+def success_chance(state: State, stage: Any) -> float:
+    chance = clip(stage.success + state.personality.bias, 0.05, 0.99)
+    return max(0.05, chance - 0.3) if stage.asset in state.patched else chance
+
+
+def start_stage(state: State, defender_moved: bool, u: Draws) -> None:
+    if defender_moved and u.pause < state.personality.pause:
+        return
+    for stage in state.scenario.stages:
+        if is_ready(state, stage) and not is_contained(state, stage):
+            break
+    else:
+        return
+    low, high = stage.dwell
+    low = max(1, round(low * state.personality.dwell))
+    high = max(low, round(high * state.personality.dwell))
+    state.status[stage.id] = "in_progress"
+    state.current = stage
+    state.stage_end = state.tick + integer(u.dwell, low, high)
+
+    strength = clip(stage.detection * state.personality.detection, 0.0, 1.0)
+    if u.alert_1 < strength:
+        raise_alert(state, stage, strength, u.lag_1, u.severity_1)
+    if u.alert_2 < strength:
+        raise_alert(state, stage, strength, u.lag_2, u.severity_2)
+
+
+def raise_alert(state: State, stage: Any, strength: float, lag: float, severity: float) -> None:
+    visible = state.tick + max(1, integer(lag, *stage.lag))
+    seen_as = clip(strength + real(severity, -0.15, 0.20), 0.05, 1.0)
+    state.pending.append(Alert(stage.signal, stage.asset, stage.identity, seen_as, visible))
+
+
+def block_contained(state: State, tick: Tick) -> None:
+    for stage in state.scenario.stages:
+        if state.status[stage.id] == "idle" and is_contained(state, stage):
+            state.status[stage.id] = "blocked"
+            tick.preemptive_blocks += 1
+
+
+def background(state: State, u: Draws) -> None:
+    rate = state.scenario.noise_rate
+    if u.background >= rate:
+        return
+    signal = pick(u.background / rate, SIGNALS)
+    asset, identity = background_entity(state, u.background_entity)
+    severity = real(u.background_severity, 0.10, 0.45)
+    alert = Alert(signal, asset, identity, severity, state.tick + BACKGROUND_DELAY)
+    if BACKGROUND_DELAY:
+        state.pending.append(alert)
+    else:
+        show(state, [alert])
+
+
+def background_entity(state: State, u: float) -> tuple[str | None, str | None]:
+    """An asset, an identity or neither; a kind of which there is none leaves its share to the other."""
+    if u >= 0.7:
+        return None, None
+    w = u / 0.7
+    first_half = w < 0.5
+    within = 2 * w if first_half else 2 * w - 1
+    assets, identities = state.scenario.assets, state.scenario.identities
+    if assets and (first_half or not identities):
+        return pick(within, assets).id, None
+    if identities:
+        return None, pick(within, identities).id
+    return None, None
+
+
+def load(state: State) -> float:
+    total = 0.0
+    if state.isolated:
+        total += sum(c for asset, c in state.criticality.items() if asset in state.isolated)
+    if state.egress_blocked:
+        total += 0.4 * sum(c for asset, c in state.criticality.items() if asset in state.egress_blocked)
+    if state.revoked:
+        total += 0.3 * sum(p for identity, p in state.privilege.items() if identity in state.revoked)
+    return total
+
+
+def end_check(state: State, tick: Tick) -> None:
+    status, stages = state.status, state.scenario.stages
+    if any(stage.exfil and status[stage.id] == "succeeded" for stage in stages):
+        state.end = "exfil"
+    elif state.current is None and not any(is_ready(state, stage) for stage in stages):
+        state.end = "attacker_done"
+    elif state.tick >= state.scenario.horizon:
+        state.end = "horizon"
+    state.done = tick.done = state.end is not None
+    tick.exfil = state.end == "exfil"
+    tick.stages_succeeded = list(status.values()).count("succeeded")
+    tick.stages_total = len(stages)
+    tick.acted = state.acted
+
+
+# ---- reward --------------------------------------------------------------------------------------
+
+Weights = dict[str, float]
+
+CHANNELS = (
+    "detection",
+    "containment",
+    "evidence_bonus",
+    "false_positive",
+    "disruption",
+    "invalid_action",
+    "terminal",
+)
+
+LINEAR: Weights = {
+    "newly_confirmed": 1.5,
+    "active_block": 2.5,
+    "preemptive_block": 0.4,
+    "containment": -0.15,
+    "evidence_backed": 0.0,
+    "false_positive": -0.6,
+    "load": -0.08,
+    "disruption_floor": -math.inf,  # the disruption channel is never below it
+    "invalid": -0.6,
+    "exfil": -6.0,
+    "untouched": 5.0,  # no stage succeeded
+    "stage_saved": 0.6,  # for each stage that did not succeed
+    "passive": -1.5,  # the defender never acted
+    "clip": 5.0,  # bound of a tick's reward without the terminal channel
+}
+
+REWARDS: dict[str, Weights] = {
+    "capped": {**LINEAR, "disruption_floor": -0.6},
+    "linear": LINEAR,
+    "evidence": {**LINEAR, "evidence_backed": 1.5},
+}
+
+
+def channels(tick: Tick, weights: Weights) -> dict[str, float]:
+    return {
+        "detection": weights["newly_confirmed"] * tick.newly_confirmed,
+        "containment": weights["active_block"] * tick.active_blocks
+        + weights["preemptive_block"] * tick.preemptive_blocks
+        + weights["containment"] * tick.containments,
+        "evidence_bonus": weights["evidence_backed"] * tick.evidence_backed,
+        "false_positive": weights["false_positive"] * tick.false_positives,
+        "disruption": max(weights["disruption_floor"], weights["load"] * tick.load),
+        "invalid_action": weights["invalid"] * tick.invalid,
+        "terminal": terminal(tick, weights) if tick.done else 0.0,
+    }
+
+
+def terminal(tick: Tick, weights: Weights) -> float:
+    saved = weights["stage_saved"] * (tick.stages_total - tick.stages_succeeded)
+    passive = 0.0 if tick.acted else weights["passive"]
+    if tick.exfil:
+        return weights["exfil"] + saved + (passive if PASSIVE_ON_EXFIL else 0.0)
+    if tick.stages_succeeded == 0:
+        return weights["untouched"]
+    return saved + passive
+
+
+def total(channels: dict[str, float], weights: Weights) -> float:
+    bound = weights["clip"]
+    return clip(sum(channels.values()) - channels["terminal"], -bound, bound) + channels["terminal"]
+
+
+# ---- policies ------------------------------------------------------------------------------------
+# A policy reads of the state only what a defender may see: the tick, the controls, what is confirmed, the
+# alerts and the forensic results. Its memory is one set of targets, empty at reset.
+
+Policy = Callable[[State, set[str], Draws], Action]
+
+
+def monitor(state: State, memory: set[str], u: Draws) -> Action:
+    return MONITOR, None
+
+
+def random_policy(state: State, memory: set[str], u: Draws) -> Action:
+    assets, identities = list(state.criticality), list(state.privilege)
+    targets: dict[str, Sequence[str | None]] = {
+        MONITOR: [None],
+        INVESTIGATE: assets + identities,
+        ISOLATE: assets,
+        BLOCK_EGRESS: assets,
+        PATCH: assets,
+        REVOKE: identities,
+    }
+    verb = pick(u.policy_verb, [verb for verb in VERBS if targets[verb]])
+    return verb, pick(u.policy_target, targets[verb])
+
+
+def plan(actions: Sequence[Action]) -> Policy:
+    """The given actions in order, then MONITOR."""
+
+    def follow(state: State, memory: set[str], u: Draws) -> Action:
+        return actions[state.tick] if state.tick < len(actions) else (MONITOR, None)
+
+    return follow
+
+
+def heuristic(state: State, memory: set[str], u: Draws) -> Action:
+    """The first rule that applies; the memory holds what this policy has investigated."""
+    return (
+        contain_confirmed(state)
+        or contain_suspect(state)
+        or investigate_suspect(state, memory)
+        or patch_named(state)
+        or (MONITOR, None)
+    )
+
+
+def contain_confirmed(state: State) -> Action | None:
+    if not state.confirmed:
+        return None
+    for asset in state.criticality:
+        if asset in state.confirmed and asset not in state.isolated:
+            return ISOLATE, asset
+    for identity in state.privilege:
+        if identity in state.confirmed and identity not in state.revoked:
+            return REVOKE, identity
+    return None
+
+
+def worst_alert(state: State) -> Alert | None:
+    """The alert in view of the highest severity, the earliest of equals, whether or not it names anything."""
+    worst = None
+    for alert in state.alerts:
+        if alert.signal == NOISE or (CHOOSE_ONLY_TARGETED and not (alert.asset or alert.identity)):
+            continue
+        if worst is None or alert.severity > worst.severity:
+            worst = alert
+    return worst
+
+
+def contain_suspect(state: State) -> Action | None:
+    alert = worst_alert(state)
+    if alert is None:
+        return None
+    asset, identity = alert.asset, alert.identity
+    if asset and asset not in state.isolated and alert.severity >= 0.48:
+        if alert.signal == "egress_anomaly" and asset not in state.egress_blocked:
+            return BLOCK_EGRESS, asset
+        return ISOLATE, asset
+    by_identity = not asset or (FALL_BACK_TO_IDENTITY and asset in state.isolated)
+    if by_identity and identity and identity not in state.revoked and alert.severity >= 0.52:
+        return REVOKE, identity
+    return None
+
+
+def investigate_suspect(state: State, memory: set[str]) -> Action | None:
+    alert = worst_alert(state)
+    if alert is None or alert.severity < 0.26:
+        return None
+    target = alert.asset or alert.identity
+    if target is None or target in memory:
+        return None
+    memory.add(target)
+    return INVESTIGATE, target
+
+
+def patch_named(state: State) -> Action | None:
+    named = {alert.asset for alert in state.alerts if PATCH_ON_NOISE or alert.signal != NOISE}
+    for asset in state.criticality:
+        if asset in named and asset not in state.patched:
+            return PATCH, asset
+    return None
+
+
+# ---- whole episodes ------------------------------------------------------------------------------
+
+
+class Stat(NamedTuple):
+    mean: float
+    sd: float
+
+
+def episode(
+    scenario: Any, personality: str, policy: Policy, weights: Weights, rng: random.Random
+) -> dict[str, float]:
+    state, memory = reset(scenario, personality), set[str]()
+    sums = dict.fromkeys(("return", *CHANNELS, "newly_confirmed"), 0.0)
+    while not state.done:
+        u = draw(rng)
+        tick = step(state, policy(state, memory, u), u)
+        parts = channels(tick, weights)
+        for name, value in parts.items():
+            sums[name] += value
+        sums["return"] += total(parts, weights)
+        sums["newly_confirmed"] += tick.newly_confirmed
+    return {
+        **sums,
+        "length": state.tick,
+        "stages": tick.stages_succeeded,
+        "exfil": float(tick.exfil),
+    }
+
+
+def simulate(
+    scenario: Any,
+    personality: str,
+    policy_factory: Callable[[], Policy],
+    weights: Weights,
+    episodes: int,
+    seed: int,
+) -> dict[str, Stat]:
+    """Mean and standard deviation over episodes of the return, its channels, the length and what happened."""
+    rng = random.Random(seed)
+    rows = [episode(scenario, personality, policy_factory(), weights, rng) for _ in range(episodes)]
+    return {name: stat([row[name] for row in rows]) for name in rows[0]}
+
+
+def stat(values: list[float]) -> Stat:
+    mean = math.fsum(values) / len(values)
+    return Stat(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values)))
