@@ -23,9 +23,7 @@ def ready(state: State) -> Array:
     return (state.status == IDLE) & (state.unmet == 0) & state.option_met
 
 
-def progress(
-    dims: Dims, state: State, live: Array, noise: Array, params: Params
-) -> tuple[State, Array, Array]:
+def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params) -> tuple[State, Array, Array]:
     """Sub-step b. Returns (state, active block, exfil), the last two () bool."""
     scenario = params.scenario
     k = jnp.maximum(state.stage, 0)
@@ -52,9 +50,7 @@ def progress(
     return state, blocked, success & scenario.stage_exfil[k]
 
 
-def start(
-    dims: Dims, state: State, live: Array, acted: Array, noise: Array, params: Params
-) -> tuple[State, Started]:
+def start(dims: Dims, state: State, live: Array, acted: Array, noise: Array, params: Params) -> tuple[State, Started]:
     """Sub-step c: pause after a defender action, or start the first ready stage, in listed order."""
     order = jnp.arange(dims.stages)
     first = jnp.min(jnp.where(ready(state) & ~state.contained, order, dims.stages))

@@ -40,9 +40,7 @@ class Defended(NamedTuple):
 
 def forensic(truth: Array, noise: Array, params: Params) -> tuple[Array, Array]:
     """(verdict "compromised", confidence) of an investigation of an entity whose true state is `truth`."""
-    error = noise[Noise.FORENSIC_ERROR] < jnp.where(
-        truth, params.rules.false_negative, params.rules.false_positive
-    )
+    error = noise[Noise.FORENSIC_ERROR] < jnp.where(truth, params.rules.false_negative, params.rules.false_positive)
     low = jnp.where(truth, jnp.where(error, 0.40, 0.60), jnp.where(error, 0.40, 0.55))
     high = jnp.where(truth, jnp.where(error, 0.65, 0.95), jnp.where(error, 0.60, 0.85))
     return truth ^ error, low + noise[Noise.FORENSIC_CONFIDENCE] * (high - low)
@@ -67,9 +65,7 @@ def defend(
     changes = confirmed | (containment & ~state.marks[row, target])
     marks = state.marks.at[jnp.where(changes, row, len(state.marks)), target].set(True, mode="drop")
     zero = jnp.zeros_like(rules.load_isolated)
-    load_per_value = jnp.stack(
-        [zero, zero, rules.load_isolated, rules.load_egress, zero, rules.load_revoked]
-    )[verb]
+    load_per_value = jnp.stack([zero, zero, rules.load_isolated, rules.load_egress, zero, rules.load_revoked])[verb]
 
     # Entities of both kinds share one index, so a hit on a stage's asset is no hit on its identity.
     on_asset = containment & (scenario.stage_asset == target)

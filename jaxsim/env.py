@@ -66,9 +66,7 @@ def reset(dims: Dims, key: Array, params: Params) -> State:
     )
 
 
-def transition(
-    dims: Dims, state: State, action: Array, block: Array, params: Params
-) -> tuple[State, Signals]:
+def transition(dims: Dims, state: State, action: Array, block: Array, params: Params) -> tuple[State, Signals]:
     """One tick, in the order of the rules. A pure function of its arguments; a finished state stays as it is.
 
     `action` is () int32 (see `actions`), `block` the (16,) uniforms of `noise.draw`.

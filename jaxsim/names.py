@@ -85,9 +85,7 @@ def parse_plan(text: str, scenario: scenarios.Scenario, dims: Dims) -> np.ndarra
     """(T,) int32 actions of `ACTION;ACTION;…`, one a tick. Raises ValueError for the first bad action or no action."""
     parts = [p.strip() for p in text.split(";")]
     if not any(parts):
-        raise ValueError(
-            "the plan is empty; write actions separated by ';', as in 'MONITOR;ISOLATE_ASSET assets[0]'"
-        )
+        raise ValueError("the plan is empty; write actions separated by ';', as in 'MONITOR;ISOLATE_ASSET assets[0]'")
     return np.asarray([parse_action(p, scenario, dims) for p in parts if p], np.int32)
 
 

@@ -74,6 +74,11 @@ def act_plan(dims: Dims, plan: Array, memory: Any, obs: Observation, noise: Arra
     return jnp.where(t < len(plan), plan[jnp.minimum(t, len(plan) - 1)], MONITOR), memory
 
 
+def act_always(dims: Dims, action: Array, memory: Any, obs: Observation, noise: Array) -> tuple[Array, Any]:
+    """The same action, () int32, at every tick."""
+    return action, memory
+
+
 # --- what evidence-using policies share -----------------------------------------------------------------------------
 
 
@@ -124,9 +129,7 @@ def act_heuristic(
     revokes = free & (asset < 0) & (severity >= 0.52)
     investigates = known & (severity >= 0.26) & ~investigated[entity]
 
-    named = jnp.any(
-        (alerts.number >= 0)[:, None] & (alerts.asset[:, None] == np.arange(dims.assets)[None]), axis=0
-    )
+    named = jnp.any((alerts.number >= 0)[:, None] & (alerts.asset[:, None] == np.arange(dims.assets)[None]), axis=0)
     patch, patches = first_where(named & ~obs.marks[PATCHED, : dims.assets])
 
     verb = jnp.where(isolates, jnp.where(egress, BLOCK_EGRESS, ISOLATE_ASSET), REVOKE_IDENTITY)
@@ -154,9 +157,7 @@ class EvidenceParams(NamedTuple):
     identity_first: Array  # () bool, of an alert that names both, look at the identity first
 
 
-DEFAULT_EVIDENCE = EvidenceParams(
-    *(np.float32(x) for x in (0.2, 2.0, 2.0)), np.int32(20), np.int32(3), np.bool_(True)
-)
+DEFAULT_EVIDENCE = EvidenceParams(*(np.float32(x) for x in (0.2, 2.0, 2.0)), np.int32(20), np.int32(3), np.bool_(True))
 
 
 def init_counts(dims: Dims, parameters: Any) -> Array:
@@ -164,9 +165,7 @@ def init_counts(dims: Dims, parameters: Any) -> Array:
     return jnp.zeros(dims.entities, jnp.int32)
 
 
-def act_evidence(
-    dims: Dims, p: EvidenceParams, counts: Array, obs: Observation, noise: Array
-) -> tuple[Array, Array]:
+def act_evidence(dims: Dims, p: EvidenceParams, counts: Array, obs: Observation, noise: Array) -> tuple[Array, Array]:
     """Contain what is confirmed; else a strong verdict or a severe alert; else investigate the worst recent alert."""
     alerts, forensics = obs.alerts, obs.forensics
     cut_off = obs.marks[CUT_OFF]
@@ -237,6 +236,7 @@ def act_farm(dims: Dims, p: FarmParams, done: Array, obs: Observation, noise: Ar
 
 RANDOM = Policy(no_memory, act_random)
 PLAN = Policy(no_memory, act_plan)
+ALWAYS = Policy(no_memory, act_always)
 HEURISTIC = Policy(init_investigated, act_heuristic)
 EVIDENCE = Policy(init_counts, act_evidence)
 FARM = Policy(init_repeats, act_farm)

@@ -89,12 +89,7 @@ def load_record(path: str | Path) -> dict[str, Any]:
 def play_record(record: dict[str, Any]) -> tuple[scenarios.Scenario, env.Env, Replay]:
     """Run a record of `load_record`. Raises ValueError or ScenarioError for what it names and does not exist."""
     scenario = scenarios.load(record["scenario"])
-    env_, params = env.make(
-        scenario, rules=record["rules"], reward=record["reward"], personality=record["personality"]
-    )
-    parsed = [
-        INVALID if text == "INVALID" else parse_action(text, scenario, env_.dims)
-        for text in record["actions"]
-    ]
+    env_, params = env.make(scenario, rules=record["rules"], reward=record["reward"], personality=record["personality"])
+    parsed = [INVALID if text == "INVALID" else parse_action(text, scenario, env_.dims) for text in record["actions"]]
     key = jax.random.key(record["seed"])
     return scenario, env_, replay(env_, params, key, record["episode"], np.asarray(parsed, np.int32))

@@ -1,0 +1,266 @@
+"""What the command-line tools share: argument types, one-line errors, and files that are written whole or not at all.
+
+Importing this module first lets the tools run from a checkout that is not installed.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import scenarios  # noqa: E402
+from jaxsim.reward import PRESETS  # noqa: E402
+from jaxsim.rules import ANY, PERSONALITIES, RULES  # noqa: E402
+
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
+MAX_SEED = 2**32 - 1
+MAX_EPISODES = 1_000_000  # of one row: all their outcomes are held in memory
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def fail(message: str) -> NoReturn:
+    """End the program: one line on stderr, exit code 2."""
+    one_line = " ".join(message.split())
+    print(f"{Path(sys.argv[0]).name}: error: {one_line}", file=sys.stderr)
+    raise SystemExit(BAD_INPUT)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message.removeprefix('argument ')} (--help shows every option)")
+
+
+def parser(doc: str | None) -> Parser:
+    """A parser whose help begins with a module's docstring; options may not be abbreviated."""
+    return Parser(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a tool's main function and exit: what cannot be read, written or simulated is one line, not a traceback."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except scenarios.ScenarioError as error:
+        fail(_first_problem(error))
+    except OSError as error:
+        fail(f"{error.filename or 'file'}: {error.strerror or error}; nothing was written there")
+    raise SystemExit(0)
+
+
+def need(module: str, why: str) -> None:
+    """Fail when an optional package is not installed."""
+    if find_spec(module) is None:
+        fail(f"{why} needs the package {module}, which is not installed: pip install 'jaxsim-soc[bench]'")
+
+
+def version() -> str:
+    """The version of this checkout."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return str(project["version"])
+
+
+# --- argument types -------------------------------------------------------------------------------------------------
+
+
+def scenario(text: str) -> list[scenarios.Scenario]:
+    """One value of --scenario: a built-in name or a file is a list of one, `all` a list of the built-in ones."""
+    try:
+        return [scenarios.load(name) for name in (scenarios.names() if text == "all" else [text])]
+    except scenarios.ScenarioError as error:
+        raise argparse.ArgumentTypeError(_first_problem(error)) from None
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """The type of an argument that is one of `names`."""
+    known = list(names)
+
+    def check(text: str) -> str:
+        if text in known:
+            return text
+        near = get_close_matches(text, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+        raise argparse.ArgumentTypeError(f"{text!r} is unknown; {hint}")
+
+    return check
+
+
+def integer(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `low` to `high`."""
+    room = f"of at least {low}" if high == sys.maxsize else f"from {low} to {high}"
+
+    def check(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if low <= value <= high:
+            return value
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not possible; give a whole number {room}")
+
+    return check
+
+
+positive_int = integer(1)
+seed = integer(0, MAX_SEED)
+
+
+def output_path(text: str) -> Path:
+    """A file that can be written: refused now rather than after the work. An existing file will be replaced."""
+    path = Path(os.path.realpath(text))
+    if not text or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a directory; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular file; give the name of one")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: {str(path.parent)!r} is no directory; create it first")
+    try:
+        with open(_beside(path), "xb"):
+            pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: cannot write there ({error.strerror}); choose another directory"
+        ) from None
+    _beside(path).unlink()
+    return path
+
+
+def plot_path(text: str) -> Path:
+    """An output path whose ending names a picture format."""
+    if not text.lower().endswith(PLOT_SUFFIXES):
+        raise argparse.ArgumentTypeError(f"{text!r} is no picture; end it in one of {', '.join(PLOT_SUFFIXES)}")
+    return output_path(text)
+
+
+# --- options that several tools have --------------------------------------------------------------------------------
+
+
+def add_scenarios(p: argparse.ArgumentParser) -> None:
+    """--scenario; `chosen(args.scenario)` then gives the list."""
+    p.add_argument(
+        "--scenario",
+        type=scenario,
+        nargs="+",
+        action="extend",
+        metavar="NAME|FILE",
+        help=f"built-in scenarios ({', '.join(scenarios.names())}), scenario files, or all (default: all)",
+    )
+
+
+def chosen(values: Sequence[Sequence[scenarios.Scenario]] | None) -> list[scenarios.Scenario]:
+    """The scenarios that --scenario named, each once, in that order; all built-in ones when it was not given."""
+    found: list[scenarios.Scenario] = []
+    for one in (s for value in values or [scenario("all")] for s in value):
+        if one in found:
+            continue
+        if one.id in [s.id for s in found]:
+            fail(f"--scenario: two different scenarios have the id {one.id!r}; change `id` in one of the files")
+        found.append(one)
+    return found
+
+
+def add_personality(p: argparse.ArgumentParser) -> None:
+    """--personality."""
+    names = [*PERSONALITIES, ANY]
+    p.add_argument(
+        "--personality",
+        type=one_of(names),
+        default=ANY,
+        metavar="NAME",
+        help=f"the attacker: {', '.join(names)}; {ANY} draws one for each episode (default: {ANY})",
+    )
+
+
+def add_rules(p: argparse.ArgumentParser) -> None:
+    """--rules."""
+    known = ", ".join(RULES)
+    p.add_argument(
+        "--rules",
+        type=one_of(RULES),
+        default="classic",
+        metavar="NAME",
+        help=f"one of {known} (default: classic)",
+    )
+
+
+def add_reward(p: argparse.ArgumentParser) -> None:
+    """--reward."""
+    known = ", ".join(PRESETS)
+    p.add_argument(
+        "--reward",
+        type=one_of(PRESETS),
+        default="evidence",
+        metavar="NAME",
+        help=f"one of {known} (default: evidence)",
+    )
+
+
+def add_episodes(p: argparse.ArgumentParser, default: int = 1000) -> None:
+    """--episodes."""
+    p.add_argument(
+        "--episodes",
+        type=integer(1, MAX_EPISODES),
+        default=default,
+        metavar="N",
+        help=f"episodes of each row (default: {default})",
+    )
+
+
+def add_seed(p: argparse.ArgumentParser) -> None:
+    """--seed."""
+    p.add_argument("--seed", type=seed, default=0, metavar="K", help="of all the luck (default: 0)")
+
+
+def differ(**paths: Path | None) -> None:
+    """Fail when two of the output options name the same file."""
+    seen: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path is not None and seen.setdefault(path, name) != name:
+            fail(f"--{name} and --{seen[path]} both name {str(path)!r}; give two different files")
+
+
+# --- output files ---------------------------------------------------------------------------------------------------
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file beside `path`, then put it in its place. On any failure `path` stays as it was."""
+    part = _beside(path)
+    try:
+        with open(part, "xb") as file:
+            write(file)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all. Raises ValueError for NaN and infinities, which JSON lacks."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{os.getpid()}.part")
+
+
+def _first_problem(error: scenarios.ScenarioError) -> str:
+    first, *more = error.problems
+    rest = f" (and {len(more)} more; `python -m scenarios validate` lists them)" if more else ""
+    return first + rest

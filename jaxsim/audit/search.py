@@ -1,0 +1,344 @@
+"""Search on the policy side: what earns the most under each reward, told nothing about the scenario.
+
+Every policy is simulated once and scored under all rewards of the arena at the same time. Seeds are for selection
+only; `verdict` reports on others. Candidates: exhaustive open-loop plans (singles, pairs, "always X"), a beam over
+longer ones, farming loops, and the investigate-then-contain family.
+"""
+
+from collections.abc import Callable
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.stats import qmc
+
+import scenarios
+from jaxsim import env, policies
+from jaxsim.actions import table
+from jaxsim.compile import dims_of
+from jaxsim.policies import EvidenceParams, FarmParams, Policy
+from jaxsim.rollout import episode_keys, rollout_many
+from jaxsim.types import INVESTIGATE, Dims, Params, RewardWeights
+
+PLAN, ALWAYS, FARM, EVIDENCE = "plan", "always", "farm", "evidence"
+FOREVER = np.int32(2**30)
+
+
+class Arena(NamedTuple):
+    """One scenario under one set of rules, scored by R rewards at once."""
+
+    scenario: scenarios.Scenario
+    env: env.Env
+    params: Params  # reward weights (R,)
+    rewards: tuple[str, ...]
+    personality: str
+    rules: str
+
+
+class Budget(NamedTuple):
+    """How hard to search. Ticks count from 0; episodes are per policy."""
+
+    single_ticks: int  # window of single actions
+    pair_ticks: int  # window of pairs
+    beam: int  # plans kept per reward when plans grow
+    depth: int  # most actions of a plan
+    prefix: int  # most blind actions before a farming loop
+    family: int  # members of the evidence family, a power of two
+    screen: int  # episodes of the first look
+    select: int  # episodes of the second, at the best `kept` per reward
+    kept: int
+    report: int  # held-out episodes of the verdict
+    configs: int  # reward configurations re-scored, a power of two
+
+
+BUDGETS = {
+    "small": Budget(12, 6, 6, 4, 3, 512, 16, 512, 24, 2048, 4096),
+    "full": Budget(24, 12, 24, 6, 5, 4096, 64, 4096, 48, 8192, 65536),
+}
+
+
+class Candidate(NamedTuple):
+    """A policy with its parameters, as the search found it."""
+
+    kind: str  # PLAN, ALWAYS, FARM, EVIDENCE, or the name of a baseline
+    policy: Policy
+    parameters: Any  # one policy's, no leading axis
+
+
+def make_arenas(
+    many: list[scenarios.Scenario], rules: str, rewards: dict[str, RewardWeights], personality: str = "any"
+) -> list[Arena]:
+    """One arena a scenario, all of the same `Dims`, so that one compiled program serves them all."""
+    dims = dims_of(many)
+    stacked = jax.tree.map(lambda *w: jnp.stack(w), *rewards.values())
+    arenas = []
+    for scenario in many:
+        params = env.make_params(scenario, dims, rules, "evidence", personality)._replace(reward=stacked)
+        arenas.append(Arena(scenario, env.Env(dims), params, tuple(rewards), personality, rules))
+    return arenas
+
+
+def returns_of(arena: Arena, policy: Policy, parameters: Any, keys: jax.Array, lanes: int = 32768) -> np.ndarray:
+    """(M, E, R) returns of M policies in the E episodes of `keys`."""
+    many = jax.tree.leaves(parameters)[0].shape[0]
+    chunk = max(1, lanes // len(keys))
+    # Whole chunks only: one compiled shape for any number of policies.
+    rows = np.minimum(np.arange(-(-many // chunk) * chunk), many - 1)
+    padded = jax.tree.map(lambda x: np.asarray(x)[rows], parameters)
+    stats, _ = rollout_many(arena.env, arena.params, policy, padded, keys, lanes=lanes)
+    return stats.episode_return[:many]
+
+
+def mean_returns(arena: Arena, policy: Policy, parameters: Any, keys: jax.Array) -> np.ndarray:
+    """(M, R) mean returns of M policies over the episodes of `keys`."""
+    return returns_of(arena, policy, parameters, keys).mean(axis=1)
+
+
+def legal_actions(arena: Arena) -> np.ndarray:
+    """Every action that is legal in the arena, but MONITOR."""
+    mask = np.asarray(arena.env.legal_actions(arena.params))
+    return np.flatnonzero(mask).astype(np.int32)[1:]
+
+
+def best_rows(returns: np.ndarray, many: int) -> np.ndarray:
+    """Indices of the `many` best rows of each column of (M, R) returns, without repeats."""
+    return np.unique(np.argsort(-returns, axis=0, kind="stable")[:many])
+
+
+def take(parameters: Any, rows: Any) -> Any:
+    """Rows of every leaf of a policy pytree."""
+    return jax.tree.map(lambda x: np.asarray(x)[rows], parameters)
+
+
+def stack_parameters(rows: list[Any]) -> Any:
+    """Parameters of one policy function as one pytree with a leading axis.
+
+    A plan is MONITOR, action 0, after its end: shorter plans are filled up with it.
+    """
+
+    def join(*leaves: Any) -> np.ndarray:
+        arrays = [np.asarray(x) for x in leaves]
+        if arrays[0].ndim == 0:
+            return np.stack(arrays)
+        longest = max(len(a) for a in arrays)
+        return np.stack([np.pad(a, (0, longest - len(a))) for a in arrays])
+
+    return jax.tree.map(join, *rows)
+
+
+# --- open-loop plans ------------------------------------------------------------------------------------------------
+
+
+def single_plans(dims: Dims, ticks: int, length: int) -> np.ndarray:
+    """MONITOR only, and every action at every tick of the window: (M, length) int32."""
+    acts = np.arange(1, dims.actions)
+    plans = np.zeros((ticks, len(acts), length), np.int32)
+    for t in range(ticks):
+        plans[t, :, t] = acts
+    return np.concatenate([np.zeros((1, length), np.int32), plans.reshape(-1, length)])
+
+
+def pair_plans(dims: Dims, ticks: int, length: int) -> np.ndarray:
+    """Every two actions at every two ticks of the window: (M, length) int32."""
+    acts = np.arange(1, dims.actions)
+    first, second = (x.ravel() for x in np.meshgrid(acts, acts, indexing="ij"))
+    parts = []
+    for t1, t2 in combinations(range(ticks), 2):
+        plans = np.zeros((len(first), length), np.int32)
+        plans[:, t1], plans[:, t2] = first, second
+        parts.append(plans)
+    return np.concatenate(parts)
+
+
+def extend_plans(acts: np.ndarray, plans: np.ndarray) -> np.ndarray:
+    """Every plan with one more of the actions at every idle tick."""
+    grown = []
+    for plan in plans:
+        for t in np.flatnonzero(plan == 0):
+            more = np.repeat(plan[None], len(acts), axis=0)
+            more[:, t] = acts
+            grown.append(more)
+    return np.unique(np.concatenate(grown), axis=0) if grown else plans[:0]
+
+
+def screen_plans(arena: Arena, budget: Budget, keys: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """All singles and pairs, (M, T), with mean returns, (M, R); the same plans for every arena of the same `Dims`."""
+    dims, length = arena.env.dims, budget.single_ticks
+    plans = np.concatenate([single_plans(dims, length, length), pair_plans(dims, budget.pair_ticks, length)])
+    return plans, mean_returns(arena, policies.PLAN, plans, keys)
+
+
+def grow_plans(
+    arena: Arena, budget: Budget, plans: np.ndarray, returns: np.ndarray, keys: jax.Array
+) -> tuple[np.ndarray, np.ndarray]:
+    """Beam search: the best plans get one more action, until no reward gains or `depth` is reached."""
+    frontier, best = (plans, returns), returns.max(axis=0)
+    for _ in range(budget.depth - 2):
+        grown = extend_plans(legal_actions(arena), frontier[0][best_rows(frontier[1], budget.beam)])
+        frontier = grown, mean_returns(arena, policies.PLAN, grown, keys)
+        plans, returns = (np.concatenate(x) for x in zip((plans, returns), frontier, strict=True))
+        if np.all(frontier[1].max(axis=0) <= best):
+            break
+        best = np.maximum(best, frontier[1].max(axis=0))
+    return plans, returns
+
+
+# --- farming loops --------------------------------------------------------------------------------------------------
+
+
+def farm_loops(arena: Arena, prefixes: np.ndarray, length: int) -> FarmParams:
+    """After each blind prefix, (P, n) int32: every entity, with every containment that may target it, for ever."""
+    verbs, entities = table(arena.env.dims)
+    exists = np.asarray(arena.params.scenario.exists)
+    loops = np.flatnonzero((verbs > INVESTIGATE) & exists[entities])
+    p, loop = (x.ravel() for x in np.meshgrid(np.arange(len(prefixes)), loops, indexing="ij"))
+    padded = np.zeros((len(p), length), np.int32)
+    padded[:, : prefixes.shape[1]] = prefixes[p]
+    return FarmParams(
+        prefix=padded,
+        prefix_length=np.full(len(p), prefixes.shape[1], np.int32),
+        entity=entities[loop].astype(np.int32),
+        action=loop.astype(np.int32),
+        repeats=np.full(len(p), FOREVER),
+    )
+
+
+def longer_prefixes(arena: Arena, farms: FarmParams) -> FarmParams:
+    """Every loop with one more blind action before it."""
+    acts = legal_actions(arena)
+    rows = np.repeat(np.arange(len(farms.entity)), len(acts))
+    grown = take(farms, rows)
+    grown.prefix[np.arange(len(rows)), grown.prefix_length] = np.tile(acts, len(farms.entity))
+    longer: FarmParams = grown._replace(prefix_length=grown.prefix_length + np.int32(1))
+    return longer
+
+
+def search_farms(arena: Arena, budget: Budget, keys: jax.Array) -> tuple[FarmParams, np.ndarray]:
+    """Loops without a prefix, then a beam over prefixes."""
+    farms = farm_loops(arena, np.zeros((1, 0), np.int32), budget.prefix)
+    returns = mean_returns(arena, policies.FARM, farms, keys)
+    frontier = farms, returns
+    for _ in range(budget.prefix):
+        grown = longer_prefixes(arena, take(frontier[0], best_rows(frontier[1], 4 * budget.beam)))
+        frontier = grown, mean_returns(arena, policies.FARM, grown, keys)
+        farms = jax.tree.map(lambda a, b: np.concatenate([a, b]), farms, grown)
+        returns = np.concatenate([returns, frontier[1]])
+    return farms, returns
+
+
+# --- the evidence family --------------------------------------------------------------------------------------------
+
+
+def sample_family(many: int, seed: int) -> EvidenceParams:
+    """`many` members (a power of two) spread evenly over the family by a scrambled Sobol sequence."""
+    u = qmc.Sobol(len(EvidenceParams._fields), rng=np.random.default_rng(seed)).random(many)
+    # A third of the family never contains on an alert alone, a third never on an unconfirmed verdict.
+    never = np.float32(2.0)
+    return EvidenceParams(
+        investigate_at=(0.8 * u[:, 0]).astype(np.float32),
+        contain_at=np.where(u[:, 1] < 1 / 3, never, (1.5 * u[:, 1] - 0.5)).astype(np.float32),
+        verdict_at=np.where(u[:, 2] < 1 / 3, never, 0.4 + 0.9 * (u[:, 2] - 1 / 3)).astype(np.float32),
+        window=(1 + np.floor(40 * u[:, 3] ** 2)).astype(np.int32),
+        repeats=(1 + np.floor(6 * u[:, 4])).astype(np.int32),
+        identity_first=u[:, 5] < 0.5,
+    )
+
+
+# --- all of it ------------------------------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """The best of each kind per reward, selected on the selection seeds, and the pool they came from."""
+
+    open_loop: list[Candidate]  # one a reward
+    certain: list[Candidate | None]  # the best plan whose return never varies, where there is one
+    positional: list[Candidate]
+    farming: list[Candidate]
+    evidence: list[Candidate]
+    pool: list[Candidate]  # all that survived screening, for re-scoring
+
+
+def refine(
+    arena: Arena, kind: str, policy: Policy, parameters: Any, returns: np.ndarray, budget: Budget, keys: jax.Array
+) -> tuple[list[Candidate], list[Candidate | None], list[Candidate]]:
+    """The `kept` best per reward of a screening, played again on more episodes.
+
+    Returns (best per reward, best with standard deviation 0 per reward, survivors for re-scoring).
+    """
+    rows = best_rows(returns, budget.kept)
+    finalists = take(parameters, rows)
+    played = returns_of(arena, policy, finalists, keys)
+    again, spread = played.mean(axis=1), np.ptp(played, axis=1)
+    made = [Candidate(kind, policy, take(finalists, i)) for i in range(len(rows))]
+    certain: list[Candidate | None] = []
+    for mean, width in zip(again.T, spread.T, strict=True):
+        steady = np.flatnonzero(width < 1e-4)  # float32 sums of equal terms
+        certain.append(made[steady[mean[steady].argmax()]] if len(steady) else None)
+    return [made[i] for i in again.argmax(axis=0)], certain, [made[i] for i in best_rows(again, budget.beam)]
+
+
+def search(
+    arenas: list[Arena], budget: Budget, seed: int, advance: Callable[[str], None] = lambda step: None
+) -> list[Found]:
+    """Search every arena. `advance(what)` is called before each of the `steps(arenas)` steps."""
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    screen_keys = episode_keys(key, budget.screen)
+    select_keys = episode_keys(jax.random.fold_in(key, 1), budget.select)
+    screened = []
+    for arena in arenas:
+        advance(f"{arena.scenario.id}: open-loop plans")
+        screened.append(screen_plans(arena, budget, screen_keys))
+    # A positional plan knows list positions only: it is the one plan that does best on average over all scenarios.
+    plans, average = screened[0][0], np.mean([returns for _, returns in screened], axis=0)
+    rows = best_rows(average, budget.kept)
+    advance("positional plans")
+    finals = np.mean([mean_returns(a, policies.PLAN, plans[rows], select_keys) for a in arenas], axis=0)
+    positional = [Candidate(PLAN, policies.PLAN, plans[rows][i]) for i in finals.argmax(axis=0)]
+    return [
+        _search_one(arena, budget, s, positional, (screen_keys, select_keys), seed, advance)
+        for arena, s in zip(arenas, screened, strict=True)
+    ]
+
+
+def _search_one(
+    arena: Arena,
+    budget: Budget,
+    screened: tuple[np.ndarray, np.ndarray],
+    positional: list[Candidate],
+    keys: tuple[jax.Array, jax.Array],
+    seed: int,
+    advance: Callable[[str], None],
+) -> Found:
+    screen_keys, select_keys = keys
+    name = arena.scenario.id
+    advance(f"{name}: longer plans")
+    plans, returns = grow_plans(arena, budget, *screened, screen_keys)
+    open_loop, certain, pool = refine(arena, PLAN, policies.PLAN, plans, returns, budget, select_keys)
+
+    advance(f"{name}: always the same action")
+    always = legal_actions(arena)
+    constant = mean_returns(arena, policies.ALWAYS, always, select_keys)
+    in_select = np.stack([mean_returns(arena, policies.PLAN, c.parameters[None], select_keys)[0] for c in open_loop])
+    for r in range(len(arena.rewards)):
+        champion = Candidate(ALWAYS, policies.ALWAYS, always[constant[:, r].argmax()])
+        pool.append(champion)
+        if constant[:, r].max() > in_select[r, r]:
+            open_loop[r] = champion
+
+    advance(f"{name}: farming loops")
+    farms, returns = search_farms(arena, budget, screen_keys)
+    farming, _, more = refine(arena, FARM, policies.FARM, farms, returns, budget, select_keys)
+    pool += more
+
+    advance(f"{name}: evidence family")
+    family = sample_family(budget.family, seed)
+    returns = mean_returns(arena, policies.EVIDENCE, family, screen_keys)
+    evidence, _, more = refine(arena, EVIDENCE, policies.EVIDENCE, family, returns, budget, select_keys)
+    return Found(open_loop, certain, positional, farming, evidence, pool + more + positional)
+
+
+def steps(arenas: list[Arena]) -> int:
+    """How often `search` calls `advance`."""
+    return 5 * len(arenas) + 1

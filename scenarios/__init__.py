@@ -1,0 +1,48 @@
+"""Enterprise attack campaigns as data: four built-in ones, and any you write.
+
+    >>> import scenarios
+    >>> scenarios.names()[0]
+    'supply_chain_token_drift'
+    >>> scenarios.load("insider_repo_pivot").horizon
+    80
+
+`load` also takes the path of a YAML or JSON file. The smallest one looks like this:
+
+    format: 1
+    id: one-step
+    title: Data leaves in one step
+    horizon: 30              # ticks
+    noise_rate: 0.1          # chance of a background alert each tick
+    assets:
+      - {id: proxy, kind: service, criticality: 0.4, segment: edge}
+    stages:
+      - id: exfil
+        name: Copy the data out
+        tactic: TA0010       # Exfiltration
+        technique: T1041     # Exfiltration Over C2 Channel
+        asset: proxy
+        dwell: [2, 5]        # ticks, lowest and highest
+        success: 0.9         # chance
+        detection: 0.7       # strength of its alerts, 0 to 1
+        lag: [0, 2]          # ticks until its alerts are seen, lowest and highest
+        exfil: true          # success ends the episode
+
+`python -m scenarios validate FILE` checks a file; `python -m scenarios schema` prints the JSON schema, which
+describes every field.
+"""
+
+from scenarios.load import ScenarioError, dump, load, loads, names
+from scenarios.model import SIGNALS, Asset, Identity, Scenario, Stage
+
+__all__ = [
+    "SIGNALS",
+    "Asset",
+    "Identity",
+    "Scenario",
+    "ScenarioError",
+    "Stage",
+    "dump",
+    "load",
+    "loads",
+    "names",
+]

@@ -1,0 +1,214 @@
+"""What must be true of a scenario beyond its single fields: references, and a path to exfiltration.
+
+Every check yields `Problem`s and is linear in the size of the scenario.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from scenarios import attack
+from scenarios.wording import did_you_mean
+
+if TYPE_CHECKING:
+    from scenarios.model import Scenario, Stage
+
+Loc = tuple[str | int, ...]
+
+
+class Problem(NamedTuple):
+    """One thing wrong: where (a path of field names and list positions), and what to do about it."""
+
+    loc: Loc
+    message: str
+    line: int = 0  # in the file, from 1; 0 when not known
+
+
+def stage_problems(stage: Stage) -> Iterator[Problem]:
+    """What is wrong within one stage whose fields are each well formed."""
+    if stage.asset is None and stage.identity is None:
+        yield Problem((), "targets nothing; give `asset:` or `identity:` (or both)")
+    if stage.compromises_asset and stage.asset is None:
+        yield Problem(
+            ("compromises_asset",), "is true but the stage has no asset; add `asset:` or remove this line"
+        )
+    if stage.compromises_identity and stage.identity is None:
+        yield Problem(
+            ("compromises_identity",),
+            "is true but the stage has no identity; add `identity:` or remove this line",
+        )
+    if stage.exfil and stage.asset is None:
+        yield Problem(
+            ("exfil",),
+            "is true but the stage has no asset, so its egress could never be blocked; "
+            "add `asset:`, the asset the data leaves through",
+        )
+    pair = attack.pair_problem(stage.tactic, stage.technique)
+    if pair:
+        yield Problem(("technique",), pair)
+    yield from _repeats("prerequisites", stage.prerequisites)
+    yield from _repeats("any_prerequisites", stage.any_prerequisites)
+    both = set(stage.prerequisites)
+    for i, name in enumerate(stage.any_prerequisites):
+        if name in both:
+            yield Problem(
+                ("any_prerequisites", i),
+                f"{name!r} is in prerequisites too, so the choice means nothing; keep it in one of the two",
+            )
+
+
+def scenario_problems(scenario: Scenario) -> Iterator[Problem]:
+    """What is wrong across a scenario whose parts are each well formed.
+
+    The graph is looked at only when every reference is good: a wrong name would bring follow-on problems.
+    """
+    references = [*_unique_ids(scenario), *_references(scenario)]
+    yield from references
+    if references:
+        return
+    if not any(stage.exfil for stage in scenario.stages):
+        yield Problem(
+            ("stages",), "no stage has `exfil: true`; mark the stage in which the data leaves the enterprise"
+        )
+    order = _order(scenario.stages)
+    if len(order) < len(scenario.stages):
+        yield Problem(
+            ("stages",),
+            "prerequisites go in a circle, so none of these stages can ever start: "
+            f"{' -> '.join(_circle(scenario.stages, set(order)))} (each is needed by the next); "
+            "remove one of these prerequisites",
+        )
+        return
+    yield from _unreachable(scenario.stages, order)
+
+
+def _repeats(field: str, names: Sequence[str]) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for i, name in enumerate(names):
+        if name in seen:
+            yield Problem((field, i), f"{name!r} is listed twice; remove one")
+        seen.add(name)
+
+
+def _unique_ids(scenario: Scenario) -> Iterator[Problem]:
+    first: dict[str, str] = {}
+    asset_ids = [asset.id for asset in scenario.assets]
+    identity_ids = [identity.id for identity in scenario.identities]
+    for kind, ids in (("assets", asset_ids), ("identities", identity_ids)):
+        for i, name in enumerate(ids):
+            place = f"{kind}[{i}]"
+            before = first.setdefault(name, place)
+            if before != place:
+                yield Problem(
+                    (kind, i, "id"),
+                    f"{name!r} is already the id of {before}; assets and identities share one set of "
+                    "ids, rename one of the two",
+                )
+    stages: dict[str, int] = {}
+    for i, stage in enumerate(scenario.stages):
+        before_stage = stages.setdefault(stage.id, i)
+        if before_stage != i:
+            yield Problem(
+                ("stages", i, "id"),
+                f"{stage.id!r} is already the id of stages[{before_stage}]; rename one of the two",
+            )
+
+
+def _references(scenario: Scenario) -> Iterator[Problem]:
+    assets = {asset.id: None for asset in scenario.assets}
+    identities = {identity.id: None for identity in scenario.identities}
+    stages = {stage.id: None for stage in scenario.stages}
+    for i, stage in enumerate(scenario.stages):
+        if stage.asset is not None and stage.asset not in assets:
+            yield Problem(
+                ("stages", i, "asset"), _unknown(stage.asset, "asset", assets, "identity", identities)
+            )
+        if stage.identity is not None and stage.identity not in identities:
+            yield Problem(
+                ("stages", i, "identity"), _unknown(stage.identity, "identity", identities, "asset", assets)
+            )
+        for field, names in (
+            ("prerequisites", stage.prerequisites),
+            ("any_prerequisites", stage.any_prerequisites),
+        ):
+            for j, name in enumerate(names):
+                if name not in stages:
+                    remedy = did_you_mean(name, list(stages)) or "; use the id of a stage of this file"
+                    yield Problem(("stages", i, field, j), f"{name!r} is not the id of any stage{remedy}")
+
+
+def _unknown(name: str, kind: str, known: dict[str, None], other: str, others: dict[str, None]) -> str:
+    if name in others:
+        return f"{name!r} is an {other}, not an {kind}; give it as `{other}: {name}`"
+    section = {"asset": "assets", "identity": "identities"}[kind]
+    remedy = did_you_mean(name, list(known)) or f"; use a listed id, or add it under `{section}:`"
+    return f"{name!r} is not the id of any {kind}{remedy}"
+
+
+def _needs(stage: Stage) -> tuple[str, ...]:
+    return (*stage.prerequisites, *stage.any_prerequisites)
+
+
+def _order(stages: Sequence[Stage]) -> list[str]:
+    """The ids with each after those it needs; stages on or behind a circle of prerequisites are left out."""
+    waiting = {stage.id: len(_needs(stage)) for stage in stages}
+    wanted_by: dict[str, list[str]] = {stage.id: [] for stage in stages}
+    for stage in stages:
+        for need in _needs(stage):
+            wanted_by[need].append(stage.id)
+    order = [name for name, count in waiting.items() if count == 0]
+    for done in order:  # grows as it is walked
+        for name in wanted_by[done]:
+            waiting[name] -= 1
+            if waiting[name] == 0:
+                order.append(name)
+    return order
+
+
+def _circle(stages: Sequence[Stage], ordered: set[str]) -> list[str]:
+    """The ids around one circle among the stages not in `ordered`, the first repeated at the end."""
+    needs = {stage.id: _needs(stage) for stage in stages}
+    # Each stage left over needs another one left over, so walking back must come round.
+    name = next(name for name in needs if name not in ordered)
+    walk: dict[str, None] = {}
+    while name not in walk:
+        walk[name] = None
+        name = next(need for need in needs[name] if need not in ordered)
+    circle = list(walk)[list(walk).index(name) :]
+    return [name, *reversed(circle)]
+
+
+def _unreachable(stages: Sequence[Stage], order: Sequence[str]) -> Iterator[Problem]:
+    """Stages that can never start, in the order of the file, and the lack of a possible exfil stage."""
+    by_id = {stage.id: stage for stage in stages}
+    why_never: dict[str, str] = {}
+
+    def bar(need: str) -> str:
+        """Why a stage that needs `need` can never start; empty when it can."""
+        if by_id[need].exfil:
+            return f"{need!r} is an exfil stage and the episode ends when it succeeds"
+        if by_id[need].success == 0:
+            return f"{need!r} has success 0, so it never succeeds"
+        return f"{need!r} can never start itself" if need in why_never else ""
+
+    for name in order:
+        every = [why for need in by_id[name].prerequisites if (why := bar(need))]
+        choice = [bar(need) for need in by_id[name].any_prerequisites]
+        if every:
+            why_never[name] = f"of its prerequisites, {every[0]}"
+        elif choice and all(choice):
+            why_never[name] = f"none of its any_prerequisites can be met: {', '.join(choice[:3])}"
+    for i, stage in enumerate(stages):
+        if stage.id in why_never:
+            yield Problem(
+                ("stages", i),
+                f"can never start: {why_never[stage.id]}; change its prerequisites or remove the stage",
+            )
+    exfil = [stage for stage in stages if stage.exfil]
+    if exfil and not any(stage.success > 0 and stage.id not in why_never for stage in exfil):
+        yield Problem(
+            ("stages",),
+            f"no exfil stage can ever succeed ({', '.join(stage.id for stage in exfil[:3])}); "
+            "give one a success above 0 and prerequisites that can be met",
+        )

@@ -1,0 +1,272 @@
+"""Scenario files in and out: `load`, `loads`, `dump`, and `ScenarioError`, which says what to change.
+
+A file is YAML (.yaml, .yml) or JSON (.json), UTF-8, at most 16 MiB. Its structure is checked first, then its
+fields, then what goes across fields, so correcting one round of problems may bring up the next.
+"""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from itertools import islice
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from scenarios.checks import Loc, Problem
+from scenarios.model import FORMAT, MAX_PROBLEMS, SIGNALS, Asset, Identity, Scenario, Stage
+from scenarios.read import MAX_FILE_BYTES, Odd, Tree, plain, read
+from scenarios.wording import did_you_mean, show
+
+_BUILT_IN = (
+    "supply_chain_token_drift",
+    "federated_identity_takeover",
+    "insider_repo_pivot",
+    "cloud_metadata_ssrf",
+)
+_SUFFIXES = (".yaml", ".yml", ".json")
+_SECTIONS: dict[str | int, type[BaseModel]] = {"assets": Asset, "identities": Identity, "stages": Stage}
+
+
+class ScenarioError(ValueError):
+    """A scenario cannot be used. `problems` holds one line for each thing wrong, at most 20 and a count.
+
+    A line is `file:line: path: what is wrong; what to do`, without the parts that are not known.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.args
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+def names() -> tuple[str, ...]:
+    """The names of the built-in scenarios."""
+    return _BUILT_IN
+
+
+def load(name_or_path: str | os.PathLike[str]) -> Scenario:
+    """The scenario with this built-in name, or in this .yaml, .yml or .json file.
+
+    Raises ScenarioError when the name is unknown, or the file cannot be read or is not a valid scenario.
+    """
+    name = os.fsdecode(name_or_path)
+    if name in _BUILT_IN:
+        return _load_built_in(name)
+    if not name.lower().endswith(_SUFFIXES):
+        raise ScenarioError(_unknown_name(name))
+    return loads(_decode(_read_bytes(name), name), source=name)
+
+
+def loads(text: str, source: str = "<string>") -> Scenario:
+    """The scenario in `text`: JSON if `source` ends in .json, else YAML. `source` names it in error messages.
+
+    Raises ScenarioError when the text is not a valid scenario.
+    """
+    _check_size(len(text), source)
+    tree = read(text, as_json=source.lower().endswith(".json"))
+    problems: Iterable[Problem] = tree.problems or _top_problems(tree.data)
+    if not problems:
+        try:
+            return Scenario.model_validate(tree.data)
+        except ValidationError as error:
+            problems = _field_problems(error, tree)
+    raise ScenarioError(*_lines(problems, tree, source))
+
+
+def dump(scenario: Scenario) -> str:
+    """The scenario as YAML that `loads` reads back to an equal scenario. Defaults are left out."""
+    text: str = yaml.dump(
+        scenario.model_dump(exclude_defaults=True),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=110,
+    )
+    return re.sub(r"^(assets|identities|stages):", r"\n\1:", text, flags=re.MULTILINE)
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: Any, text: str) -> yaml.Node:
+    # Quotes around whatever `loads` would not read as text; the YAML library knows other such words than it.
+    node: yaml.Node = dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if plain(text) == text else '"'
+    )
+    return node
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+@cache
+def _load_built_in(name: str) -> Scenario:
+    file = files("scenarios").joinpath("campaigns", f"{name}.yaml")
+    return loads(file.read_text(encoding="utf-8"), source=f"{name}.yaml")
+
+
+def _unknown_name(name: str) -> str:
+    close = get_close_matches(name[:100], _BUILT_IN, n=1)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    if os.path.isfile(name):
+        meant = f"to read it as a file, let its name end in {', '.join(_SUFFIXES)}; "
+    return (
+        f"{_printable(name) or '(empty name)'}: is not the name of a built-in scenario; {meant}"
+        f"built-in are {', '.join(_BUILT_IN)}, anything else is a path that ends in {', '.join(_SUFFIXES)}"
+    )
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        info = os.stat(path)
+        if stat.S_ISREG(info.st_mode) and info.st_size <= MAX_FILE_BYTES:
+            with open(path, "rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        remedy = "check its permissions" if isinstance(error, PermissionError) else "check the path"
+        raise ScenarioError(f"{_printable(path)}: {why[:1].lower() + why[1:]}; {remedy}") from None
+    if stat.S_ISDIR(info.st_mode):
+        raise ScenarioError(f"{_printable(path)}: is a directory; give the path of a file in it")
+    if not stat.S_ISREG(info.st_mode):
+        raise ScenarioError(f"{_printable(path)}: is not a regular file; copy the scenario into one")
+    _check_size(info.st_size, path)
+    _check_size(len(data), path)  # it may have grown
+    return data
+
+
+def _check_size(size: int, source: str) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ScenarioError(
+            f"{_printable(source)}: is {size:,} bytes long, the limit is {MAX_FILE_BYTES:,}; "
+            "make the scenario smaller"
+        )
+
+
+def _decode(data: bytes, source: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        found = (
+            "looks like UTF-16"
+            if data[:2] in (b"\xff\xfe", b"\xfe\xff")
+            else f"byte 0x{data[error.start]:02x}"
+        )
+        raise ScenarioError(
+            f"{_printable(source)}:{line}: is not UTF-8 text ({found}); save the file as UTF-8"
+        ) from None
+
+
+def _top_problems(data: Any) -> list[Problem]:
+    """Problems that would make all others noise."""
+    if not isinstance(data, dict):
+        fields = ", ".join(Scenario.model_fields)
+        return [Problem((), f"got {show(data)}; a scenario is a mapping with the fields {fields}")]
+    version = data.get("format")
+    if isinstance(version, int) and not isinstance(version, bool) and version != FORMAT:
+        message = (
+            f"got {version}, but only format {FORMAT} is known here; write `format: {FORMAT}`, or update"
+        )
+        return [Problem(("format",), f"{message} jaxsim-soc if the file is newer than it")]
+    return []
+
+
+def _field_problems(error: ValidationError, tree: Tree) -> Iterator[Problem]:
+    for item in error.errors(include_url=False):
+        loc = item["loc"]
+        if item["type"] == "scenario":
+            for problem in item["ctx"]["problems"]:
+                yield Problem((*loc, *problem.loc), problem.message)
+        elif item["type"] != "default_factory_not_called":  # this one only follows from another
+            yield Problem(loc, _field_message(item["type"], loc, item["input"], tree))
+
+
+def _field_message(kind: str, loc: Loc, value: Any, tree: Tree) -> str:
+    """What to say of a value that pydantic refused with an error of this kind."""
+    model = _SECTIONS.get(loc[0], Scenario) if len(loc) > 1 else Scenario
+    field = next(str(part) for part in reversed(loc) if isinstance(part, str))
+    if kind == "extra_forbidden":
+        known = list(model.model_fields)
+        remedy = did_you_mean(field, known) or f"; remove it (the fields are {', '.join(known)})"
+        return f"is not a known field{remedy}"
+    if kind == "model_type":
+        return f"got {show(value)}; expected a mapping with the fields {', '.join(model.model_fields)}"
+    about = model.model_fields[field]
+    meaning = f"`{field}` is {about.description}"
+    example = about.examples[0] if about.examples else None
+    as_text = example if isinstance(example, str) else json.dumps(example)
+    if kind == "missing":
+        add = f"`{field}: {as_text}`" if about.examples else "it"
+        return f"is missing; add {add}; {meaning}"
+    if field == "signal" and value is None and "signal" not in tree.at(loc[:-1]):
+        return f"is missing, and the tactic has no signal of its own; add one; {meaning}"
+    if field == "signal" and isinstance(value, str) and did_you_mean(value, SIGNALS):
+        return f"got {show(value)}{did_you_mean(value, SIGNALS)}"
+    shown = f", for example `{field}: {as_text}`" if about.examples else ""
+    return f"got {show(value)}{_hint(kind, value)}; {meaning}{shown}"
+
+
+def _hint(kind: str, value: Any) -> str:
+    """What is likely to be behind a value of the wrong type; empty when its limits are the matter."""
+    if isinstance(value, Odd):
+        return f", {value.why}"
+    if kind in ("int_type", "float_type", "bool_type") and isinstance(value, str):
+        wanted = (bool,) if kind == "bool_type" else (int, float)
+        return ", which is text; remove the quotes" if isinstance(plain(value), wanted) else ", which is text"
+    if kind == "string_type" and isinstance(value, int | float):
+        return ", which is not text; put it in quotes"
+    if kind == "int_type" and isinstance(value, float):
+        return ", which is not written as a whole number"
+    if kind == "tuple_type":
+        return ", which is not a list"
+    if kind == "too_long":
+        return f", which is {len(value)} in all"
+    return ""
+
+
+def _lines(problems: Iterable[Problem], tree: Tree, source: str) -> list[str]:
+    problems = iter(problems)
+    lines = [_line(problem, tree, source) for problem in islice(problems, MAX_PROBLEMS)]
+    if next(problems, None) is not None:
+        lines.append(f"{_printable(source)}: and more problems; correct these first")
+    return lines
+
+
+def _line(problem: Problem, tree: Tree, source: str) -> str:
+    number = problem.line or tree.line(problem.loc)
+    parts = [_printable(source) + (f":{number}" if number else "")]
+    if problem.loc:
+        parts.append(_path(problem.loc, tree))
+    return ": ".join([*parts, problem.message])
+
+
+def _path(loc: Loc, tree: Tree) -> str:
+    """A path such as `stages[2].dwell (payments-pivot)`, with the id of the entry it is in."""
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            name = part if re.fullmatch(r"[\w.-]{1,60}", part, re.ASCII) else show(part)
+            path += f".{name}" if path else name
+    entry = tree.at((*loc[:2], "id")) if len(loc) >= 2 else None
+    return f"{path} ({entry})" if isinstance(entry, str) and re.fullmatch(r"[\w.-]{1,64}", entry) else path
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else repr(text)

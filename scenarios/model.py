@@ -1,0 +1,297 @@
+"""The plain data of a scenario, checked on construction.
+
+The four models are frozen and strict: no unknown field, no string for a number, no bool for an integer, no
+NaN. Building one in code with bad values raises `pydantic.ValidationError`; `scenarios.load` turns that into
+a `ScenarioError` a person can act on. The description and example of each field go into the published JSON
+schema and into the error messages.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from scenarios import attack
+from scenarios.checks import Problem, scenario_problems, stage_problems
+
+FORMAT = 1
+MAX_ASSETS = 16384
+MAX_IDENTITIES = 16384
+MAX_STAGES = 256
+MAX_TICKS = 10_000
+MAX_LAG = 64
+MAX_PROBLEMS = 20  # reported at a time
+
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._/-]{0,63}$"
+_ID_TEXT = "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 64 in all"
+_LABEL_TEXT = (
+    "letters, digits, spaces and any of . _ / -, beginning with a letter or digit, at most 64 in all"
+)
+# One line without control characters: this text is printed on terminals and put into prompts.
+LINE_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
+PROSE_PATTERN = r"^[^\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]*$"
+
+Signal = Literal["auth_anomaly", "lateral_movement", "data_staging", "egress_anomaly", "background_noise"]
+SIGNALS: tuple[str, ...] = get_args(Signal)
+
+DEFAULT_SIGNALS: dict[str, Signal] = {
+    "TA0001": "auth_anomaly",  # Initial Access
+    "TA0006": "auth_anomaly",  # Credential Access
+    "TA0008": "lateral_movement",  # Lateral Movement
+    "TA0002": "lateral_movement",  # Execution
+    "TA0009": "data_staging",  # Collection
+    "TA0007": "data_staging",  # Discovery
+    "TA0010": "egress_anomaly",  # Exfiltration
+}
+
+
+def _refuse(problems: Iterable[Problem]) -> None:
+    """Raise what pydantic reports if there is any problem; `problems` is read no further than is reported."""
+    found = list(islice(problems, MAX_PROBLEMS + 1))
+    if found:
+        text = "; ".join(problem.message for problem in found[:MAX_PROBLEMS])
+        raise PydanticCustomError("scenario", "{text}", {"text": text, "problems": found})
+
+
+def _ordered(bounds: tuple[int, int]) -> tuple[int, int]:
+    low, high = bounds
+    if low > high:
+        _refuse([Problem((), f"the low end {low} is above the high end {high}; write [{high}, {low}]")])
+    return bounds
+
+
+def _none_wrong(check: Callable[[str], str | None]) -> Callable[[str], str]:
+    """A validator that lets a text through when `check` finds no problem with it."""
+
+    def validate(text: str) -> str:
+        problem = check(text)
+        if problem:
+            _refuse([Problem((), problem)])
+        return text
+
+    return validate
+
+
+def _at_most(limit: int) -> BeforeValidator:
+    """Refuse a list that is too long before each of its items is looked at."""
+
+    def validate(items: Any) -> Any:
+        if isinstance(items, list | tuple) and len(items) > limit:
+            _refuse([Problem((), f"has {len(items)} entries, but at most {limit} are allowed; remove some")])
+        return items
+
+    return BeforeValidator(validate)
+
+
+def _default_signal(earlier: dict[str, Any]) -> Any:
+    # None is no signal, so it is refused and the user is asked for one.
+    return DEFAULT_SIGNALS.get(earlier["tactic"])
+
+
+Id = Annotated[str, Field(pattern=ID_PATTERN)]
+Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
+Line = Annotated[str, Field(pattern=LINE_PATTERN, max_length=120)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+# Lists and tuples are both fine where a sequence is wanted; what is in them stays strict.
+Dwell = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MAX_TICKS)], Annotated[int, Field(ge=1, le=MAX_TICKS)]],
+    Field(strict=False),
+    AfterValidator(_ordered),
+]
+Lag = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=MAX_LAG)], Annotated[int, Field(ge=0, le=MAX_LAG)]],
+    Field(strict=False),
+    AfterValidator(_ordered),
+]
+StageIds = Annotated[tuple[Id, ...], Field(strict=False, max_length=MAX_STAGES), _at_most(MAX_STAGES)]
+Tactic = Annotated[
+    str,
+    AfterValidator(_none_wrong(attack.tactic_problem)),
+    Field(json_schema_extra={"pattern": r"^TA\d{4}$"}),
+]
+Technique = Annotated[
+    str,
+    AfterValidator(_none_wrong(attack.technique_problem)),
+    Field(json_schema_extra={"pattern": r"^T\d{4}(\.\d{3})?$"}),
+]
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Asset(_Plain):
+    """A machine, service or data store that a defender can isolate, patch or cut off from egress."""
+
+    id: Id = Field(
+        description=f"the name stages use: {_ID_TEXT}",
+        examples=["ci-runner-01"],
+    )
+    kind: Label = Field(
+        description=f"the sort of asset: {_LABEL_TEXT}",
+        examples=["datastore"],
+    )
+    criticality: Fraction = Field(
+        description="what the business loses when the asset is isolated, a number from 0 to 1", examples=[0.9]
+    )
+    segment: Label = Field(
+        description=f"the part of the network it is in: {_LABEL_TEXT}",
+        examples=["prod"],
+    )
+
+
+class Identity(_Plain):
+    """A person or service account that a defender can revoke."""
+
+    id: Id = Field(
+        description=f"the name stages use: {_ID_TEXT}",
+        examples=["svc-ci-deploy"],
+    )
+    role: Label = Field(
+        description=f"the work it does: {_LABEL_TEXT}",
+        examples=["engineer"],
+    )
+    privilege: Fraction = Field(
+        description="what the business loses when the identity is revoked, a number from 0 to 1",
+        examples=[0.6],
+    )
+
+
+class Stage(_Plain):
+    """One step of the attacker. It starts when its prerequisites have succeeded."""
+
+    id: Id = Field(
+        description=f"the name prerequisites use: {_ID_TEXT}",
+        examples=["token-theft"],
+    )
+    name: Line = Field(
+        description="the stage in a few words: one line of at most 120 characters",
+        examples=["Steal a CI token"],
+    )
+    tactic: Tactic = Field(description="an ATT&CK Enterprise tactic id", examples=["TA0006"])
+    technique: Technique = Field(
+        description="the id of an ATT&CK Enterprise technique or sub-technique of that tactic",
+        examples=["T1528"],
+    )
+    prerequisites: StageIds = Field(
+        default=(),
+        description="a list of the ids of stages that must all have succeeded first",
+        examples=[["token-theft"]],
+    )
+    any_prerequisites: StageIds = Field(
+        default=(),
+        description="a list of the ids of stages, at least one of which must have succeeded first",
+        examples=[["phishing", "password-spray"]],
+    )
+    asset: Id | None = Field(
+        default=None, description="the id of the asset the stage works on, or null", examples=["ci-runner-01"]
+    )
+    identity: Id | None = Field(
+        default=None,
+        description="the id of the identity the stage works with, or null",
+        examples=["svc-ci-deploy"],
+    )
+    dwell: Dwell = Field(
+        description=f"the time it takes: [low, high] in whole ticks, 1 <= low <= high <= {MAX_TICKS}",
+        examples=[[2, 5]],
+    )
+    success: Fraction = Field(
+        description="the chance that the stage succeeds once its dwell is over, a number from 0 to 1",
+        examples=[0.8],
+    )
+    detection: Fraction = Field(
+        description="the strength with which the stage shows in alerts, a number from 0 to 1", examples=[0.45]
+    )
+    lag: Lag = Field(
+        description="the time until its alerts are seen: [low, high] in whole ticks, "
+        f"0 <= low <= high <= {MAX_LAG}",
+        examples=[[2, 6]],
+    )
+    compromises_asset: bool = Field(
+        default=False, description="true or false: whether success compromises the asset", examples=[True]
+    )
+    compromises_identity: bool = Field(
+        default=False, description="true or false: whether success compromises the identity", examples=[True]
+    )
+    exfil: bool = Field(
+        default=False,
+        description="true or false: whether success takes the data out and ends the episode",
+        examples=[True],
+    )
+    signal: Signal = Field(
+        default_factory=_default_signal,
+        validate_default=True,
+        description=f"what its alerts look like, one of {', '.join(SIGNALS)}; it may be left out for TA0001, "
+        "TA0006 (auth_anomaly), TA0008, TA0002 (lateral_movement), TA0009, TA0007 (data_staging) and TA0010 "
+        "(egress_anomaly)",
+        examples=["auth_anomaly"],
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _refuse(stage_problems(self))
+        return self
+
+
+class Scenario(_Plain):
+    """An enterprise and one attack campaign against it. The listed order is part of the data."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "$comment": "Generated from scenarios/model.py; print it with: python -m scenarios schema",
+        }
+    )
+
+    format: Annotated[int, Field(ge=FORMAT, le=FORMAT)] = Field(
+        description=f"the version of the file format, the whole number {FORMAT}", examples=[FORMAT]
+    )
+    id: Id = Field(
+        description=f"the name of the scenario: {_ID_TEXT}",
+        examples=["insider_repo_pivot"],
+    )
+    title: Line = Field(
+        description="the scenario in a few words: one line of at most 120 characters",
+        examples=["Insider pivots through the repository"],
+    )
+    description: Annotated[str, Field(pattern=PROSE_PATTERN, max_length=4000)] = Field(
+        default="",
+        description="what happens, for people to read, at most 4000 characters, no tabs",
+        examples=["An insider ..."],
+    )
+    held_out: bool = Field(
+        default=False,
+        description="true or false: whether the scenario is kept out of training data",
+        examples=[True],
+    )
+    horizon: Annotated[int, Field(ge=1, le=MAX_TICKS)] = Field(
+        description=f"the length of the longest episode in ticks, a whole number from 1 to {MAX_TICKS}",
+        examples=[70],
+    )
+    noise_rate: Fraction = Field(
+        description="the chance of one background alert each tick, a number from 0 to 1", examples=[0.2]
+    )
+    assets: Annotated[
+        tuple[Asset, ...], Field(strict=False, min_length=1, max_length=MAX_ASSETS), _at_most(MAX_ASSETS)
+    ] = Field(
+        description=f"a list of 1 to {MAX_ASSETS} assets, each with id, kind, criticality and segment",
+        examples=[[{"id": "app", "kind": "service", "criticality": 0.7, "segment": "prod"}]],
+    )
+    identities: Annotated[
+        tuple[Identity, ...], Field(strict=False, max_length=MAX_IDENTITIES), _at_most(MAX_IDENTITIES)
+    ] = Field(
+        default=(),
+        description=f"a list of at most {MAX_IDENTITIES} identities, each with id, role and privilege",
+        examples=[[{"id": "alice", "role": "engineer", "privilege": 0.6}]],
+    )
+    stages: Annotated[
+        tuple[Stage, ...], Field(strict=False, min_length=1, max_length=MAX_STAGES), _at_most(MAX_STAGES)
+    ] = Field(description=f"a list of 1 to {MAX_STAGES} stages; the attacker takes the first that can start")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _refuse(scenario_problems(self))
+        return self

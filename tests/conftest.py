@@ -1,0 +1,24 @@
+"""Settings that every test runs under: strict arithmetic, one thread, and property tests without a clock.
+
+Mixing dtypes and mixing ranks are errors here (a scalar may still meet an array of any shape). A benchmark that
+wants ranks promoted can say so for itself with `jax.numpy_rank_promotion("allow")`.
+"""
+
+import os
+
+# Before JAX is imported: a test run is many small programs, for which more threads only get in each other's way.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+
+import hypothesis
+import jax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile("local", deadline=None, max_examples=60)
+hypothesis.settings.register_profile(
+    "ci", deadline=None, max_examples=60, derandomize=True, database=None, print_blob=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")

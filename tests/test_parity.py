@@ -1,0 +1,854 @@
+"""The simulator against its plain-Python twin: step by step on the same noise, then in the mean on their own.
+
+    python tests/test_parity.py --episodes 20000 --jobs 2
+
+runs the comparison of means at full size and prints it; `pytest` runs it with fewer episodes of the slower twin.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import math
+import multiprocessing
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import twin
+
+import scenarios
+from jaxsim import attacker, env, policies, reward, telemetry
+from jaxsim.compile import dims_of
+from jaxsim.defender import defend
+from jaxsim.names import action_text, entity_names, parse_plan
+from jaxsim.rollout import EpisodeStats, episode_keys, rollout_many, start, tick_noise
+from jaxsim.types import (
+    CONFIRMED,
+    CUT_OFF,
+    EGRESS_BLOCKED,
+    EXFIL,
+    PATCHED,
+    RUNNING,
+    Channels,
+    Dims,
+    Params,
+    RewardWeights,
+    Signals,
+    State,
+)
+
+BRANCHING = """
+format: 1
+id: branching
+title: Two ways in, a join of each kind, two ways out
+horizon: 40
+noise_rate: 0.5
+assets:
+  - {id: mailer, kind: service, criticality: 0.35, segment: edge}
+  - {id: proxy, kind: service, criticality: 0.4, segment: edge}
+  - {id: desktop, kind: host, criticality: 0.6, segment: office}
+  - {id: ledger, kind: datastore, criticality: 1.0, segment: data}
+  - {id: printer, kind: host, criticality: 0.1, segment: office}
+identities:
+  - {id: alice, role: clerk, privilege: 0.5}
+  - {id: bob, role: admin, privilege: 1.0}
+  - {id: carol, role: auditor, privilege: 0.0}
+stages: # listed against the order in which they can run
+  - {id: out-by-mail, name: m, tactic: TA0010, technique: T1041, prerequisites: [foothold],
+     any_prerequisites: [spray, collect], asset: mailer, dwell: [3, 3], success: 0.5, detection: 0.9, lag: [0, 0],
+     exfil: true}
+  - {id: out-by-web, name: w, tactic: TA0010, technique: T1041, prerequisites: [collect, phish], asset: proxy,
+     identity: bob, dwell: [1, 2], success: 0.6, detection: 1.0, lag: [1, 7], exfil: true}
+  - {id: collect, name: c, tactic: TA0009, technique: T1213, prerequisites: [foothold], asset: ledger,
+     identity: bob, dwell: [1, 6], success: 0.9, detection: 0.6, lag: [0, 3], compromises_asset: true,
+     compromises_identity: true}
+  - {id: foothold, name: f, tactic: TA0002, technique: T1610, any_prerequisites: [phish, spray], asset: desktop,
+     dwell: [1, 1], success: 1.0, detection: 0.1, lag: [0, 4], compromises_asset: true, signal: background_noise}
+  - {id: phish, name: p, tactic: TA0001, technique: T1566.002, identity: alice, dwell: [2, 4], success: 0.7,
+     detection: 0.5, lag: [1, 2], compromises_identity: true}
+  - {id: spray, name: s, tactic: TA0006, technique: T1621, asset: proxy, identity: alice, dwell: [1, 5],
+     success: 0.7, detection: 0.3, lag: [2, 6]}
+"""
+
+NO_IDENTITIES = """
+format: 1
+id: no-identities
+title: Nobody to revoke, and a background alert at every tick
+horizon: 12
+noise_rate: 1.0
+assets:
+  - {id: box, kind: host, criticality: 0.5, segment: lab}
+  - {id: door, kind: host, criticality: 0.25, segment: lab}
+stages:
+  - {id: in, name: i, tactic: TA0009, technique: T1213, asset: box, dwell: [1, 9], success: 0.8, detection: 0.7,
+     lag: [0, 5], compromises_asset: true}
+  - {id: out, name: o, tactic: TA0010, technique: T1041, prerequisites: [in], asset: door, dwell: [2, 4],
+     success: 0.9, detection: 0.5, lag: [0, 1], exfil: true}
+"""
+
+CAMPAIGNS = {name: scenarios.load(name) for name in scenarios.names()}
+SCENARIOS = CAMPAIGNS | {s.id: s for s in map(scenarios.loads, (BRANCHING, NO_IDENTITIES))}
+DIMS = dims_of(list(SCENARIOS.values()))  # one size for all, so that each program here is compiled once
+CELLS = list(itertools.product(SCENARIOS, twin.PERSONALITIES))
+CAMPAIGN_CELLS = list(itertools.product(CAMPAIGNS, twin.PERSONALITIES))
+
+EPISODES = 150  # of each cell, step by step
+TOLERANCE = 1e-5  # single against double precision
+EDGE = 1e-6  # draws this near to a threshold may fall on either side of it
+STATUS = ("idle", "in_progress", "succeeded", "failed", "blocked")
+END = (None, "exfil", "attacker_done", "horizon")
+
+
+# --- the simulator: whole episodes of given actions ----------------------------------------------------------------
+
+
+class Played(NamedTuple):
+    """Ticks 1, 2, ... of an episode; rows after its end repeat the last state."""
+
+    state: State
+    signals: Signals
+    channels: Channels  # under each of the rewards
+    total: jax.Array
+    block: jax.Array  # the noise of the tick
+
+
+def stack(many: Sequence[Any]) -> Any:
+    """A pytree of the same kind with a leading axis."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *many)
+
+
+def three_rewards() -> RewardWeights:
+    rewards: RewardWeights = stack([reward.weights(name) for name in twin.REWARDS])
+    return rewards
+
+
+def play_one(dims: Dims, params: Params, weights: RewardWeights, key: jax.Array, plan: jax.Array) -> Played:
+    def tick(state: State, action: jax.Array) -> tuple[State, Played]:
+        block = tick_noise(key, state.tick + 1)
+        after, signals = env.transition(dims, state, action, block, params)
+        channels = reward.channels(signals, weights)
+        return after, Played(after, signals, channels, reward.total(channels, weights), block)
+
+    played: Played = jax.lax.scan(tick, start(dims, key, params), plan)[1]
+    return played
+
+
+@partial(jax.jit, static_argnames="dims")
+def play(dims: Dims, params: Params, weights: RewardWeights, keys: jax.Array, plans: jax.Array) -> Played:
+    """Episodes, plans (E, T): every leaf gets the axes (E, T)."""
+    return jax.vmap(partial(play_one, dims, params, weights))(keys, plans)
+
+
+@cache
+def params_of(name: str, personality: str, preset: str = "evidence") -> Params:
+    return env.make_params(SCENARIOS[name], DIMS, "classic", preset, personality)
+
+
+def random_plans(rng: np.random.Generator, episodes: int, ticks: int) -> np.ndarray:
+    """Plans from passive to frantic, (E, T), one action in ten of the frantic ones outside the table."""
+    busy = rng.choice([0.0, 0.1, 0.3, 1.0], (episodes, 1))
+    drawn = rng.integers(-2, DIMS.actions + 2, (episodes, ticks))
+    return np.where(rng.random((episodes, ticks)) < busy, drawn, 0).astype(np.int32)
+
+
+# --- both in one tongue ----------------------------------------------------------------------------------------------
+
+
+def named_action(scenario: scenarios.Scenario, dims: Dims, action: int) -> twin.Action:
+    """The twin's form of an action; what is not in the table becomes an action on nobody."""
+    text = action_text(action, scenario, dims)
+    if text == "INVALID":
+        return twin.INVESTIGATE, "nobody"
+    verb, _, target = text.partition(" ")
+    return verb, target or None
+
+
+class Reader:
+    """Reads states of the simulator, as plain lists, into states of the twin."""
+
+    def __init__(self, scenario: scenarios.Scenario, personality: str, dims: Dims = DIMS) -> None:
+        self.scenario, self.personality, self.dims = scenario, personality, dims
+        self.fresh = twin.reset(scenario, personality)
+        self.entities = entity_names(scenario, dims)
+        self.stages = [stage.id for stage in scenario.stages]
+
+    def names(self, mask: list[bool]) -> set[str]:
+        return {str(self.entities[i]) for i, on in enumerate(mask) if on}
+
+    def name(self, entity: int) -> str | None:
+        return self.entities[entity] if entity >= 0 else None
+
+    def read(self, s: State, pending: bool = True) -> twin.State:
+        """The twin of a state; `pending` False leaves the alerts in flight out."""
+        cut_off = self.names(s.marks[CUT_OFF])
+        return twin.State(
+            scenario=self.scenario,
+            personality=self.fresh.personality,
+            criticality=self.fresh.criticality,
+            privilege=self.fresh.privilege,
+            named=self.fresh.named,
+            status={x: STATUS[k] for x, k in zip(self.stages, s.status, strict=False)},
+            tick=s.tick,
+            done=s.end != RUNNING,
+            end=END[s.end],
+            current=self.scenario.stages[s.stage] if s.stage >= 0 else None,
+            stage_end=s.stage_end,
+            acted=s.acted,
+            isolated=cut_off & self.fresh.criticality.keys(),
+            egress_blocked=self.names(s.marks[EGRESS_BLOCKED]),
+            patched=self.names(s.marks[PATCHED]),
+            revoked=cut_off - self.fresh.criticality.keys(),
+            compromised=self.names(s.compromised),
+            confirmed=self.names(s.marks[CONFIRMED]),
+            pending=self.in_flight(s) if pending else [],
+            alerts=self.in_view(s),
+            forensics=self.results(s),
+        )
+
+    def alert(self, code: int, severity: float, visible: int) -> twin.Alert:
+        signal, asset, identity = code & 7, (code >> 3 & 2**14 - 1) - 1, code >> 17
+        at = identity + self.dims.assets - 1 if identity else -1
+        return twin.Alert(twin.SIGNALS[signal], self.name(asset), self.name(at), severity, visible)
+
+    def in_flight(self, s: State) -> list[twin.Alert]:
+        """Oldest first. Row a was raised a ticks before the end of this tick."""
+        code, lags, severities = s.pending
+        return [
+            self.alert(code[a], severities[a][i], s.tick - a + lags[a][i])
+            for a in reversed(range(self.dims.max_lag))
+            for i in (0, 1)
+            if lags[a][i] > a
+        ]
+
+    def in_view(self, s: State) -> list[twin.Alert]:
+        code, severity, tick, count = s.alerts
+        slots = [n % self.dims.alerts for n in range(max(0, count - self.dims.alerts), count)]
+        return [self.alert(code[i], severity[i], tick[i]) for i in slots]
+
+    def results(self, s: State) -> list[twin.Forensic]:
+        entity, compromised, confidence, tick, count = s.forensics
+        slots = [n % self.dims.forensics for n in range(max(0, count - self.dims.forensics), count)]
+        verdict = ("clean", "compromised")
+        return [
+            twin.Forensic(str(self.name(entity[i])), verdict[compromised[i]], confidence[i], tick[i]) for i in slots
+        ]
+
+
+def rows(tree: Any, length: int) -> list[Any]:
+    """The first `length` entries along the leading axis, leaves as plain Python."""
+    leaves, shape = jax.tree.flatten(tree)
+    return [shape.unflatten(row) for row in zip(*(x[:length].tolist() for x in leaves), strict=True)]
+
+
+EXACT = (
+    *("status", "tick", "done", "end", "current", "stage_end", "acted", "isolated", "egress_blocked"),
+    *("patched", "revoked", "compromised", "confirmed"),
+)
+
+
+def differences(ours: twin.State, theirs: twin.State) -> list[str]:
+    """What two states do not agree in: all but severities and confidences to the letter."""
+    found = [f for f in EXACT if getattr(ours, f) != getattr(theirs, f)]
+    for f in ("pending", "alerts", "forensics"):
+        a, b = getattr(ours, f), getattr(theirs, f)
+        if len(a) != len(b) or not all(map(same_record, a, b)):
+            found.append(f)
+    return found
+
+
+def same_record(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Alerts or forensic results alike but for the rounding of the one real number in them."""
+    return a[-1] == b[-1] and a[:-2] == b[:-2] and abs(a[-2] - b[-2]) < TOLERANCE
+
+
+def signals_of(tick: twin.Tick) -> Signals:
+    """A tick of the twin in the simulator's terms."""
+    left = tick.stages_total - tick.stages_succeeded
+    clean = tick.done and not tick.exfil and tick.stages_succeeded == 0
+    other = tick.done and not tick.exfil and not clean
+    return Signals(
+        confirmed=tick.newly_confirmed,
+        active_blocks=tick.active_blocks,
+        preemptive_blocks=tick.preemptive_blocks,
+        containments=tick.containments,
+        evidence_backed=tick.evidence_backed,
+        false_positives=tick.false_positives,
+        load=tick.load,
+        invalid=tick.invalid,
+        exfil=tick.exfil,
+        exfil_stages_left=left * tick.exfil,
+        clean=clean,
+        stages_left=left * other,
+        passive=other and not tick.acted,
+    )
+
+
+def points_of(tick: twin.Tick) -> list[float]:
+    """The seven channels and the total under each reward, the rewards one after the other."""
+    found: list[float] = []
+    for weights in twin.REWARDS.values():
+        parts = twin.channels(tick, weights)
+        found += [*(parts[name] for name in Channels._fields), twin.total(parts, weights)]
+    return found
+
+
+def near(u: float, *thresholds: float) -> bool:
+    return any(abs(u - t) < EDGE for t in thresholds)
+
+
+def near_step(u: float, count: float) -> bool:
+    """Whether a draw lies where floor(u x count) jumps."""
+    return near(u * count / max(count, 1.0), round(u * count) / max(count, 1.0))
+
+
+def on_an_edge(scenario: scenarios.Scenario, who: twin.Personality, u: twin.Draws) -> bool:
+    """Whether single and double precision may part ways on these draws: one of them lies on a threshold."""
+    if near(u.forensic_error, 0.15, 0.12) or near(u.pause, who.pause) or near(u.background, scenario.noise_rate):
+        return True
+    for s in scenario.stages:
+        p = twin.clip(s.success + who.bias, 0.05, 0.99)
+        strength = twin.clip(s.detection * who.detection, 0.0, 1.0)
+        low, high = (max(1, round(d * who.dwell)) for d in s.dwell)
+        span = s.lag[1] - s.lag[0] + 1
+        if near(u.stage_success, p, max(0.05, p - 0.3)) or near_step(u.dwell, high - low + 1):
+            return True
+        if any(near(x, strength) for x in (u.alert_1, u.alert_2)):
+            return True
+        if any(near_step(x, span) for x in (u.lag_1, u.lag_2)):
+            return True
+    w = 2 * u.background_entity / 0.7
+    counts = (len(scenario.assets), len(scenario.identities))
+    return (
+        near_step(u.background / max(scenario.noise_rate, EDGE), 5)
+        or near(w, 1, 2)
+        or any(near_step(w % 1, n) for n in counts if n)
+    )
+
+
+# --- (a) step by step ------------------------------------------------------------------------------------------------
+
+
+def first_difference(reader: Reader, plan: list[int], played: list[Played]) -> tuple[str, twin.Draws] | None:
+    """Play an episode again with the twin, on the noise of the simulator's, until they differ."""
+    state = twin.reset(reader.scenario, reader.personality)
+    for action, row in zip(plan, played, strict=False):
+        u = twin.Draws._make(row.block)
+        tick = twin.step(state, named_action(reader.scenario, reader.dims, action), u)
+        found = differences(reader.read(row.state), state)
+        found += [f for f, a, b in zip(Signals._fields, row.signals, signals_of(tick), strict=True) if differ(a, b)]
+        ours = [x for r in range(len(twin.REWARDS)) for x in (*(c[r] for c in row.channels), row.total[r])]
+        if any(map(differ, ours, points_of(tick))):
+            found.append("points")
+        if differ(row.state.load, tick.load):
+            found.append("load")
+        if found:
+            return f"tick {state.tick}, {action_text(action, reader.scenario, reader.dims)}: {found}", u
+    assert state.done, "the simulator ended an episode that the twin goes on with"
+    return None
+
+
+def differ(a: float, b: float) -> bool:
+    return abs(a - b) > TOLERANCE
+
+
+def skipped(reader: Reader, plans: np.ndarray, played: Played) -> int:
+    """Compare every episode; how many went apart on the edge of a threshold. Any other difference fails."""
+    who, count = twin.PERSONALITIES[reader.personality], 0
+    lengths = np.asarray(played.state.tick)[:, -1]
+    played = jax.tree.map(np.asarray, played)
+    for e, length in enumerate(lengths.tolist()):
+        episode = rows(jax.tree.map(lambda x, e=e: x[e], played), length)
+        found = first_difference(reader, plans[e].tolist(), episode)
+        if found is not None:
+            message, u = found
+            assert on_an_edge(reader.scenario, who, u), f"episode {e}: {message}"
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize(("name", "personality"), CELLS)
+def test_every_tick_equals_the_twin(name: str, personality: str) -> None:
+    """State, alerts in arrival order, forensics, signals, channels and totals of every tick, under three rewards."""
+    ticks = max(s.horizon for s in SCENARIOS.values())
+    plans = random_plans(np.random.default_rng(CELLS.index((name, personality))), EPISODES, ticks)
+    keys = episode_keys(jax.random.key(11), EPISODES)
+    played = play(DIMS, params_of(name, personality), three_rewards(), keys, jnp.asarray(plans))
+    assert (np.asarray(played.state.end)[:, -1] != RUNNING).all()
+    assert skipped(Reader(SCENARIOS[name], personality), plans, played) < 0.01 * EPISODES
+
+
+def test_a_difference_is_noticed() -> None:
+    """The comparison itself: one unit changed in any one leaf of any one tick's record must be reported."""
+    name, personality = "branching", "opportunistic"
+    plans = random_plans(np.random.default_rng(5), EPISODES, 80)
+    keys = episode_keys(jax.random.key(12), EPISODES)
+    played = jax.tree.map(
+        np.asarray, play(DIMS, params_of(name, personality), three_rewards(), keys, jnp.asarray(plans))
+    )
+    e = int(np.argmax(played.state.tick[:, -1] * (played.state.alerts.count[:, -1] > 12)))
+    reader, length = Reader(SCENARIOS[name], personality), int(played.state.tick[e, -1])
+    episode = jax.tree.map(lambda x: x[e], played)
+    assert first_difference(reader, plans[e].tolist(), rows(episode, length)) is None
+    watched = (
+        *("tick", "end", "acted", "status", "stage", "compromised", "marks", "load"),
+        *("alerts.code", "alerts.severity", "alerts.tick", "alerts.count"),
+    )
+    for field in watched:
+        changed = spoil(episode, field, length // 2)
+        assert first_difference(reader, plans[e].tolist(), rows(changed, length)) is not None, field
+    for field in Signals._fields:
+        x = getattr(episode.signals, field).copy()
+        x[length // 2] += 1
+        changed = episode._replace(signals=episode.signals._replace(**{field: x}))
+        assert first_difference(reader, plans[e].tolist(), rows(changed, length)) is not None, field
+
+
+def spoil(episode: Played, field: str, tick: int) -> Played:
+    """The record with one leaf of its state changed at one tick: the first number of it."""
+    head, _, tail = field.partition(".")
+    leaf = getattr(episode.state, head)
+    old = getattr(leaf, tail) if tail else leaf
+    x = old.copy().reshape(len(old), -1)
+    x[tick, 0] = ~x[tick, 0] if x.dtype == bool else (x[tick, 0] + 1) % 5 if field == "status" else x[tick, 0] + 1
+    new = x.reshape(old.shape)
+    return episode._replace(state=episode.state._replace(**{head: leaf._replace(**{tail: new}) if tail else new}))
+
+
+# --- (a) sub-step by sub-step ----------------------------------------------------------------------------------------
+
+
+class SubSteps(NamedTuple):
+    """One tick taken apart: the state after each sub-step, and what each reports."""
+
+    defended: State
+    surfaced: State
+    progressed: State
+    started: State
+    blocked: State
+    joined: State  # by the background alert
+    acted: jax.Array
+    confirmed: jax.Array
+    containment: jax.Array
+    evidence_backed: jax.Array
+    false_positive: jax.Array
+    invalid: jax.Array
+    active: jax.Array
+    exfil: jax.Array
+    preemptive: jax.Array
+
+
+@partial(jax.jit, static_argnames="dims")
+@partial(jax.vmap, in_axes=(None, None, 0, 0, 0))
+def sub_steps(dims: Dims, params: Params, state: State, action: jax.Array, block: jax.Array) -> SubSteps:
+    live = state.end == RUNNING
+    nothing = (jnp.zeros((), bool), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+    landed = jax.tree.map(jnp.zeros_like, state.pending)
+    a, d = defend(dims, state._replace(tick=state.tick + 1), action, live, block, params)
+    b = a._replace(alerts=telemetry.surface(dims, a, live, nothing))
+    c, active, exfil = attacker.progress(dims, b, live, block, params)
+    s, started = attacker.start(dims, c, live, d.acted, block, params)
+    s = s._replace(pending=telemetry.raise_alerts(s, started, block, params))
+    blocked, preemptive = attacker.block_contained(s, live)
+    # The background alert alone: what the stages raised has surfaced already.
+    extra = telemetry.background(dims, live, block, params)
+    alone = telemetry.surface(dims, blocked._replace(pending=landed), live, extra)
+    reported = (d.acted, d.confirmed, d.containment, d.evidence_backed, d.false_positive, d.invalid)
+    return SubSteps(a, b, c, s, blocked, blocked._replace(alerts=alone), *reported, active, exfil, preemptive)
+
+
+def bank(name: str, personality: str, size: int) -> tuple[State, np.ndarray]:
+    """States of running episodes, drawn from random play, and an action for each."""
+    rng = np.random.default_rng(99)
+    plans = random_plans(rng, 60, 80)
+    keys = episode_keys(jax.random.key(21), 60)
+    state = play(DIMS, params_of(name, personality), three_rewards(), keys, jnp.asarray(plans)).state
+    e, t = np.nonzero(np.asarray(state.end) == RUNNING)
+    chosen = rng.choice(len(e), size)
+    picked = jax.tree.map(lambda x: np.asarray(x)[e[chosen], t[chosen]], state)
+    return picked, rng.integers(-1, DIMS.actions, size).astype(np.int32)
+
+
+@pytest.mark.parametrize(("name", "personality"), CELLS)
+def test_every_sub_step_equals_the_twin(name: str, personality: str) -> None:
+    """The sub-steps one by one, from the same states on the same fresh noise."""
+    size = 50
+    states, chosen = bank(name, personality, size)
+    blocks = jax.vmap(lambda key: tick_noise(key, jnp.int32(1)))(episode_keys(jax.random.key(31), size))
+    steps = sub_steps(DIMS, params_of(name, personality), states, jnp.asarray(chosen), blocks)
+    reader = Reader(SCENARIOS[name], personality)
+    befores = rows(states, size)
+    afters = rows(jax.tree.map(np.asarray, steps), size)
+    for before, action, block, after in zip(befores, chosen.tolist(), np.asarray(blocks).tolist(), afters, strict=True):
+        u = twin.Draws._make(block)
+        if not on_an_edge(reader.scenario, reader.fresh.personality, u):
+            check_sub_steps(reader, before, action, u, after)
+
+
+def check_sub_steps(reader: Reader, before: State, action: int, u: twin.Draws, ours: SubSteps) -> None:
+    state, tick = reader.read(before), twin.Tick()
+    state.tick += 1
+
+    def agree(after: State, what: str, in_flight: bool = False) -> None:
+        # Alerts in flight are laid out by age, which counts up when the next stage has had its chance to start.
+        theirs = state if in_flight else dataclasses.replace(state, pending=[])
+        assert differences(reader.read(after, in_flight), theirs) == [], what
+
+    moved = twin.defend(state, named_action(reader.scenario, reader.dims, action), u, tick)
+    agree(ours.defended, "defend")
+    reported = (
+        moved,
+        tick.newly_confirmed,
+        tick.containments,
+        tick.evidence_backed,
+        tick.false_positives,
+        tick.invalid,
+    )
+    assert ours[6:12] == reported
+    twin.surface_alerts(state)
+    agree(ours.surfaced, "surface")
+    twin.progress_stage(state, u, tick)
+    agree(ours.progressed, "progress")
+    out = any(s.exfil and state.status[s.id] == "succeeded" for s in reader.scenario.stages)
+    assert (ours.active, ours.exfil) == (tick.active_blocks, out)
+    if state.current is None:
+        twin.start_stage(state, moved, u)
+    agree(ours.started, "start", in_flight=True)
+    twin.block_contained(state, tick)
+    agree(ours.blocked, "block_contained", in_flight=True)
+    assert ours.preemptive == tick.preemptive_blocks
+    twin.background(state, u)
+    agree(ours.joined, "background")
+
+
+# --- (a) what the baselines choose -----------------------------------------------------------------------------------
+
+POLICIES = {"random": policies.RANDOM, "heuristic": policies.HEURISTIC}
+PLANS = {
+    "monitor": "MONITOR",
+    "early isolation": "MONITOR;ISOLATE_ASSET assets[0]",
+    "scattered": "REVOKE_IDENTITY identities[1];PATCH_ASSET assets[3];MONITOR;MONITOR;INVESTIGATE identities[0];"
+    "BLOCK_EGRESS assets[5];INVESTIGATE assets[1];MONITOR;ISOLATE_ASSET assets[4]",
+    "farming": "MONITOR;" * 9
+    + "INVESTIGATE identities[0];INVESTIGATE identities[2];INVESTIGATE assets[1];"
+    + "PATCH_ASSET assets[1];REVOKE_IDENTITY identities[0];REVOKE_IDENTITY identities[2];" * 19,
+}
+PLAN_TICKS = 80
+
+
+def plan_array(scenario: scenarios.Scenario, text: str) -> np.ndarray:
+    plan = parse_plan(text, scenario, DIMS)
+    return np.pad(plan, (0, PLAN_TICKS - len(plan)))
+
+
+def twin_policy(scenario: scenarios.Scenario, policy: str) -> twin.Policy:
+    if policy in PLANS:
+        plan = plan_array(scenario, PLANS[policy])
+        return twin.plan([named_action(scenario, DIMS, int(a)) for a in plan])
+    return {"random": twin.random_policy, "heuristic": twin.heuristic}[policy]
+
+
+@partial(jax.jit, static_argnames=("dims", "policy"))
+@partial(jax.vmap, in_axes=(None, None, None, 0))
+def choose(dims: Dims, policy: policies.Policy, params: Params, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(action, noise) at every tick of an episode played by a policy, (T,) and (T, 16)."""
+    nothing = jnp.zeros((), jnp.int32)
+
+    def tick(carry: Any, _: None) -> Any:
+        state, memory = carry
+        block = tick_noise(key, state.tick + 1)
+        action, memory = policy.act(dims, nothing, memory, env.observe(dims, state, params), block[-2:])
+        state, _ = env.transition(dims, state, action, block, params)
+        return (state, memory), (action, block)
+
+    carry = (start(dims, key, params), policy.init(dims, nothing))
+    chosen: tuple[jax.Array, jax.Array] = jax.lax.scan(tick, carry, length=PLAN_TICKS)[1]
+    return chosen
+
+
+def is_close_call(state: twin.State, u: twin.Draws) -> bool:
+    """Whether rounding may change a choice: a severity on a threshold, two all but equal, or a draw on a step."""
+    severities = [alert.severity for alert in state.alerts]
+    pairs = itertools.combinations(severities, 2)
+    counts = {len(state.criticality), len(state.privilege), len(state.criticality) + len(state.privilege)}
+    return (
+        any(near(s, 0.26, 0.48, 0.52) for s in severities)
+        or any(0 < abs(a - b) < EDGE for a, b in pairs)
+        or near_step(u.policy_verb, 6)
+        or near_step(u.policy_verb, 5)
+        or any(near_step(u.policy_target, n) for n in counts)
+    )
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_choice_of_a_policy_equals_the_twins(policy: str) -> None:
+    """On the same state and noise, at every tick of every cell."""
+    episodes, left_out, verbs = 60, 0, set[str]()
+    keys = episode_keys(jax.random.key(41), episodes)
+    for name, personality in CELLS:
+        scenario = SCENARIOS[name]
+        chosen, blocks = map(np.asarray, choose(DIMS, POLICIES[policy], params_of(name, personality), keys))
+        for e in range(episodes):
+            state, memory = twin.reset(scenario, personality), set[str]()
+            while not state.done:
+                u = twin.Draws._make(blocks[e, state.tick].tolist())
+                ours = named_action(scenario, DIMS, int(chosen[e, state.tick]))
+                theirs = twin_policy(scenario, policy)(state, memory, u)
+                if ours != theirs or on_an_edge(scenario, state.personality, u):
+                    edge = is_close_call(state, u) or on_an_edge(scenario, state.personality, u)
+                    assert edge, f"{name}, {personality}, episode {e}, tick {state.tick}: {ours} != {theirs}"
+                    left_out += 1
+                    break
+                verbs.add(ours[0])
+                twin.step(state, theirs, u)
+    assert left_out < 0.01 * episodes * len(CELLS)
+    assert verbs == set(twin.VERBS)
+
+
+# --- (b) in the mean -------------------------------------------------------------------------------------------------
+
+OUR_EPISODES = 20_000
+TWIN_EPISODES = int(os.environ.get("JAXSIM_TWIN_EPISODES", "400"))
+ALL_POLICIES = (*PLANS, *POLICIES)
+METRICS = ("return", *Channels._fields, "length", "stages", "exfil", "newly_confirmed")
+COMPARISONS = len(CAMPAIGN_CELLS) * len(ALL_POLICIES) * len(METRICS)
+FAMILY_LEVEL = 0.01  # chance that any of all comparisons fails although nothing is wrong (Bonferroni)
+Z_LIMIT = NormalDist().inv_cdf(1 - FAMILY_LEVEL / COMPARISONS / 2)  # about 4.4 combined standard errors
+
+
+@cache
+def our_sample(name: str, personality: str, policy: str) -> np.ndarray:
+    """(metric, episode) of the simulator; the plans of a cell are played together."""
+    played = our_plans(name, personality) if policy in PLANS else our_policy(name, personality, policy)
+    m = list(PLANS).index(policy) if policy in PLANS else 0
+    s = jax.tree.map(lambda x: x[m], played)
+    confirmed, exfil = s.signals.confirmed, s.end == EXFIL
+    return np.asarray([s.episode_return, *s.channels, s.length, s.succeeded, exfil, confirmed], np.float64)
+
+
+@cache
+def our_plans(name: str, personality: str) -> EpisodeStats:
+    plans = np.stack([plan_array(SCENARIOS[name], text) for text in PLANS.values()])
+    return our_rollout(name, personality, policies.PLAN, plans)
+
+
+@cache
+def our_policy(name: str, personality: str, policy: str) -> EpisodeStats:
+    return our_rollout(name, personality, POLICIES[policy], np.zeros(1, np.int32))
+
+
+def our_rollout(name: str, personality: str, policy: policies.Policy, parameters: np.ndarray) -> EpisodeStats:
+    keys = episode_keys(jax.random.key(51), OUR_EPISODES)
+    lanes = len(PLANS) * OUR_EPISODES
+    return rollout_many(env.Env(DIMS), params_of(name, personality), policy, parameters, keys, lanes=lanes)[0]
+
+
+def twin_sample(name: str, personality: str, policy: str, episodes: int) -> np.ndarray:
+    """(metric, episode) of the twin, on random numbers of its own."""
+    rng = random.Random(f"{name} {personality} {policy}")
+    scenario, weights = SCENARIOS[name], twin.REWARDS["evidence"]
+    choice = twin_policy(scenario, policy)
+    played = [twin.episode(scenario, personality, choice, weights, rng) for _ in range(episodes)]
+    return np.asarray([[row[m] for row in played] for m in METRICS])
+
+
+class Compared(NamedTuple):
+    """One metric of one policy in one cell, in both simulators."""
+
+    what: str
+    ours: float
+    theirs: float
+    z: float  # difference in standard errors; 0 when equal, inf when two constants differ
+    allowed: float  # standard errors
+
+
+def compare(what: str, a: np.ndarray, b: np.ndarray) -> Compared:
+    """Two samples of what should be the same quantity.
+
+    The standard error is that of the pooled sample. To Z_LIMIT of them comes Bernstein's term for a quantity that is
+    almost always the same and now and then far off, for which a few hundred episodes are not yet normal.
+    """
+    both = np.concatenate([a, b])
+    difference, sd, reach = abs(a.mean() - b.mean()), both.std(), np.abs(both - both.mean()).max()
+    if reach < TOLERANCE * max(1.0, abs(both.mean())):  # constant
+        return Compared(what, a.mean(), b.mean(), 0.0 if difference < TOLERANCE * 10 else math.inf, Z_LIMIT)
+    share = 1 / len(a) + 1 / len(b)
+    se = sd * math.sqrt(share)
+    return Compared(what, a.mean(), b.mean(), difference / se, Z_LIMIT + Z_LIMIT**2 * reach * share / 3 / se)
+
+
+def compare_all(name: str, personality: str, policy: str, theirs: np.ndarray) -> list[Compared]:
+    label = f"{name} {personality} {policy}"
+    ours = our_sample(name, personality, policy)
+    return [compare(f"{label}: {m}", a, b) for m, a, b in zip(METRICS, ours, theirs, strict=True)]
+
+
+@pytest.mark.parametrize("policy", ALL_POLICIES)
+@pytest.mark.parametrize(("name", "personality"), CAMPAIGN_CELLS)
+def test_means_equal_the_twins(name: str, personality: str, policy: str) -> None:
+    compared = compare_all(name, personality, policy, twin_sample(name, personality, policy, TWIN_EPISODES))
+    assert [c for c in compared if c.z > c.allowed] == []
+
+
+@pytest.mark.parametrize("policy", ALL_POLICIES)
+@pytest.mark.parametrize(("name", "personality"), CAMPAIGN_CELLS)
+def test_a_rollout_adds_up_what_the_twin_does(name: str, personality: str, policy: str) -> None:
+    """The first episodes of the same rollouts, one by one on the same noise: every number that is kept of them."""
+    episodes, left_out = 10, 0
+    played = our_plans(name, personality) if policy in PLANS else our_policy(name, personality, policy)
+    m = list(PLANS).index(policy) if policy in PLANS else 0
+    blocks = np.asarray(noise_of(episode_keys(jax.random.key(51), episodes)))
+    for e in range(episodes):
+        ours = jax.tree.map(lambda x, e=e: x[m, e], played)
+        theirs, edge = twin_stats(name, personality, policy, blocks[e])
+        same = jax.tree.map(lambda a, b: abs(a - b) < 1e-3, ours, theirs)
+        wrong = [f for f in EpisodeStats._fields if not all(map(np.all, jax.tree.leaves(getattr(same, f))))]
+        assert edge or wrong == [], f"episode {e}"
+        left_out += bool(wrong)
+    assert left_out <= 1
+
+
+@jax.jit
+@jax.vmap
+def noise_of(key: jax.Array) -> jax.Array:
+    """(T, 16) noise of an episode, ticks 1 .. T."""
+    return jax.vmap(partial(tick_noise, key))(jnp.arange(1, PLAN_TICKS + 1))
+
+
+def twin_stats(name: str, personality: str, policy: str, blocks: np.ndarray) -> tuple[EpisodeStats, bool]:
+    """An episode of the twin in the terms of a rollout, and whether rounding may have changed its course."""
+    scenario, weights = SCENARIOS[name], twin.REWARDS["evidence"]
+    state, memory, choose_ = twin.reset(scenario, personality), set[str](), twin_policy(scenario, policy)
+    ticks, points, verbs, edge = list[twin.Tick](), list[list[float]](), [0] * 6, False
+    first, blind = scenario.horizon + 1, False
+    while not state.done:
+        u = twin.Draws._make(blocks[state.tick].tolist())
+        edge |= on_an_edge(scenario, state.personality, u) or is_close_call(state, u)
+        in_view = len(state.alerts)
+        action = choose_(state, memory, u)
+        verbs[twin.VERBS.index(action[0])] += 1
+        ticks.append(twin.step(state, action, u))
+        parts = twin.channels(ticks[-1], weights)
+        points.append([*parts.values(), twin.total(parts, weights)])
+        if ticks[-1].containments and first > scenario.horizon:
+            first, blind = state.tick, in_view == 0
+    sums = np.sum(points, axis=0)
+    left = scenario.horizon - state.tick
+    return EpisodeStats(
+        episode_return=sums[-1],
+        channels=Channels(*sums[:-1]),
+        signals=Signals(*np.sum([signals_of(t) for t in ticks], axis=0)),
+        length=state.tick,
+        end=END.index(state.end),
+        succeeded=ticks[-1].stages_succeeded,
+        downtime=sum(t.load for t in ticks) + ticks[-1].load * left,
+        verbs=np.asarray(verbs),
+        first_containment=first,
+        blind=int(blind),
+    ), edge
+
+
+# --- (c) the published figures ---------------------------------------------------------------------------------------
+
+FIRST = "supply_chain_token_drift"
+RETURN_ERROR = 0.06  # standard error of the published mean returns
+PUBLISHED_EPISODES = 4_000
+PUBLISHED = [  # scenario, personality, policy, metric, figure
+    (FIRST, "stealthy", "monitor", "return", -1.167),
+    (FIRST, "aggressive", "monitor", "return", -3.216),
+    (FIRST, "opportunistic", "monitor", "return", -2.284),
+    (FIRST, "stealthy", "heuristic", "return", 1.622),
+    (FIRST, "aggressive", "heuristic", "return", 3.900),
+    (FIRST, "opportunistic", "heuristic", "return", 3.566),
+    (FIRST, "stealthy", "random", "return", 2.062),
+    (FIRST, "stealthy", "monitor", "exfil", 0.311),
+    (FIRST, "aggressive", "monitor", "exfil", 0.5685),
+    (FIRST, "opportunistic", "monitor", "exfil", 0.447),
+    (FIRST, "stealthy", "monitor", "length", 31.79),
+    (FIRST, "aggressive", "monitor", "length", 15.25),
+    (FIRST, "opportunistic", "monitor", "length", 23.55),
+]
+PUBLISHED_N30 = [  # mean return of 30 episodes, the personality drawn anew in each
+    ("supply_chain_token_drift", "random", 2.156),
+    ("supply_chain_token_drift", "heuristic", 2.872),
+    ("federated_identity_takeover", "random", 0.198),
+    ("federated_identity_takeover", "heuristic", 2.985),
+    ("insider_repo_pivot", "random", 2.905),
+    ("insider_repo_pivot", "heuristic", 3.057),
+    ("cloud_metadata_ssrf", "random", 1.723),
+    ("cloud_metadata_ssrf", "heuristic", 3.048),
+]
+# Of all these figures together one in a hundred correct simulators would miss one.
+PUBLISHED_LIMIT = 3.5
+
+
+@pytest.mark.parametrize(("name", "personality", "policy", "metric", "figure"), PUBLISHED)
+def test_published_figures(name: str, personality: str, policy: str, metric: str, figure: float) -> None:
+    sample = our_sample(name, personality, policy)[METRICS.index(metric)]
+    theirs = RETURN_ERROR if metric == "return" else sample.std() / math.sqrt(PUBLISHED_EPISODES)
+    error = math.hypot(theirs, sample.std() / math.sqrt(len(sample)))
+    assert abs(sample.mean() - figure) < PUBLISHED_LIMIT * error
+
+
+@pytest.mark.parametrize(("name", "policy", "figure"), PUBLISHED_N30)
+def test_published_figures_of_thirty_episodes(name: str, policy: str, figure: float) -> None:
+    sample = our_sample(name, "any", policy)[0]
+    error = sample.std() * math.sqrt(1 / 30 + 1 / len(sample))
+    assert abs(sample.mean() - figure) < PUBLISHED_LIMIT * error
+
+
+def test_early_isolation_always_earns_the_same() -> None:
+    """Tick 1 nothing; tick 2 blocks the first stage in progress. 2.5 - 0.15 + 5 for no stage, less 0.08 x 0.6."""
+    for personality in twin.PERSONALITIES:
+        returns = our_sample(FIRST, personality, "early isolation")[0]
+        assert returns.std() < 1e-6
+        assert returns.mean() == pytest.approx(7.302, abs=1e-5)
+
+
+# --- at full size ----------------------------------------------------------------------------------------------------
+
+
+def compare_cells(episodes: int, jobs: int) -> Iterator[list[Compared]]:
+    cells = [(*cell, policy) for cell in CAMPAIGN_CELLS for policy in ALL_POLICIES]
+    # Fresh processes: JAX runs threads, which a fork would not survive.
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        samples = pool.imap(partial(_sample_of, episodes), cells)
+        for cell, theirs in zip(cells, samples, strict=True):
+            yield compare_all(*cell, theirs)
+
+
+def _sample_of(episodes: int, cell: tuple[str, str, str]) -> np.ndarray:
+    return twin_sample(*cell, episodes)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Compare all means of both simulators and print how far they are apart."
+    )
+    parser.add_argument("--episodes", type=int, default=OUR_EPISODES, help="of the twin, for each cell and policy")
+    parser.add_argument("--jobs", type=int, default=2, help="processes for the twin")
+    options = parser.parse_args()
+    began, everything = time.time(), list[Compared]()
+    print(f"{'largest |z|':>11}  cell and policy, {COMPARISONS} comparisons, {OUR_EPISODES} against {options.episodes}")
+    for compared in compare_cells(options.episodes, options.jobs):
+        everything += compared
+        worst = max(compared, key=lambda c: c.z)
+        print(f"{worst.z:11.2f}  {worst.what}  {worst.ours:.4f} / {worst.theirs:.4f}", flush=True)
+    ranked = sorted(everything, key=lambda c: -c.z)
+    print(f"\nlargest |z| of all: {ranked[0].z:.2f}; limit {Z_LIMIT:.2f} (family-wise level {FAMILY_LEVEL})")
+    for c in ranked[:10]:
+        print(f"{c.z:11.2f}  {c.what}  {c.ours:.4f} / {c.theirs:.4f}")
+    print(f"{sum(c.z > 1.96 for c in everything) / COMPARISONS:.3f} of |z| above 1.96; {time.time() - began:.0f} s")
+    return int(any(c.z > c.allowed for c in everything))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
