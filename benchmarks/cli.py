@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import scenarios  # noqa: E402
-from jaxsim.reward import PRESETS  # noqa: E402
-from jaxsim.rules import ANY, PERSONALITIES, RULES  # noqa: E402
+import scenarios
+from jaxsim.reward import PRESETS
+from jaxsim.rules import ANY, PERSONALITIES, RULES
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 MAX_SEED = 2**32 - 1

@@ -1,5 +1,6 @@
 """What the sweep writes and prints: JSON, CSV, Markdown, pictures, terminal tables."""
 
+import argparse
 import csv
 import io
 import math
@@ -44,7 +45,7 @@ def prepare(out: Path) -> Path:
         cli.output_path(str(out / "report.json"))
     except OSError as error:
         cli.fail(f"--out {str(out)!r}: {error.strerror}; choose a folder that can be written")
-    except cli.argparse.ArgumentTypeError as error:
+    except argparse.ArgumentTypeError as error:
         cli.fail(f"--out {error}")
     return out
 
@@ -88,7 +89,7 @@ def write(out: Path, document: dict[str, Any], clouds: list[Cloud]) -> None:
     for cloud in clouds:
         _picture(out / f"evg_by_weight-{cloud.summary['scenario']}-{cloud.summary['rules']}.png", weights_figure(cloud))
     cli.write_text(out / "verdicts.csv", _csv(rows))
-    cli.write_text(out / "report.md", markdown(document, clouds))
+    cli.write_text(out / "report.md", markdown(document, clouds, out))
     cli.write_json(out / "report.json", plain(document))
 
 
@@ -124,24 +125,25 @@ def plan_text(best: dict[str, Any]) -> str:
     return ", ".join(f"{k}={v:.2f}" if isinstance(v, float) else f"{k}={v}" for k, v in best["params"].items())
 
 
-def markdown(document: dict[str, Any], clouds: list[Cloud]) -> str:
+def markdown(document: dict[str, Any], clouds: list[Cloud], out: Path) -> str:
     """The report for people."""
     rows = document["verdicts"]
     lines = [
         "# Reward audit",
         "",
         f"Simulator version {document['simulator_version']}, budget `{document['budget']['name']}`, "
-        f"seed {document['seed']}, {document['seconds']} s. Policies were chosen on other episodes than those reported.",
+        f"seed {document['seed']}, {document['seconds']} s. "
+        "Policies were chosen on other episodes than those reported.",
         "",
         MARKDOWN_HEAD,
         "|---" * (MARKDOWN_HEAD.count("|") - 1) + "|",
     ]
-    for r in rows:
-        lines.append(
-            f"| {r['reward']} | {r['scenario']} | **{r['verdict']}** | {', '.join(r['exploits']) or '–'} | "
-            f"{r['evg']:+.2f} {interval(r['evg_ci'])} | {r['best_open_loop']['return']:.2f} "
-            f"(std {r['best_open_loop']['std']:.2f}) | {r['best_evidence']['return']:.2f} | {r['farming']['return']:.2f} |"
-        )
+    lines += [
+        f"| {r['reward']} | {r['scenario']} | **{r['verdict']}** | {', '.join(r['exploits']) or '–'} | "
+        f"{r['evg']:+.2f} {interval(r['evg_ci'])} | {r['best_open_loop']['return']:.2f} "
+        f"(std {r['best_open_loop']['std']:.2f}) | {r['best_evidence']['return']:.2f} | {r['farming']['return']:.2f} |"
+        for r in rows
+    ]
     lines += ["", "![Returns of open-loop against evidence-using policies](returns.png)", "", "## Witnesses", ""]
     for r in rows:
         lines += [f"### {r['reward']} on {r['scenario']} ({r['rules']} rules)", ""]
@@ -156,9 +158,18 @@ def markdown(document: dict[str, Any], clouds: list[Cloud]) -> str:
                 lines.append(f"- {title}, return {r[key]['return']:.2f} (std {r[key]['std']:.2f}): {plan_text(r[key])}")
         tells = ", ".join(f"{k} {v if isinstance(v, bool) else round(v, 3)}" for k, v in r["tells"].items())
         lines.append(f"- tells of the best open-loop policy: {tells}")
-        lines += [f"- replay {e}: `python benchmarks/sweep_rewards.py --replay {f}`" for e, f in r["witness"].items()]
+        lines += [
+            f"- replay {e}: `python benchmarks/sweep_rewards.py --replay {out / f}`" for e, f in r["witness"].items()
+        ]
         lines.append("")
-    lines += ["## Reward side", ""]
+    lines += [
+        "## Reward side",
+        "",
+        "Every policy that survived the search, under weightings it was not searched for. Plans and evidence-using "
+        "policies that a weighting alone would favour are missing, so these gaps point and do not prove: run the sweep "
+        "on a weighting before trusting it.",
+        "",
+    ]
     for c in clouds:
         s = c.summary
         lines += [

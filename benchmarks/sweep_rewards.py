@@ -3,6 +3,7 @@
 With no argument: every reward preset under its rules on every campaign, small budget, report in out/sweep.
 """
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxsim import reward
 from jaxsim.audit import rescore, search, verdict, witness
+from jaxsim.policies import BASELINES
 from jaxsim.replay import load_record, play_record
 from jaxsim.rollout import episode_keys
+from jaxsim.rules import RULES
+from jaxsim.version import SIMULATOR_VERSION
 
 RULES_OF = {name: "classic" for name in reward.PRESETS}  # the rules that a preset was published for
 EXPLOIT_POLICY = {verdict.OPEN_LOOP: "best_open_loop_name", verdict.FARMING: "farming"}
@@ -30,7 +34,8 @@ EXPLOIT_POLICY = {verdict.OPEN_LOOP: "best_open_loop_name", verdict.FARMING: "fa
 def main() -> None:
     """Parse, sweep (or replay), report; with --certify the exit code is 1 unless every verdict is certified."""
     args = arguments()
-    console = Console()
+    # A pipe has no width of its own.
+    console = Console(width=None if sys.stdout.isatty() else 150)
     if args.replay:
         replay(console, args.replay)
         return
@@ -50,7 +55,7 @@ def main() -> None:
         rows += more_rows
         clouds += more_clouds
     document = {
-        "simulator_version": witness.SIMULATOR_VERSION,
+        "simulator_version": SIMULATOR_VERSION,
         "version": cli.version(),
         "budget": {"name": args.budget, **budget._asdict()},
         "seed": args.seed,
@@ -74,7 +79,7 @@ def arguments() -> Any:
     """The command line."""
     p = cli.parser(__doc__)
     cli.add_scenarios(p)
-    p.add_argument("--rules", type=cli.one_of(cli.RULES), metavar="NAME", help="rules (default: those of the reward)")
+    p.add_argument("--rules", type=cli.one_of(RULES), metavar="NAME", help="rules (default: those of the reward)")
     p.add_argument(
         "--reward",
         type=cli.one_of(reward.PRESETS),
@@ -123,8 +128,8 @@ def sweep(
         # The key of the report is another branch than that of the search: no episode is in both.
         report_seed = seed + 1_000_003
         keys = episode_keys(jax.random.key(report_seed), budget.report)
-        for arena, best in zip(arenas, found, strict=True):
-            for r, name in enumerate(names):
+        for r, name in enumerate(names):
+            for arena, best in zip(arenas, found, strict=True):
                 advance(f"{arena.scenario.id}: verdict of {name}")
                 rows.append(judged(arena, best, r, keys, seed, report_seed, out))
         for arena, best in zip(arenas, found, strict=True):
@@ -164,8 +169,8 @@ def judged(
 
 def rescored(arena: search.Arena, best: search.Found, keys: jax.Array, configs: int, seed: int) -> report.Cloud:
     """EVG of thousands of weightings, from the rollouts of everything that survived the search."""
-    monitor = search.Candidate("monitor", *verdict.BASELINES["monitor"])
-    heuristic = search.Candidate("heuristic", *verdict.BASELINES["heuristic"])
+    monitor = search.Candidate("monitor", *BASELINES["monitor"])
+    heuristic = search.Candidate("heuristic", *BASELINES["heuristic"])
     half = len(keys) // 2
     began = time.perf_counter()
     pool = [monitor, heuristic, *best.pool]

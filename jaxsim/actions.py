@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from chex import Array
 
 from jaxsim.types import BLOCK_EGRESS, INVESTIGATE, ISOLATE_ASSET, PATCH_ASSET, REVOKE_IDENTITY, Dims
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from chex import Array
 
 from jaxsim.noise import Noise, integer
 from jaxsim.types import BLOCKED, FAILED, IDLE, IN_PROGRESS, SUCCEEDED, Dims, Params, State

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from chex import Array
 
 from jaxsim.actions import decode
 from jaxsim.noise import Noise

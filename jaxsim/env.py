@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from chex import Array
 
 import scenarios
 from jaxsim import actions, attacker, noise, reward, rules, telemetry

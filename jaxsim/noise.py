@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from chex import Array
 
 
 class Noise(IntEnum):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from chex import Array
 
 from jaxsim import actions
 from jaxsim.noise import integer
@@ -157,7 +157,14 @@ class EvidenceParams(NamedTuple):
     identity_first: Array  # () bool, of an alert that names both, look at the identity first
 
 
-DEFAULT_EVIDENCE = EvidenceParams(*(np.float32(x) for x in (0.2, 2.0, 2.0)), np.int32(20), np.int32(3), np.bool_(True))
+DEFAULT_EVIDENCE = EvidenceParams(
+    investigate_at=np.float32(0.1),
+    contain_at=np.float32(0.5),
+    verdict_at=np.float32(0.5),
+    window=np.int32(12),
+    repeats=np.int32(4),
+    identity_first=np.bool_(True),
+)
 
 
 def init_counts(dims: Dims, parameters: Any) -> Array:

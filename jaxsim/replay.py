@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from chex import Array
 
 import scenarios
 from jaxsim import env, reward, rollout
@@ -17,7 +17,7 @@ from jaxsim.names import parse_action
 from jaxsim.types import Channels, Dims, Observation, Params, Signals, State
 from jaxsim.version import SIMULATOR_VERSION
 
-FIELDS = {
+FIELDS: dict[str, type | tuple[type, ...]] = {
     "version": str,
     "scenario": str,
     "rules": str,

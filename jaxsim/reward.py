@@ -3,7 +3,7 @@
 import math
 
 import jax.numpy as jnp
-from jax import Array
+from chex import Array
 
 from jaxsim.defender import Defended
 from jaxsim.types import EXFIL, RUNNING, Channels, RewardWeights, ScenarioArrays, Signals, State

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from chex import Array
 
 from jaxsim import actions, env, noise, reward
 from jaxsim.noise import Noise

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from chex import Array
 
 from jaxsim.types import Personality, Rules
 

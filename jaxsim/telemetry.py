@@ -5,7 +5,7 @@ An alert's signal and entities are packed into one int32, so that moving an aler
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from chex import Array
 
 from jaxsim.attacker import Started
 from jaxsim.noise import Noise, integer

@@ -7,7 +7,7 @@ P personalities. An entity is an int32 index into 0..N-1; -1 stands for "none".
 
 from typing import NamedTuple
 
-from jax import Array
+from chex import Array
 
 # Verbs, in the order of the action table.
 MONITOR, INVESTIGATE, ISOLATE_ASSET, BLOCK_EGRESS, PATCH_ASSET, REVOKE_IDENTITY = range(6)

@@ -93,7 +93,7 @@ def outcome(stats: EpisodeStats) -> dict[str, float]:
 def tells(played: Played, r: int, horizon: int) -> dict[str, float | bool]:
     """Signs of a degenerate policy; entropy in nats over the verbs it used."""
     s = played.stats
-    verbs = s.verbs.sum(axis=0) / max(1, s.verbs.sum())
+    verbs = s.verbs.sum(axis=0) / np.maximum(1, s.verbs.sum())
     contained = s.signals.containments > 0
     containments = s.signals.containments.sum()
     std, length = float(s.episode_return[:, r].std()), float(s.length.mean() / horizon)
