@@ -19,9 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     validate = commands.add_parser(
         "validate", help="check scenario files, and say what to change in those that are not valid"
     )
-    validate.add_argument(
-        "files", nargs="+", metavar="FILE", help="a .yaml, .yml or .json file, or a built-in name"
-    )
+    validate.add_argument("files", nargs="+", metavar="FILE", help="a .yaml, .yml or .json file, or a built-in name")
     commands.add_parser("schema", help="print the JSON schema of the file format")
     args = parser.parse_args(argv)
     if args.command == "validate":

@@ -58,9 +58,7 @@ def technique_problem(technique: str) -> str | None:
     if family:
         remedy = f"use one of {', '.join(family)}"
     else:
-        remedy = (
-            "it may be retired or renumbered; look it up at https://attack.mitre.org/techniques/enterprise/"
-        )
+        remedy = "it may be retired or renumbered; look it up at https://attack.mitre.org/techniques/enterprise/"
     return f"{show(technique)} is not a technique of ATT&CK {version()}; {remedy}"
 
 

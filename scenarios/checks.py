@@ -30,9 +30,7 @@ def stage_problems(stage: Stage) -> Iterator[Problem]:
     if stage.asset is None and stage.identity is None:
         yield Problem((), "targets nothing; give `asset:` or `identity:` (or both)")
     if stage.compromises_asset and stage.asset is None:
-        yield Problem(
-            ("compromises_asset",), "is true but the stage has no asset; add `asset:` or remove this line"
-        )
+        yield Problem(("compromises_asset",), "is true but the stage has no asset; add `asset:` or remove this line")
     if stage.compromises_identity and stage.identity is None:
         yield Problem(
             ("compromises_identity",),
@@ -68,16 +66,13 @@ def scenario_problems(scenario: Scenario) -> Iterator[Problem]:
     if references:
         return
     if not any(stage.exfil for stage in scenario.stages):
-        yield Problem(
-            ("stages",), "no stage has `exfil: true`; mark the stage in which the data leaves the enterprise"
-        )
+        yield Problem(("stages",), "no stage has `exfil: true`; mark the stage in which the data leaves the enterprise")
     order = _order(scenario.stages)
     if len(order) < len(scenario.stages):
         yield Problem(
             ("stages",),
-            "prerequisites go in a circle, so none of these stages can ever start: "
-            f"{' -> '.join(_circle(scenario.stages, set(order)))} (each is needed by the next); "
-            "remove one of these prerequisites",
+            f"prerequisites go in a circle: {' -> '.join(_circle(scenario.stages, set(order)))} "
+            "(each is needed by the next); remove one of these prerequisites",
         )
         return
     yield from _unreachable(scenario.stages, order)
@@ -121,13 +116,9 @@ def _references(scenario: Scenario) -> Iterator[Problem]:
     stages = {stage.id: None for stage in scenario.stages}
     for i, stage in enumerate(scenario.stages):
         if stage.asset is not None and stage.asset not in assets:
-            yield Problem(
-                ("stages", i, "asset"), _unknown(stage.asset, "asset", assets, "identity", identities)
-            )
+            yield Problem(("stages", i, "asset"), _unknown(stage.asset, "asset", assets, "identity", identities))
         if stage.identity is not None and stage.identity not in identities:
-            yield Problem(
-                ("stages", i, "identity"), _unknown(stage.identity, "identity", identities, "asset", assets)
-            )
+            yield Problem(("stages", i, "identity"), _unknown(stage.identity, "identity", identities, "asset", assets))
         for field, names in (
             ("prerequisites", stage.prerequisites),
             ("any_prerequisites", stage.any_prerequisites),

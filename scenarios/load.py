@@ -104,9 +104,7 @@ class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mi
 
 def _represent_text(dumper: Any, text: str) -> yaml.Node:
     # Quotes around whatever `loads` would not read as text; the YAML library knows other such words than it.
-    node: yaml.Node = dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style=None if plain(text) == text else '"'
-    )
+    node: yaml.Node = dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain(text) == text else '"')
     return node
 
 
@@ -152,8 +150,7 @@ def _read_bytes(path: str) -> bytes:
 def _check_size(size: int, source: str) -> None:
     if size > MAX_FILE_BYTES:
         raise ScenarioError(
-            f"{_printable(source)}: is {size:,} bytes long, the limit is {MAX_FILE_BYTES:,}; "
-            "make the scenario smaller"
+            f"{_printable(source)}: is {size:,} bytes long, the limit is {MAX_FILE_BYTES:,}; make the scenario smaller"
         )
 
 
@@ -162,11 +159,7 @@ def _decode(data: bytes, source: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        found = (
-            "looks like UTF-16"
-            if data[:2] in (b"\xff\xfe", b"\xfe\xff")
-            else f"byte 0x{data[error.start]:02x}"
-        )
+        found = "looks like UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte 0x{data[error.start]:02x}"
         raise ScenarioError(
             f"{_printable(source)}:{line}: is not UTF-8 text ({found}); save the file as UTF-8"
         ) from None
@@ -179,9 +172,7 @@ def _top_problems(data: Any) -> list[Problem]:
         return [Problem((), f"got {show(data)}; a scenario is a mapping with the fields {fields}")]
     version = data.get("format")
     if isinstance(version, int) and not isinstance(version, bool) and version != FORMAT:
-        message = (
-            f"got {version}, but only format {FORMAT} is known here; write `format: {FORMAT}`, or update"
-        )
+        message = f"got {version}, but only format {FORMAT} is known here; write `format: {FORMAT}`, or update"
         return [Problem(("format",), f"{message} jaxsim-soc if the file is newer than it")]
     return []
 

@@ -17,8 +17,8 @@ from scenarios import attack
 from scenarios.checks import Problem, scenario_problems, stage_problems
 
 FORMAT = 1
-MAX_ASSETS = 16384
-MAX_IDENTITIES = 16384
+MAX_ASSETS = 16383
+MAX_IDENTITIES = 16383
 MAX_STAGES = 256
 MAX_TICKS = 10_000
 MAX_LAG = 64
@@ -27,12 +27,10 @@ MAX_PROBLEMS = 20  # reported at a time
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._/-]{0,63}$"
 _ID_TEXT = "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 64 in all"
-_LABEL_TEXT = (
-    "letters, digits, spaces and any of . _ / -, beginning with a letter or digit, at most 64 in all"
-)
+_LABEL_TEXT = "letters, digits, spaces and any of . _ / -, beginning with a letter or digit, at most 64 in all"
 # One line without control characters: this text is printed on terminals and put into prompts.
-LINE_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
-PROSE_PATTERN = r"^[^\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]*$"
+LINE_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]+$"
+PROSE_PATTERN = r"^[^\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]*$"
 
 Signal = Literal["auth_anomaly", "lateral_movement", "data_staging", "egress_anomaly", "background_noise"]
 SIGNALS: tuple[str, ...] = get_args(Signal)
@@ -88,7 +86,7 @@ def _at_most(limit: int) -> BeforeValidator:
 
 def _default_signal(earlier: dict[str, Any]) -> Any:
     # None is no signal, so it is refused and the user is asked for one.
-    return DEFAULT_SIGNALS.get(earlier["tactic"])
+    return DEFAULT_SIGNALS.get(earlier.get("tactic", ""))
 
 
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
@@ -206,8 +204,7 @@ class Stage(_Plain):
         description="the strength with which the stage shows in alerts, a number from 0 to 1", examples=[0.45]
     )
     lag: Lag = Field(
-        description="the time until its alerts are seen: [low, high] in whole ticks, "
-        f"0 <= low <= high <= {MAX_LAG}",
+        description=f"the time until its alerts are seen: [low, high] in whole ticks, 0 <= low <= high <= {MAX_LAG}",
         examples=[[2, 6]],
     )
     compromises_asset: bool = Field(

@@ -39,9 +39,7 @@ _ODD_WORDS = {"yes", "no", "on", "off", "true", "false", "null"}  # in other spe
 
 _QUOTE = "put it in quotes if text is meant"
 _START = "write a scenario into it (`python -m scenarios schema` describes every field)"
-_TOO_DEEP = (
-    f"is nested more than {MAX_DEPTH} levels deep, where a scenario needs 4; remove the extra brackets"
-)
+_TOO_DEEP = f"is nested more than {MAX_DEPTH} levels deep, where a scenario needs 4; remove the extra brackets"
 _TOO_MANY = f"the file has more than {MAX_VALUES:,} values; make the scenario smaller"
 
 
@@ -117,9 +115,7 @@ def plain(text: str) -> Any:
 
 def _number(text: str) -> int | float | Odd:
     if text.lstrip("-").isdigit():
-        return (
-            int(text) if len(text) <= 18 else Odd(text, "which is too long a number; write at most 18 digits")
-        )
+        return int(text) if len(text) <= 18 else Odd(text, "which is too long a number; write at most 18 digits")
     value = float(text)
     return value if math.isfinite(value) else Odd(text, "which is too large a number; write a smaller one")
 
@@ -220,9 +216,7 @@ def _take(build: _Builder, event: yaml.Event) -> None:
     if isinstance(event, yaml.DocumentStartEvent):
         build.documents += 1
         if build.documents > 1:
-            build.note(
-                "a second document starts here; put each scenario in a file of its own", line, stop=True
-            )
+            build.note("a second document starts here; put each scenario in a file of its own", line, stop=True)
     elif isinstance(event, yaml.AliasEvent):
         build.note(f"alias {show(event.anchor)} is not supported; write the value out", line)
         build.put(None, line)
@@ -260,41 +254,35 @@ def _yaml_problem(error: yaml.MarkedYAMLError, text: str) -> Problem:
     rows = text.splitlines()
     found = f" of {show(rows[mark.line].strip())}" if mark.line < len(rows) else ""
     inside = f", in what begins on line {begun.line + 1}" if begun and begun.line != mark.line else ""
-    return Problem(
-        (), f"is not YAML at column {mark.column + 1}{found}{inside}: {what}; {remedy}", mark.line + 1
-    )
+    return Problem((), f"is not YAML at column {mark.column + 1}{found}{inside}: {what}; {remedy}", mark.line + 1)
 
 
 def _read_json(text: str) -> Tree:
     if text.count(",") > MAX_VALUES:  # before memory is taken for them
         return _failed(Problem((), _TOO_MANY))
-    repeated: dict[int, str] = {}
+    repeated: dict[int, tuple[str, Any]] = {}  # holds the mapping too, or its id might be used again
 
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         node = dict(pairs)
         if len(node) < len(pairs):
             counts = Counter(name for name, _ in pairs)
-            repeated[id(node)] = counts.most_common(1)[0][0]
+            repeated[id(node)] = (counts.most_common(1)[0][0], node)
         return node
 
     def constant(text: str) -> Odd:
         return Odd(text, "which is not a number a scenario can hold; write a plain one, such as 0.5")
 
     try:
-        data = json.loads(
-            text, object_pairs_hook=mapping, parse_int=plain, parse_float=plain, parse_constant=constant
-        )
+        data = json.loads(text, object_pairs_hook=mapping, parse_int=plain, parse_float=plain, parse_constant=constant)
     except json.JSONDecodeError as error:
-        message = (
-            f"is not JSON at column {error.colno}: {error.msg}; check the quotes, commas and brackets there"
-        )
+        message = f"is not JSON at column {error.colno}: {error.msg}; check the quotes, commas and brackets there"
         return _failed(Problem((), message, error.lineno))
     except RecursionError:
         return _failed(Problem((), _TOO_DEEP))
     return Tree(data, list(_json_problems(data, repeated)), {})
 
 
-def _json_problems(data: Any, repeated: dict[int, str]) -> Iterator[Problem]:
+def _json_problems(data: Any, repeated: dict[int, tuple[str, Any]]) -> Iterator[Problem]:
     todo: list[tuple[Loc, Any]] = [((), data)]
     values = 0
     while todo:
@@ -308,6 +296,6 @@ def _json_problems(data: Any, repeated: dict[int, str]) -> Iterator[Problem]:
                 yield Problem(loc, _TOO_DEEP)
                 return
             if id(node) in repeated:
-                yield Problem(loc, f"field {show(repeated[id(node)])} is given twice; remove one")
+                yield Problem(loc, f"field {show(repeated[id(node)][0])} is given twice; remove one")
             inner = node.items() if isinstance(node, dict) else enumerate(node)
             todo.extend(((*loc, key), value) for key, value in inner)

@@ -1,7 +1,7 @@
 """The scenario package: its four campaigns, its file format, and what it says about files that are wrong.
 
-Each file in bad_scenarios/ begins with `# expect:` and the pieces, parted by ` | `, that the error must hold. JSON
-has no comments, so the pieces for .json files are in `BAD_JSON`.
+Each file in bad_scenarios/ begins with `# expect:` and the pieces, parted by ` | `, that the error must hold.
+JSON has no comments, so the pieces for .json files are in `BAD_JSON`.
 """
 
 import itertools
@@ -67,8 +67,13 @@ def base() -> dict[str, Any]:
     }
 
 
+def as_yaml(data: Any) -> str:
+    # The detour parts values that share memory, which would become anchors and aliases.
+    return yaml.safe_dump(json.loads(json.dumps(data)), sort_keys=False)
+
+
 def read(data: Any) -> scenarios.Scenario:
-    return scenarios.loads(yaml.safe_dump(data, sort_keys=False))
+    return scenarios.loads(as_yaml(data))
 
 
 def error_of(text: str, source: str = "<string>") -> str:
@@ -96,7 +101,7 @@ def test_names_are_in_their_listed_order() -> None:
     [
         ("supply_chain_token_drift", 70, 0.18, (6, 4, 5), (19, 41), 0.436050, 4.65),
         ("federated_identity_takeover", 70, 0.22, (6, 5, 5), (20, 43), 0.317520, 4.55),
-        ("insider_repo_pivot", 80, 0.20, (6, 4, 6), (24, 53), 0.301145, 4.85),
+        ("insider_repo_pivot", 80, 0.20, (6, 4, 6), (24, 53), 0.301147, 4.85),
         ("cloud_metadata_ssrf", 70, 0.15, (6, 4, 5), (18, 39), 0.330671, 4.15),
     ],
 )
@@ -243,7 +248,7 @@ def test_the_example_in_the_package_docstring_is_valid() -> None:
 @pytest.mark.parametrize("suffix", ["yaml", "yml", "json", "YAML"])
 def test_files_load(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
-    text = json.dumps(base(), indent="\t") if suffix == "json" else yaml.safe_dump(base())
+    text = json.dumps(base(), indent="\t") if suffix == "json" else as_yaml(base())
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())  # some editors begin a file with a byte order mark
     assert scenarios.load(path) == scenarios.load(str(path)) == read(base())
 
@@ -255,7 +260,7 @@ def test_json_reads_what_yaml_would_not() -> None:
 
 
 def test_quotes_and_core_tags_make_text() -> None:
-    data = yaml.safe_dump(base(), sort_keys=False)
+    data = as_yaml(base())
     for written in ('"no"', "'no'", "!!str no"):
         s = scenarios.loads(data.replace("id: alice", f"id: {written}").replace("y: alice", f"y: {written}"))
         assert s.identities[0].id == "no"
@@ -285,13 +290,9 @@ def test_dump_round_trip(name: str) -> None:
     assert scenarios.Scenario.model_validate(yaml.safe_load(scenarios.dump(s))) == s  # other readers agree
 
 
-line = st.from_regex(
-    r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]{1,40}", fullmatch=True
-)
+line = st.from_regex(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]{1,40}", fullmatch=True)
 word = st.one_of(
-    st.sampled_from(
-        ["no", "1e5", "0x1F", "1_000", "12", "2024-01-31", "null", "True", "1.0", "0o7", "on", "1e-3"]
-    ),
+    st.sampled_from(["no", "1e5", "0x1F", "1_000", "12", "2024-01-31", "null", "True", "1.0", "0o7", "on", "1e-3"]),
     st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
 )
 fraction = st.floats(0, 1)
@@ -311,11 +312,7 @@ def test_round_trip_of_any_text(title: str, prose: list[str], kind: str, ids: se
     data["assets"][0] |= {"id": asset, "kind": kind}
     data["identities"][0] |= {"id": identity}
     for stage in data["stages"]:
-        stage |= {
-            key: {"web": asset, "alice": identity}[stage[key]]
-            for key in ("asset", "identity")
-            if key in stage
-        }
+        stage |= {key: {"web": asset, "alice": identity}[stage[key]] for key in ("asset", "identity") if key in stage}
     s = scenarios.Scenario.model_validate(data)
     assert scenarios.loads(scenarios.dump(s)) == s
     assert scenarios.loads(s.model_dump_json(), source="a.json") == s
@@ -460,9 +457,7 @@ def test_bottomless_nesting_is_quick(opening: str) -> None:
     assert time.perf_counter() - began < 2
 
 
-@pytest.mark.parametrize(
-    "word", ["1_" * 500_000 + "x", "1:5" * 300_000, "1.0e" + "1" * 900_000, "9" * 900_000]
-)
+@pytest.mark.parametrize("word", ["1_" * 500_000 + "x", "1:5" * 300_000, "1.0e" + "1" * 900_000, "9" * 900_000])
 def test_long_words_are_quick(word: str) -> None:
     began = time.perf_counter()
     assert "horizon: got" in error_of(f"horizon: {word}\n")
@@ -564,7 +559,17 @@ def test_campaigns_follow_the_schema(name: str) -> None:
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split() == ["id", "assets", "identities", "stages", "horizon", "noise", "held", "out", "title"]
+    assert head.split() == [
+        "id",
+        "assets",
+        "identities",
+        "stages",
+        "horizon",
+        "noise",
+        "held",
+        "out",
+        "title",
+    ]
     assert [row.split()[0] for row in rows] == list(NAMES)
     assert rows[3].split()[1:7] == ["6", "4", "5", "70", "0.15", "yes"]
 
@@ -602,6 +607,6 @@ def test_as_a_module() -> None:
 
 
 def test_the_package_needs_neither_jax_nor_numpy() -> None:
-    code = "import sys, scenarios; scenarios.load('insider_repo_pivot'); print({'jax', 'numpy'} & set(sys.modules))"
+    code = "import sys, scenarios as s; s.load('insider_repo_pivot'); print({'jax', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -1,0 +1,241 @@
+"""The audit: search, verdicts, re-scoring, witnesses, and the sweep's command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import scenarios
+from jaxsim import reward
+from jaxsim.audit import rescore, search, verdict, witness
+from jaxsim.audit.search import Arena, Candidate
+from jaxsim.policies import BASELINES, FARM, PLAN, FarmParams
+from jaxsim.replay import load_record, play_record
+from jaxsim.rollout import episode_keys, rollout_many
+from jaxsim.types import CONFIRMED, INVESTIGATE, RewardWeights
+
+ROOT = Path(__file__).parent.parent
+SUPPLY = "supply_chain_token_drift"
+TINY = search.Budget(
+    single_ticks=3,
+    pair_ticks=3,
+    beam=2,
+    depth=2,
+    prefix=1,
+    family=64,
+    screen=16,
+    select=64,
+    kept=24,
+    report=256,
+    configs=64,
+)
+
+
+@pytest.fixture(scope="module")
+def arena() -> Arena:
+    rewards = {n: reward.weights(n) for n in ("linear", "evidence")}
+    return search.make_arenas([scenarios.load(SUPPLY)], "classic", rewards)[0]._replace(lanes=8192)
+
+
+@pytest.fixture(scope="module")
+def found(arena: Arena) -> search.Found:
+    return search.search([arena], TINY, seed=3)[0]
+
+
+@pytest.fixture(scope="module")
+def rows(arena: Arena, found: search.Found) -> list[dict[str, Any]]:
+    keys = episode_keys(jax.random.key(99), TINY.report)
+    return [verdict.judge(arena, verdict.play(arena, verdict.finalists(found, r), keys), r, 0) for r in range(2)]
+
+
+def plan(arena: Arena, *texts: str) -> np.ndarray:
+    from jaxsim.names import parse_action
+
+    return np.asarray([parse_action(t, arena.scenario, arena.env.dims) for t in texts], np.int32)
+
+
+def test_search_finds_the_blind_optimum_and_the_farm(arena: Arena, rows: list[dict[str, Any]]) -> None:
+    linear, evidence = rows
+    for row in rows:
+        assert row["verdict"] == verdict.DEGENERATE and verdict.OPEN_LOOP in row["exploits"]
+        assert row["evg_ci"][0] <= row["evg"] <= row["evg_ci"][1] < 0
+        best = next(p for p in row["policies"] if p["policy"] == "certain")
+        assert best["return"] >= 7.2 and best["std"] < verdict.STD_ZERO and best["tells"]["suspicious"]
+    assert verdict.FARMING in evidence["exploits"] and verdict.HARM_SEEKING in evidence["exploits"]
+    assert linear["exploits"] == [verdict.OPEN_LOOP], "without an evidence bonus there is nothing to farm"
+
+
+def test_search_is_reproducible(arena: Arena, found: search.Found) -> None:
+    again = search.search([arena], TINY, seed=3)[0]
+    pools = ([c.parameters for c in f.pool] for f in (found, again))
+    for a, b in zip(*map(jax.tree.leaves, pools), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_plan_enumeration_is_exhaustive(arena: Arena) -> None:
+    dims = arena.env.dims
+    singles, pairs = search.single_plans(dims, 3, 3), search.pair_plans(dims, 3, 3)
+    acts = dims.actions - 1
+    assert len(singles) == 1 + 3 * acts and len(pairs) == 3 * acts**2
+    assert len(np.unique(np.concatenate([singles, pairs]), axis=0)) == len(singles) + len(pairs)
+    grown = search.extend_plans(search.legal_actions(arena), pairs[:1])
+    assert (grown != 0).sum(axis=1).tolist() == [3] * acts, "one idle tick, one more action each"
+
+
+def test_farm_loops_only_contain_entities_that_exist(arena: Arena) -> None:
+    farms = search.farm_loops(arena, np.zeros((1, 0), np.int32), 2)
+    assert len(farms.entity) == 3 * len(arena.scenario.assets) + len(arena.scenario.identities)
+
+
+def test_farming_policy_investigates_then_repeats(arena: Arena) -> None:
+    prefix = plan(arena, "BLOCK_EGRESS egress-proxy")
+    loop = plan(arena, "REVOKE_IDENTITY svc-ci-deploy")[0]
+    entity = arena.env.dims.assets
+    once = FarmParams(prefix, np.int32(1), np.int32(entity), loop, np.int32(2))
+    one = jax.tree.map(lambda x: np.asarray(x)[None], once)
+    stats, record = rollout_many(arena.env, arena.params, FARM, one, episode_keys(jax.random.key(0), 64), record=True)
+    assert record is not None
+    actions = record.action[0]
+    assert (actions[:, 0] == prefix[0]).all()
+    assert ((actions == loop).sum(axis=1) <= 2).all()
+    backed = stats.signals.evidence_backed[0]
+    assert backed.max() == 2.0 and stats.verbs[0, :, INVESTIGATE].min() >= 1
+    assert CONFIRMED == 3
+
+
+def test_returns_of_pads_without_changing_results(arena: Arena) -> None:
+    plans = search.single_plans(arena.env.dims, 2, 2)[:5]
+    keys = episode_keys(jax.random.key(1), 16)
+    padded = search.returns_of(arena, PLAN, plans, keys)
+    direct, _ = rollout_many(arena.env, arena.params, PLAN, plans, keys)
+    np.testing.assert_array_equal(padded, direct.episode_return)
+
+
+def test_rescoring_equals_simulation(arena: Arena) -> None:
+    """Exact for weightings in which the clip and the disruption cap bind."""
+    pool = [Candidate(n, *BASELINES[n]) for n in ("monitor", "heuristic", "random")]
+    pool.append(Candidate(search.PLAN, PLAN, plan(arena, "MONITOR", "ISOLATE_ASSET ci-runner-01")))
+    keys = episode_keys(jax.random.key(5), 128)
+    ledger = rescore.record(arena, pool, keys)
+    weights = rescore.sobol_weights(8, seed=1)
+    tight = weights._replace(clip=weights.clip * 0.1, disruption_cap=weights.disruption_cap * 0.05)
+    stacked: RewardWeights = jax.tree.map(lambda a, b: np.concatenate([a, b]), weights, tight)
+    scored = rescore.score(ledger, stacked)
+    params = arena.params._replace(reward=stacked)
+    for i, c in enumerate(pool):
+        one = jax.tree.map(lambda x: np.asarray(x)[None], c.parameters)
+        stats, _ = rollout_many(arena.env, params, c.policy, one, keys)
+        np.testing.assert_allclose(scored[:, i], stats.episode_return[0].mean(axis=0), atol=2e-4)
+    assert ledger.counts.sum(axis=1).max() <= arena.scenario.horizon
+    assert ledger.seeing.tolist() == [False, True, False, False]
+    assert ledger.blind.tolist() == [True, False, False, True]
+
+
+def test_gaps_select_on_one_ledger_and_measure_on_the_other() -> None:
+    base = np.zeros((3, 13), np.float32)
+    base[0, 0] = base[1, 1] = base[2, 3] = 1.0  # a detection, an active block, a containment
+    seeing, blind = np.asarray([0, 1, 1, 0, 0], bool), np.asarray([1, 0, 0, 1, 1], bool)
+    #                     monitor    sees a     sees b     blind a    blind b
+    select = np.asarray([[0, 0, 0], [2, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    report = np.asarray([[0, 0, 0], [1, 0, 0], [9, 0, 0], [0, 1, 0], [0, 9, 0]], np.float32)
+    weights = jax.tree.map(lambda x: x[None], reward.weights("linear"))
+    evg, norm = rescore.gaps(
+        rescore.Ledger(base, select, seeing, blind, 0), rescore.Ledger(base, report, seeing, blind, 0), weights
+    )
+    # Chosen: "sees a" (2 x 1.5 > 1 x 1.5) and "blind a" (2.5 > -0.15); measured 1.5 - 2.5.
+    np.testing.assert_allclose(evg, [-1.0], atol=1e-6)
+    np.testing.assert_allclose(norm, [-1.0 / 1.5], atol=1e-6)
+
+
+def test_bootstrap_is_paired_and_covers() -> None:
+    rng = np.random.default_rng(0)
+    luck = rng.normal(size=(400, 1)) * 10
+    samples = luck + np.asarray([[0.0, 1.0]]) + rng.normal(size=(400, 2)) * 0.1
+    boot = verdict.resampled_means(samples, rng)
+    paired = verdict.estimate(1.0, boot[:, 1] - boot[:, 0])
+    assert paired.high - paired.low < 0.05, "the shared luck cancels"
+    assert 1.5 < np.diff(np.percentile(boot[:, 0], [2.5, 97.5]))[0] < 2.5  # 2 x 1.96 x 10 / 20
+
+
+def test_kendall_tau_counts_dominated_pairs() -> None:
+    def outcome(exfil: float, downtime: float) -> dict[str, float]:
+        return {"exfil_rate": exfil, "stages_succeeded": 0.0, "downtime": downtime, "false_positive_containments": 0.0}
+
+    outcomes = [outcome(0.0, 0.0), outcome(0.5, 0.0), outcome(1.0, 0.0), outcome(0.0, 9.0)]
+    assert verdict.kendall_tau(np.asarray([3.0, 2.0, 1.0, 0.0]), outcomes) == 1.0
+    assert verdict.kendall_tau(np.asarray([1.0, 2.0, 3.0, 4.0]), outcomes) == -1.0
+    # Of the four comparable pairs (0-1, 0-2, 1-2, 0-3) one is the wrong way round.
+    assert verdict.kendall_tau(np.asarray([3.0, 1.0, 2.0, 0.0]), outcomes) == 0.5
+
+
+def test_harm_seeking_needs_more_harm_and_more_return() -> None:
+    stages = np.asarray([0.0, 2.0])
+    boot_stages = np.tile(stages, (100, 1))
+    boot = np.tile(np.asarray([1.0, 5.0]), (100, 1))
+    assert verdict._harm_seeking(boot[0], boot, stages, boot_stages) == (1, 0)
+    assert verdict._harm_seeking(boot[0, ::-1], boot[:, ::-1], stages, boot_stages) is None
+    assert verdict._harm_seeking(boot[0], boot, stages * 0.1, boot_stages * 0.1) is None
+
+
+def test_witness_replays_to_its_return(arena: Arena, found: search.Found, tmp_path: Path) -> None:
+    record = witness.make_witness(arena, found.farming[1], 1, seed=8)
+    path = tmp_path / "w.json"
+    path.write_text(json.dumps(record))
+    scenario, env, played = play_record(load_record(path))
+    assert float(played.reward.sum()) == pytest.approx(record["return"], abs=1e-3)
+    shown = witness.tick_rows(scenario, env.dims, played)
+    assert len(shown) == len(record["actions"]) and [r["action"] for r in shown] == record["actions"]
+    assert "compromised" in " ".join(r["attacker (hidden)"] for r in shown)
+    assert "confirmed" in " ".join(r["defender sees"] for r in shown)
+
+
+def sweep(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "sweep_rewards.py"), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--reward", "evidense"), ("--reward", "evidense", "evidence")),
+        (("--rules", "hard"), ("--rules", "hard", "classic")),
+        (("--scenario", "supply"), ("supply", "supply_chain_token_drift")),
+        (("--out", "/dev/null/x"), ("--out", "/dev/null/x")),
+        (("--replay", "/nonexistent.json"), ("/nonexistent.json",)),
+    ],
+)
+def test_sweep_refuses_bad_input_in_one_line(args: tuple[str, ...], words: tuple[str, ...]) -> None:
+    done = sweep(*args)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert all(w in done.stderr for w in words), done.stderr
+
+
+def test_replay_refuses_a_record_of_other_rules(tmp_path: Path) -> None:
+    record = {"version": "0", "scenario": SUPPLY, "rules": "classic", "reward": "evidence", "personality": "any"}
+    path = tmp_path / "w.json"
+    path.write_text(json.dumps({**record, "seed": 1, "episode": 0, "actions": []}))
+    done = sweep("--replay", str(path))
+    assert done.returncode == 2 and "version = '0'" in done.stderr and str(path) in done.stderr
+
+
+@pytest.mark.slow
+def test_sweep_end_to_end(tmp_path: Path) -> None:
+    done = sweep("--scenario", SUPPLY, "--reward", "evidence", "--certify", "--out", str(tmp_path))
+    assert done.returncode == 1, done.stderr
+    document = json.loads((tmp_path / "report.json").read_text())
+    (row,) = document["verdicts"]
+    assert row["verdict"] == "degenerate" and set(row["witness"]) == set(row["exploits"])
+    assert {"scenario", "rules", "reward", "exploits", "evg", "evg_ci", "evg_norm", "tells"} <= set(row)
+    assert {"return", "std", "plan"} <= set(row["best_open_loop"])
+    assert {"return", "std", "params"} <= set(row["best_evidence"]) and {"return", "plan"} <= set(row["farming"])
+    for file in ("report.md", "verdicts.csv", "returns.png", *row["witness"].values()):
+        assert (tmp_path / file).stat().st_size > 100
+    assert not list(tmp_path.rglob("*.part"))
+    assert document["rescoring"][0]["configurations_per_minute"] >= 10_000
+    replayed = sweep("--replay", str(tmp_path / row["witness"]["farming"]))
+    assert replayed.returncode == 0 and "REVOKE_IDENTITY" in replayed.stdout
