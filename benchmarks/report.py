@@ -36,6 +36,7 @@ class Cloud(NamedTuple):
     summary: dict[str, Any]
     weights: dict[str, np.ndarray]  # each (C,)
     evg: np.ndarray  # (C,)
+    grids: dict[str, dict[str, np.ndarray]]  # by reward, then weight: (2, G), its values and EVG with the others fixed
 
 
 def prepare(out: Path) -> Path:
@@ -227,7 +228,9 @@ def weights_figure(cloud: Cloud) -> Any:
         bands = np.stack([np.percentile(evg[which == b], [10, 50, 90]) for b in range(12)], axis=1)
         middle = (edges[:-1] + edges[1:]) / 2
         axis.fill_between(middle, bands[0], bands[2], color="#56B4E9", alpha=0.35, linewidth=0)
-        axis.plot(middle, bands[1], color="#0072B2")
+        axis.plot(middle, bands[1], color="#0072B2", label="median of all weightings")
+        for (reward, grid), style in zip(cloud.grids.items(), ("-", "--", ":", "-."), strict=False):
+            axis.plot(*grid[name], style, color="#D55E00", linewidth=1.2, label=f"around {reward}")
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_ylim(min(low, -0.5), max(high, 0.5))
         axis.set_title(name.replace("_", " "), fontsize=9)
@@ -240,7 +243,8 @@ def weights_figure(cloud: Cloud) -> Any:
         fontsize=10,
     )
     figure.supylabel("EVG (points); above 0 evidence pays", fontsize=9)
-    figure.tight_layout()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=5, fontsize=8.5, frameon=False)
+    figure.tight_layout(rect=(0, 0.035, 1, 1))
     return figure
 
 

@@ -28,6 +28,7 @@ from jaxsim.rules import RULES
 from jaxsim.version import SIMULATOR_VERSION
 
 RULES_OF = {name: "classic" for name in reward.PRESETS}  # the rules that a preset was published for
+GRID = 9  # values of each weight around every preset
 EXPLOIT_POLICY = {verdict.OPEN_LOOP: "best_open_loop_name", verdict.FARMING: "farming"}
 
 
@@ -179,6 +180,13 @@ def rescored(arena: search.Arena, best: search.Found, keys: jax.Array, configs: 
     scored = time.perf_counter()
     evg, norm = rescore.gaps(ledgers[0], ledgers[1], weights)
     seconds = time.perf_counter() - scored
+    grids: dict[str, dict[str, np.ndarray]] = {}
+    for r, name in enumerate(arena.rewards):
+        base = jax.tree.map(lambda x, r=r: x[r], arena.params.reward)
+        moved, moves = rescore.grid_weights(base, GRID)
+        gap, _ = rescore.gaps(ledgers[0], ledgers[1], moved)
+        values = np.asarray([v for _, v in moves])
+        grids[name] = {w: np.stack([values, gap])[:, [m == w for m, _ in moves]] for w in rescore.RANGES}
     summary = {
         "scenario": arena.scenario.id,
         "rules": arena.rules,
@@ -192,7 +200,7 @@ def rescored(arena: search.Arena, best: search.Found, keys: jax.Array, configs: 
         "share_evg_norm_certifiable": float((np.nan_to_num(norm, nan=-1.0) >= verdict.CERTIFIED_EVG_NORM).mean()),
         "best_evg_norm": float(np.nanmax(norm)) if np.isfinite(norm).any() else None,
     }
-    return report.Cloud(summary, {k: np.asarray(v) for k, v in weights._asdict().items()}, evg)
+    return report.Cloud(summary, {k: np.asarray(v) for k, v in weights._asdict().items()}, evg, grids)
 
 
 def replay(console: Console, path: Path) -> None:

@@ -7,6 +7,7 @@ from jaxsim.replay import replay
 from jaxsim.rollout import rollout, rollout_many
 from jaxsim.types import Dims, Observation, Params
 from jaxsim.version import SIMULATOR_VERSION
+from scenarios import load as load_scenario
 
 __all__ = [
     "BASELINES",
@@ -17,6 +18,7 @@ __all__ = [
     "Params",
     "Policy",
     "action_text",
+    "load_scenario",
     "make",
     "parse_action",
     "parse_plan",

@@ -136,6 +136,16 @@ def test_rescoring_equals_simulation(arena: Arena) -> None:
     assert ledger.blind.tolist() == [True, False, False, True]
 
 
+def test_grid_moves_one_weight_at_a_time() -> None:
+    base = reward.weights("evidence")
+    grid, moves = rescore.grid_weights(base, 3)
+    assert len(moves) == 3 * len(RewardWeights._fields) == len(grid.clip)
+    for i, (name, value) in enumerate(moves):
+        for other, column in grid._asdict().items():
+            expected = value if other == name else float(getattr(base, other))
+            assert float(column[i]) == pytest.approx(expected)
+
+
 def test_gaps_select_on_one_ledger_and_measure_on_the_other() -> None:
     base = np.zeros((3, 13), np.float32)
     base[0, 0] = base[1, 1] = base[2, 3] = 1.0  # a detection, an active block, a containment

@@ -91,6 +91,18 @@ def sobol_weights(many: int, seed: int) -> RewardWeights:
     return RewardWeights(**{n: jnp.asarray(columns[n], jnp.float32) for n in RewardWeights._fields})
 
 
+def grid_weights(base: RewardWeights, points: int) -> tuple[RewardWeights, list[tuple[str, float]]]:
+    """Each weight of `base` in turn at `points` values over its range, the others as they are.
+
+    Returns the (15 * points,) weightings and, for each, which weight it moves and to what.
+    """
+    moves = [(n, float(v)) for n, (lo, hi) in RANGES.items() for v in np.linspace(lo, hi, points)]
+    columns = {n: np.full(len(moves), float(v), np.float32) for n, v in base._asdict().items()}
+    for row, (name, value) in enumerate(moves):
+        columns[name][row] = value
+    return RewardWeights(**{n: jnp.asarray(v) for n, v in columns.items()}), moves
+
+
 @jax.jit
 def _score(rows: jax.Array, counts: jax.Array, weights: RewardWeights) -> jax.Array:
     signals = Signals(*rows.T)

@@ -35,6 +35,7 @@ class Arena(NamedTuple):
     rewards: tuple[str, ...]
     personality: str
     rules: str
+    lanes: int = 32768  # episodes in lockstep
 
 
 class Budget(NamedTuple):
@@ -80,14 +81,14 @@ def make_arenas(
     return arenas
 
 
-def returns_of(arena: Arena, policy: Policy, parameters: Any, keys: jax.Array, lanes: int = 32768) -> np.ndarray:
+def returns_of(arena: Arena, policy: Policy, parameters: Any, keys: jax.Array) -> np.ndarray:
     """(M, E, R) returns of M policies in the E episodes of `keys`."""
     many = jax.tree.leaves(parameters)[0].shape[0]
-    chunk = max(1, lanes // len(keys))
+    chunk = max(1, arena.lanes // len(keys))
     # Whole chunks only: one compiled shape for any number of policies.
     rows = np.minimum(np.arange(-(-many // chunk) * chunk), many - 1)
     padded = jax.tree.map(lambda x: np.asarray(x)[rows], parameters)
-    stats, _ = rollout_many(arena.env, arena.params, policy, padded, keys, lanes=lanes)
+    stats, _ = rollout_many(arena.env, arena.params, policy, padded, keys, lanes=arena.lanes)
     return stats.episode_return[:many]
 
 
