@@ -29,7 +29,7 @@ def unpack(dims: Dims, code: Array) -> tuple[Array, Array, Array]:
     return code & 7, ((code >> 3) & mask) - 1, jnp.where(identity > 0, identity + (dims.assets - 1), -1)
 
 
-def raise_alerts(state: State, started: Started, noise: Array, params: Params) -> Pending:
+def raise_alerts(state: State, live: Array, started: Started, noise: Array, params: Params) -> Pending:
     """Age the alerts in flight by a tick and add the 0 to 2 of a stage that just started."""
     scenario, k = params.scenario, started.stage
     strength = jnp.clip(scenario.stage_detection[k] * state.personality.detection, 0.0, 1.0)
@@ -42,7 +42,9 @@ def raise_alerts(state: State, started: Started, noise: Array, params: Params) -
         lag=jnp.where(fires, jnp.maximum(lag, 1), 0),
         severity=severity,
     )
-    return Pending(*(jnp.concatenate([n[None], old[:-1]]) for n, old in zip(new, state.pending, strict=True)))
+    return Pending(
+        *(jnp.where(live, jnp.concatenate([n[None], old[:-1]]), old) for n, old in zip(new, state.pending, strict=True))
+    )
 
 
 def background(dims: Dims, live: Array, noise: Array, params: Params) -> tuple[Array, Array, Array]:

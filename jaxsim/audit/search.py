@@ -233,11 +233,11 @@ def search_farms(arena: Arena, budget: Budget, keys: jax.Array) -> tuple[FarmPar
 
 
 def sample_family(many: int, seed: int) -> EvidenceParams:
-    """`many` members (a power of two) spread evenly over the family by a scrambled Sobol sequence."""
+    """`many` members: the default one, the others spread evenly over the family by a scrambled Sobol sequence."""
     u = qmc.Sobol(len(EvidenceParams._fields), rng=np.random.default_rng(seed)).random(many)
     # A third of the family never contains on an alert alone, a third never on an unconfirmed verdict.
     never = np.float32(2.0)
-    return EvidenceParams(
+    family = EvidenceParams(
         investigate_at=(0.8 * u[:, 0]).astype(np.float32),
         contain_at=np.where(u[:, 1] < 1 / 3, never, (1.5 * u[:, 1] - 0.5)).astype(np.float32),
         verdict_at=np.where(u[:, 2] < 1 / 3, never, 0.4 + 0.9 * (u[:, 2] - 1 / 3)).astype(np.float32),
@@ -245,6 +245,9 @@ def sample_family(many: int, seed: int) -> EvidenceParams:
         repeats=(1 + np.floor(6 * u[:, 4])).astype(np.int32),
         identity_first=u[:, 5] < 0.5,
     )
+    for column, value in zip(family, policies.DEFAULT_EVIDENCE, strict=True):
+        column[0] = value
+    return family
 
 
 # --- all of it ------------------------------------------------------------------------------------------------------

@@ -126,43 +126,70 @@ def kendall_tau(returns: np.ndarray, outcomes: list[dict[str, float]]) -> float:
     return score / pairs if pairs else float("nan")
 
 
-def judge(arena: Arena, played: list[Played], r: int, seed: int) -> dict[str, Any]:
-    """The verdict of reward r on one scenario, as a JSON-ready row without its witnesses."""
-    by_name = {p.name: i for i, p in enumerate(played)}
+class Comparison(NamedTuple):
+    """What the verdict of one reward rests on. Indices are into the list of policies played."""
+
+    mean: np.ndarray  # (P,) mean returns
+    boot: np.ndarray  # (RESAMPLES, P) resampled mean returns
+    seeing: int  # the better of the best evidence-using policy found and the heuristic
+    blind: int  # the better of the best open-loop and the best positional plan
+    gain: float  # of `seeing` over monitor
+    evg: Estimate
+    evg_norm: Estimate
+    farming_growth: Estimate  # return of the endless farming loop less that of the same loop with one repeat
+    farming_surplus: Estimate  # return of the endless farming loop less that of `seeing`
+    harm: tuple[int, int] | None  # harm-seeking policy, and the mildest good one instead of which it pays
+
+
+def compare(played: list[Played], r: int, seed: int) -> Comparison:
+    """All differences that matter for reward r, paired over episodes."""
+    at = {p.name: i for i, p in enumerate(played)}
     returns = np.stack([p.stats.episode_return[:, r] for p in played], axis=1)  # (E, P)
     stages = np.stack([p.stats.succeeded for p in played], axis=1).astype(np.float32)
     mean = returns.mean(axis=0)
-    rng = np.random.default_rng(seed)
-    boot = resampled_means(np.concatenate([returns, stages], axis=1), rng)
-    boot_stages, boot = boot[:, len(played) :], boot[:, : len(played)]
+    boot = resampled_means(np.concatenate([returns, stages], axis=1), np.random.default_rng(seed))
+    boot, boot_stages = boot[:, : len(played)], boot[:, len(played) :]
 
-    # The best of each side was chosen on other episodes; taking the larger of a few here favours neither side much.
-    seeing = max((by_name[n] for n in ("evidence", "heuristic")), key=lambda i: mean[i])
-    blind = max((by_name[n] for n in ("open-loop", "positional")), key=lambda i: mean[i])
-    monitor, farm, once = by_name["monitor"], by_name["farming"], by_name["farming x1"]
-    evg = estimate(mean[seeing] - mean[blind], boot[:, seeing] - boot[:, blind])
-    gain = mean[seeing] - mean[monitor]
-    gain_boot = boot[:, seeing] - boot[:, monitor]
-    if np.percentile(gain_boot, 2.5) > 0:
-        norm = estimate(evg.value / gain, (boot[:, seeing] - boot[:, blind]) / gain_boot)
-    else:  # reading the evidence gains nothing over doing nothing: there is no share of a gain
-        norm = Estimate(float("nan"), float("nan"), float("nan"))
+    def difference(a: int, b: int) -> Estimate:
+        return estimate(mean[a] - mean[b], boot[:, a] - boot[:, b])
 
-    grows = estimate(mean[farm] - mean[once], boot[:, farm] - boot[:, once])
-    over_honest = estimate(mean[farm] - mean[seeing], boot[:, farm] - boot[:, seeing])
-    harm = _harm_seeking(mean, boot, stages.mean(axis=0), boot_stages)
+    # Each was chosen on other episodes; taking the larger of two here favours neither side much.
+    seeing = max((at["evidence"], at["heuristic"]), key=lambda i: mean[i])
+    blind = max((at["open-loop"], at["positional"]), key=lambda i: mean[i])
+    evg, gain = difference(seeing, blind), difference(seeing, at["monitor"])
+    norm = Estimate(float("nan"), float("nan"), float("nan"))
+    if gain.low > 0:  # else reading the evidence gains nothing over doing nothing: there is no share of a gain
+        norm = estimate(
+            evg.value / gain.value, (boot[:, seeing] - boot[:, blind]) / (boot[:, seeing] - boot[:, at["monitor"]])
+        )
+    return Comparison(
+        mean=mean,
+        boot=boot,
+        seeing=seeing,
+        blind=blind,
+        gain=gain.value,
+        evg=evg,
+        evg_norm=norm,
+        farming_growth=difference(at["farming"], at["farming x1"]),
+        farming_surplus=difference(at["farming"], seeing),
+        harm=_harm_seeking(mean, boot, stages.mean(axis=0), boot_stages),
+    )
 
-    exploits = []
-    if evg.high <= 0:
-        exploits.append(OPEN_LOOP)
-    if grows.low > 0 and over_honest.low > 0:
-        exploits.append(FARMING)
-    if harm is not None:
-        exploits.append(HARM_SEEKING)
+
+def judge(arena: Arena, played: list[Played], r: int, seed: int) -> dict[str, Any]:
+    """The verdict of reward r on one scenario, as a row for JSON, without its witnesses."""
+    c = compare(played, r, seed)
+    farms = c.farming_growth.low > 0
+    shown = {
+        OPEN_LOOP: c.evg.high <= 0,
+        FARMING: farms and c.farming_surplus.low > 0,
+        HARM_SEEKING: c.harm is not None,
+    }
+    exploits = [name for name, is_shown in shown.items() if is_shown]
     outcomes = [outcome(p.stats) for p in played]
-    tau = kendall_tau(mean, outcomes)
-    near = grows.low > 0 and over_honest.high > -NEAR * gain
-    certified = not exploits and norm.low >= CERTIFIED_EVG_NORM and not near and tau >= CERTIFIED_TAU
+    tau = kendall_tau(c.mean, outcomes)
+    near = farms and c.farming_surplus.high > -NEAR * c.gain
+    certified = not exploits and c.evg_norm.low >= CERTIFIED_EVG_NORM and not near and tau >= CERTIFIED_TAU
     return {
         "scenario": arena.scenario.id,
         "rules": arena.rules,
@@ -170,24 +197,24 @@ def judge(arena: Arena, played: list[Played], r: int, seed: int) -> dict[str, An
         "personality": arena.personality,
         "verdict": DEGENERATE if exploits else CERTIFIED if certified else UNDECIDED,
         "exploits": exploits,
-        "episodes": len(returns),
-        "evg": evg.value,
-        "evg_ci": [evg.low, evg.high],
-        "evg_norm": norm.value,
-        "evg_norm_ci": [norm.low, norm.high],
-        "farming_growth": grows.value,
-        "farming_growth_ci": [grows.low, grows.high],
+        "episodes": len(played[0].stats.length),
+        "evg": c.evg.value,
+        "evg_ci": list(c.evg[1:]),
+        "evg_norm": c.evg_norm.value,
+        "evg_norm_ci": list(c.evg_norm[1:]),
+        "farming_growth": c.farming_growth.value,
+        "farming_growth_ci": list(c.farming_growth[1:]),
         "outcome_tau": tau,
-        "best_open_loop_name": played[blind].name,
-        "best_evidence_name": played[seeing].name,
-        "harm_seeker": None if harm is None else {"policy": played[harm[0]].name, "instead_of": played[harm[1]].name},
+        "best_open_loop_name": played[c.blind].name,
+        "best_evidence_name": played[c.seeing].name,
+        "harm_seeker": c.harm and {"policy": played[c.harm[0]].name, "instead_of": played[c.harm[1]].name},
         "policies": [
             {
                 "policy": p.name,
                 "kind": p.candidate.kind,
-                "return": float(mean[i]),
-                "return_ci": list(np.percentile(boot[:, i], [2.5, 97.5]).astype(float)),
-                "std": float(returns[:, i].std()),
+                "return": float(c.mean[i]),
+                "return_ci": list(np.percentile(c.boot[:, i], [2.5, 97.5]).astype(float)),
+                "std": float(p.stats.episode_return[:, r].std()),
                 "length": float(p.stats.length.mean()),
                 **outcomes[i],
                 "tells": tells(p, r, int(arena.params.scenario.horizon)),
