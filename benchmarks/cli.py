@@ -120,7 +120,9 @@ seed = integer(0, MAX_SEED)
 def output_path(text: str) -> Path:
     """A file that can be written: refused now rather than after the work. An existing file will be replaced."""
     path = Path(os.path.realpath(text))
-    if not text or path.is_dir():
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no file name; give the name of a file")
+    if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a directory; give the name of a file")
     if path.exists() and not path.is_file():
         raise argparse.ArgumentTypeError(f"{text!r} is not a regular file; give the name of one")

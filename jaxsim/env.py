@@ -28,7 +28,6 @@ from jaxsim.types import (
     Params,
     Pending,
     Personality,
-    RewardWeights,
     Signals,
     State,
 )
@@ -166,7 +165,7 @@ def make(
 
     `scenario` is a built-in name, the path of a scenario file, or a loaded scenario; `reward` a preset's name or all
     weights by name; `dims` larger sizes to pad to, so that params of several scenarios can be stacked. Raises
-    `scenarios.ScenarioError` for a bad scenario and ValueError for an unknown name.
+    `scenarios.ScenarioError` for a bad scenario and ValueError for an unknown name or a bad weight.
     """
     loaded = scenario if isinstance(scenario, scenarios.Scenario) else scenarios.load(scenario)
     dims = dims or dims_of([loaded])
@@ -181,10 +180,7 @@ def make_params(
     personality: str,
 ) -> Params:
     """Parameters of one scenario, padded to `dims`, on the default device."""
-    if isinstance(reward_weights, str):
-        weights = reward.weights(reward_weights)
-    else:
-        weights = RewardWeights(**{k: jnp.float32(v) for k, v in reward_weights.items()})
+    weights = reward.weights(reward_weights) if isinstance(reward_weights, str) else reward.from_mapping(reward_weights)
     table, probabilities = rules.personalities(personality)
     arrays = jax.tree.map(jnp.asarray, compile_scenario(scenario, dims))
     return Params(arrays, rules.rules(rules_name), weights, table, probabilities)

@@ -17,16 +17,17 @@ from jaxsim.names import parse_action
 from jaxsim.types import Channels, Dims, Observation, Params, Signals, State
 from jaxsim.version import SIMULATOR_VERSION
 
-FIELDS: dict[str, type | tuple[type, ...]] = {
-    "version": str,
-    "scenario": str,
-    "rules": str,
-    "reward": (str, dict),
-    "personality": str,
-    "seed": int,
-    "episode": int,
-    "actions": list,
+FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {  # type, and how to say it
+    "version": (str, "text"),
+    "scenario": (str, "a built-in name or the path of a scenario file"),
+    "rules": (str, "the name of a preset"),
+    "reward": ((str, dict), "the name of a preset, or all weights by name"),
+    "personality": (str, "a name"),
+    "seed": (int, "a whole number"),
+    "episode": (int, "a whole number"),
+    "actions": (list, "a list of texts, one a tick"),
 }
+RANGES = {"seed": (-(2**63), 2**63 - 1), "episode": (0, 2**32 - 1)}
 
 
 class Replay(NamedTuple):
@@ -73,15 +74,21 @@ def load_record(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a readable JSON replay record: {error}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{path}: a replay record is a JSON object; got {type(record).__name__}")
-    for field, kind in FIELDS.items():
+    for field, (kind, wanted) in FIELDS.items():
         if field not in record:
             raise ValueError(f"{path}: field {field!r} is missing; a record has {', '.join(FIELDS)}")
         if not isinstance(record[field], kind) or isinstance(record[field], bool):
-            raise ValueError(f"{path}: {field} = {record[field]!r:.60}: wrong type")
+            raise ValueError(f"{path}: {field} = {record[field]!r:.60}: wrong type; give {wanted}")
+    for field, (low, high) in RANGES.items():
+        if not low <= record[field] <= high:
+            raise ValueError(f"{path}: {field} = {record[field]!r:.60}: out of range; give one from {low} to {high}")
+    for i, action in enumerate(record["actions"]):
+        if not isinstance(action, str):
+            raise ValueError(f"{path}: actions[{i}] = {action!r:.60}: wrong type; give text, such as 'MONITOR'")
     if record["version"] != SIMULATOR_VERSION:
         raise ValueError(
             f"{path}: version = {record['version']!r}: recorded by another version of the simulator's rules; "
-            f"this is {SIMULATOR_VERSION!r}, and the episode would differ"
+            f"this is {SIMULATOR_VERSION!r}, and the episode would differ; replay it with that version"
         )
     return record
 

@@ -1,6 +1,8 @@
 """Signals of a tick -> seven channels -> one number. The weights come last, so a rollout can be re-scored."""
 
 import math
+from collections.abc import Mapping
+from numbers import Real
 
 import jax.numpy as jnp
 from chex import Array
@@ -41,6 +43,19 @@ def weights(name: str, **changes: float) -> RewardWeights:
     if name not in PRESETS:
         raise ValueError(f"reward {name!r} is unknown; choose one of {', '.join(PRESETS)}")
     return RewardWeights(**{k: jnp.float32(v) for k, v in (PRESETS[name] | changes).items()})
+
+
+def from_mapping(values: Mapping[str, float]) -> RewardWeights:
+    """All weights by name, each a () float32 array. Raises ValueError for a missing, unknown or non-numeric weight."""
+    known = RewardWeights._fields
+    for name in (*values, *known):
+        if name not in known:
+            raise ValueError(f"reward weight {name!r} is unknown; a reward has {', '.join(known)}")
+        if name not in values:
+            raise ValueError(f"reward weight {name!r} is missing; give all of {', '.join(known)}")
+        if not isinstance(values[name], Real) or math.isnan(values[name]):
+            raise ValueError(f"reward weight {name} = {values[name]!r:.60} is not a number; give one, such as 0.5")
+    return RewardWeights(**{name: jnp.float32(values[name]) for name in known})
 
 
 def signals(

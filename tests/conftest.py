@@ -17,8 +17,8 @@ import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-hypothesis.settings.register_profile("local", deadline=None, max_examples=60)
+hypothesis.settings.register_profile("local", deadline=None, max_examples=100)
 hypothesis.settings.register_profile(
-    "ci", deadline=None, max_examples=60, derandomize=True, database=None, print_blob=True
+    "ci", deadline=None, max_examples=100, derandomize=True, database=None, print_blob=True
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
