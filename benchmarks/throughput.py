@@ -268,7 +268,9 @@ def plot(path: Path, lines: Sequence[Line], curve: str) -> None:
     axes.set_yscale("log")
     axes.set_xlabel({"horizon": "horizon, ticks", "batch": "batch, episodes"}.get(curve, curve))
     axes.set_ylabel("ns per step")
-    axes.set_title(f"cost of a step, {lines[0]['devices']} × {lines[0]['device']}", loc="left", fontsize=10)
+    axes.set_title(
+        f"cost of a step, up to {max(x['devices'] for x in lines)} × {lines[0]['device']}", loc="left", fontsize=10
+    )
     axes.grid(which="major", color="#dddddd", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

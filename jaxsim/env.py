@@ -80,7 +80,7 @@ def transition(dims: Dims, state: State, action: Array, block: Array, params: Pa
     state = state._replace(alerts=alerts)
     state, active, exfil = attacker.progress(dims, state, live, block, params)
     state, started = attacker.start(dims, state, live, defended.acted, block, params)
-    state = state._replace(pending=telemetry.raise_alerts(state, live, started, block, params))
+    state = state._replace(pending=telemetry.raise_alerts(state, started, block, params))
     state, preemptive = attacker.block_contained(state, live)
 
     beaten = (state.stage < 0) & ~jnp.any(attacker.ready(state))

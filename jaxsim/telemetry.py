@@ -29,22 +29,22 @@ def unpack(dims: Dims, code: Array) -> tuple[Array, Array, Array]:
     return code & 7, ((code >> 3) & mask) - 1, jnp.where(identity > 0, identity + (dims.assets - 1), -1)
 
 
-def raise_alerts(state: State, live: Array, started: Started, noise: Array, params: Params) -> Pending:
-    """Age the alerts in flight by a tick and add the 0 to 2 of a stage that just started."""
+def raise_alerts(state: State, started: Started, noise: Array, params: Params) -> Pending:
+    """Put the 0 to 2 alerts of a stage that just started among those in flight. A finished state starts none."""
     scenario, k = params.scenario, started.stage
     strength = jnp.clip(scenario.stage_detection[k] * state.personality.detection, 0.0, 1.0)
     block = noise[Noise.ALERT_1 : Noise.SEVERITY_2 + 1].reshape(2, 3)
     fires = started.any & (block[:, 0] < strength)
     lag = integer(block[:, 1], scenario.stage_lag[k, 0], scenario.stage_lag[k, 1])
-    severity = jnp.clip(strength + (block[:, 2] * 0.35 - 0.15), 0.05, 1.0)
     new = Pending(
         code=scenario.stage_alert[k],
-        lag=jnp.where(fires, jnp.maximum(lag, 1), 0),
-        severity=severity,
+        due=jnp.where(fires, state.tick + jnp.maximum(lag, 1), 0),
+        severity=jnp.clip(strength + (block[:, 2] * 0.35 - 0.15), 0.05, 1.0),
     )
-    return Pending(
-        *(jnp.where(live, jnp.concatenate([n[None], old[:-1]]), old) for n, old in zip(new, state.pending, strict=True))
-    )
+    # What lay in the row, of L ticks ago, has become visible: no lag exceeds L.
+    rows = len(state.pending.code)
+    row = jnp.where(started.any, state.tick % rows, rows)
+    return Pending(*(old.at[row].set(n, mode="drop") for n, old in zip(new, state.pending, strict=True)))
 
 
 def background(dims: Dims, live: Array, noise: Array, params: Params) -> tuple[Array, Array, Array]:
@@ -71,27 +71,31 @@ def background(dims: Dims, live: Array, noise: Array, params: Params) -> tuple[A
 def surface(dims: Dims, state: State, live: Array, extra: tuple[Array, Array, Array]) -> AlertRing:
     """Sub-step 3a: move the alerts whose time has come to the ring, oldest start first, then `extra`, the background.
 
-    The arrival that slot j keeps is known from the counts alone: one masked sum instead of a scatter per alert.
+    Unrolled over the alerts in flight: each is a mask over the ring's slots, which costs less than a scatter.
     """
-    ring, pending = state.alerts, state.pending
-    age = np.arange(1, dims.max_lag + 1, dtype=np.int32)[:, None]
-    # Oldest start first: reverse the ages.
-    arrives = jnp.append((live & (pending.lag == age))[::-1].ravel(), extra[0])
-    code = jnp.append(jnp.repeat(pending.code[::-1], 2), extra[1])
-    severity = jnp.append(pending.severity[::-1].ravel(), extra[2])
-    earlier = np.tril(np.ones((len(arrives), len(arrives)), bool), -1)
-    rank = jnp.sum(earlier & arrives[None], axis=1, dtype=jnp.int32)
+    ring, pending, size = state.alerts, state.pending, dims.alerts
+    places = [(row, i) for row in range(dims.max_lag) for i in (0, 1)]
+    due = [live & (pending.due[place] == state.tick) for place in places]
+    before = [jnp.zeros((), jnp.int32)]
+    for d in due:
+        before.append(before[-1] + d.astype(jnp.int32))
+    staged = before.pop()
+    count = ring.count + staged + extra[0].astype(jnp.int32)
 
-    count = ring.count + jnp.sum(arrives, dtype=jnp.int32)
-    kept = ring_numbers(count, dims.alerts) - ring.count
-    takes = arrives[None] & (rank[None] == kept[:, None])
-    new = kept >= 0
-    return AlertRing(
-        code=jnp.where(new, jnp.sum(jnp.where(takes, code[None], 0), axis=1, dtype=jnp.int32), ring.code),
-        severity=jnp.where(new, jnp.sum(jnp.where(takes, severity[None], 0.0), axis=1), ring.severity),
-        tick=jnp.where(new, state.tick, ring.tick),
-        count=count,
-    )
+    # The rows lie in order of start from this tick's row to the last, then from the first on.
+    oldest = 2 * (state.tick % dims.max_lag)
+    skipped = sum((d & (k < oldest)).astype(jnp.int32) for k, d in enumerate(due))
+    ranks = [b - skipped + jnp.where(k < oldest, staged, 0) for k, b in enumerate(before)]
+    events = [(d, r, pending.code[p[0]], pending.severity[p]) for d, r, p in zip(due, ranks, places, strict=True)]
+    slots = np.arange(size, dtype=np.int32)
+    code, severity, new = ring.code, ring.severity, jnp.zeros(size, bool)
+    for arrives, rank, its_code, its_severity in [*events, (extra[0], staged, extra[1], extra[2])]:
+        number = ring.count + rank
+        takes = arrives & (number >= count - size) & (slots == number % size)
+        code = jnp.where(takes, its_code, code)
+        severity = jnp.where(takes, its_severity, severity)
+        new |= takes
+    return AlertRing(code, severity, jnp.where(new, state.tick, ring.tick), count)
 
 
 def view(dims: Dims, ring: AlertRing) -> Alerts:

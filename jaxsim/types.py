@@ -127,10 +127,10 @@ class Params(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """Alerts in flight, by age: row a belongs to the stage started a + 1 ticks ago."""
+    """Alerts in flight: row t mod L belongs to the stage that started at tick t."""
 
     code: Array  # (L,) int32, packed alert code
-    lag: Array  # (L, 2) int32, ticks from start to visibility, 0 = no alert
+    due: Array  # (L, 2) int32, tick at which it becomes visible, 0 = no alert
     severity: Array  # (L, 2) float32, 0..1
 
 

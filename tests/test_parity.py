@@ -76,7 +76,7 @@ stages: # listed against the order in which they can run
   - {id: phish, name: p, tactic: TA0001, technique: T1566.002, identity: alice, dwell: [2, 4], success: 0.7,
      detection: 0.5, lag: [1, 2], compromises_identity: true}
   - {id: spray, name: s, tactic: TA0006, technique: T1621, asset: proxy, identity: alice, dwell: [1, 5],
-     success: 0.7, detection: 0.3, lag: [2, 6]}
+     success: 0.3, detection: 0.3, lag: [2, 6]}
 """
 
 NO_IDENTITIES = """
@@ -89,7 +89,7 @@ assets:
   - {id: box, kind: host, criticality: 0.5, segment: lab}
   - {id: door, kind: host, criticality: 0.25, segment: lab}
 stages:
-  - {id: in, name: i, tactic: TA0009, technique: T1213, asset: box, dwell: [1, 9], success: 0.8, detection: 0.7,
+  - {id: in, name: i, tactic: TA0009, technique: T1213, asset: box, dwell: [1, 9], success: 0.3, detection: 0.7,
      lag: [0, 5], compromises_asset: true}
   - {id: out, name: o, tactic: TA0010, technique: T1041, prerequisites: [in], asset: door, dwell: [2, 4],
      success: 0.9, detection: 0.5, lag: [0, 1], exfil: true}
@@ -220,13 +220,14 @@ class Reader:
         return twin.Alert(twin.SIGNALS[signal], self.name(asset), self.name(at), severity, visible)
 
     def in_flight(self, s: State) -> list[twin.Alert]:
-        """Oldest first. Row a was raised a ticks before the end of this tick."""
-        code, lags, severities = s.pending
+        """Oldest first: row t mod L holds the stage that started at tick t."""
+        code, due, severities = s.pending
+        rows = [t % self.dims.max_lag for t in range(s.tick - self.dims.max_lag + 1, s.tick + 1)]
         return [
-            self.alert(code[a], severities[a][i], s.tick - a + lags[a][i])
-            for a in reversed(range(self.dims.max_lag))
+            self.alert(code[row], severities[row][i], due[row][i])
+            for row in rows
             for i in (0, 1)
-            if lags[a][i] > a
+            if due[row][i] > s.tick
         ]
 
     def in_view(self, s: State) -> list[twin.Alert]:
@@ -478,7 +479,7 @@ def sub_steps(dims: Dims, params: Params, state: State, action: jax.Array, block
     b = a._replace(alerts=telemetry.surface(dims, a, live, nothing))
     c, active, exfil = attacker.progress(dims, b, live, block, params)
     s, started = attacker.start(dims, c, live, d.acted, block, params)
-    s = s._replace(pending=telemetry.raise_alerts(s, live, started, block, params))
+    s = s._replace(pending=telemetry.raise_alerts(s, started, block, params))
     blocked, preemptive = attacker.block_contained(s, live)
     # The background alert alone: what the stages raised has surfaced already.
     extra = telemetry.background(dims, live, block, params)
