@@ -22,8 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxsim import reward
 from jaxsim.audit import rescore, search, verdict, witness
 from jaxsim.policies import BASELINES
-from jaxsim.replay import load_record, play_record
-from jaxsim.rollout import episode_keys
+from jaxsim.replays import load_record, play_record
+from jaxsim.rollouts import episode_keys
 from jaxsim.rules import RULES
 from jaxsim.version import SIMULATOR_VERSION
 

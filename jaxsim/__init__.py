@@ -3,8 +3,8 @@
 from jaxsim.env import Env, make
 from jaxsim.names import action_text, parse_action, parse_plan
 from jaxsim.policies import BASELINES, Policy
-from jaxsim.replay import replay
-from jaxsim.rollout import rollout, rollout_many
+from jaxsim.replays import replay
+from jaxsim.rollouts import rollout, rollout_many
 from jaxsim.types import Dims, Observation, Params
 from jaxsim.version import SIMULATOR_VERSION
 from scenarios import load as load_scenario

@@ -15,8 +15,8 @@ from jaxsim import reward
 from jaxsim.audit import rescore, search, verdict, witness
 from jaxsim.audit.search import Arena, Candidate
 from jaxsim.policies import BASELINES, FARM, PLAN, FarmParams
-from jaxsim.replay import load_record, play_record
-from jaxsim.rollout import episode_keys, rollout_many
+from jaxsim.replays import load_record, play_record
+from jaxsim.rollouts import episode_keys, rollout_many
 from jaxsim.types import CONFIRMED, INVESTIGATE, RewardWeights
 
 ROOT = Path(__file__).parent.parent

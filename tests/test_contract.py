@@ -18,8 +18,8 @@ from test_parity import CAMPAIGNS, DIMS, PLAN_TICKS, Played, Reader, play_one, r
 import jaxsim
 import scenarios
 from jaxsim import actions, compile, env, names, policies, reward, rules, types
-from jaxsim.replay import replay
-from jaxsim.rollout import EpisodeStats, Trajectory, episode_keys, rollout, rollout_many, tick_noise
+from jaxsim.replays import replay
+from jaxsim.rollouts import EpisodeStats, Trajectory, episode_keys, rollout, rollout_many, tick_noise
 from jaxsim.types import RUNNING, VERBS, Dims, Observation, Params, State
 
 

@@ -30,7 +30,7 @@ from jaxsim import actions, attacker, env, policies, reward, telemetry
 from jaxsim.compile import dims_of
 from jaxsim.defender import defend
 from jaxsim.names import action_text, entity_names, parse_plan
-from jaxsim.rollout import EpisodeStats, episode_keys, rollout_many, start, tick_noise
+from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many, start, tick_noise
 from jaxsim.types import (
     CONFIRMED,
     CUT_OFF,

@@ -17,8 +17,8 @@ from test_parity import Played, Reader, play, skipped, three_rewards
 import scenarios
 from jaxsim import env, names, reward, rules
 from jaxsim.compile import compile_scenario
-from jaxsim.replay import load_record, play_record
-from jaxsim.rollout import episode_keys
+from jaxsim.replays import load_record, play_record
+from jaxsim.rollouts import episode_keys
 from jaxsim.types import (
     ATTACKER_DONE,
     BLOCKED,

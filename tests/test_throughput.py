@@ -13,7 +13,7 @@ import throughput
 
 import scenarios
 from jaxsim import BASELINES, env
-from jaxsim.rollout import rollout
+from jaxsim.rollouts import rollout
 
 TINY = ["--ticks", "4", "--repeats", "2", "--scalar-steps", "20", "--devices", "1"]
 FIELDS = {"policy", "batch", "steps_per_s", "compile_s", "ratio_to_scalar", "load", "includes"}

@@ -23,9 +23,7 @@ BACKGROUND_DELAY = 0  # ticks until a background alert is seen
 ACTED_MEANS_CONTAINED = False  # "the defender acted": only containments count, not INVESTIGATE
 PASSIVE_ON_EXFIL = False  # the penalty for never acting is paid when the data got out as well
 CHOOSE_ONLY_TARGETED = False  # heuristic: the alert it looks at is chosen among those that name a target
-FALL_BACK_TO_IDENTITY = (
-    False  # heuristic: once an alert's asset is isolated, go for the identity it also names
-)
+FALL_BACK_TO_IDENTITY = False  # heuristic: once an alert's asset is isolated, go for the identity it also names
 PATCH_ON_NOISE = True  # heuristic: an asset named only by a background_noise alert is patched too
 
 # ---- constants -----------------------------------------------------------------------------------
@@ -583,9 +581,7 @@ class Stat(NamedTuple):
     sd: float
 
 
-def episode(
-    scenario: Any, personality: str, policy: Policy, weights: Weights, rng: random.Random
-) -> dict[str, float]:
+def episode(scenario: Any, personality: str, policy: Policy, weights: Weights, rng: random.Random) -> dict[str, float]:
     state, memory = reset(scenario, personality), set[str]()
     sums = dict.fromkeys(("return", *CHANNELS, "newly_confirmed"), 0.0)
     while not state.done:

@@ -14,7 +14,7 @@ from scipy.stats import qmc
 
 from jaxsim import reward
 from jaxsim.audit.search import EVIDENCE, FARM, Arena, Candidate, stack_parameters
-from jaxsim.rollout import rollout_many
+from jaxsim.rollouts import rollout_many
 from jaxsim.types import RewardWeights, Signals
 
 # Range of each weight that the Sobol sample covers; costs are negative.

@@ -19,7 +19,7 @@ from jaxsim import env, policies
 from jaxsim.actions import table
 from jaxsim.compile import dims_of
 from jaxsim.policies import EvidenceParams, FarmParams, Policy
-from jaxsim.rollout import episode_keys, rollout_many
+from jaxsim.rollouts import episode_keys, rollout_many
 from jaxsim.types import INVESTIGATE, Dims, Params, RewardWeights
 
 PLAN, ALWAYS, FARM, EVIDENCE = "plan", "always", "farm", "evidence"

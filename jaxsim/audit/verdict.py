@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxsim.audit.search import FARM, Arena, Candidate, Found, stack_parameters
 from jaxsim.policies import BASELINES
-from jaxsim.rollout import EpisodeStats, rollout_many
+from jaxsim.rollouts import EpisodeStats, rollout_many
 from jaxsim.types import EXFIL
 
 RESAMPLES = 2000

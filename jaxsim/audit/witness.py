@@ -9,7 +9,7 @@ import scenarios
 from jaxsim.audit.search import Arena, Candidate
 from jaxsim.names import action_text, entity_names
 from jaxsim.reward import PRESETS
-from jaxsim.rollout import episode_keys, rollout_many
+from jaxsim.rollouts import episode_keys, rollout_many
 from jaxsim.types import CONFIRMED, ENDS, RUNNING, STATUSES, Dims
 from jaxsim.version import SIMULATOR_VERSION
 
