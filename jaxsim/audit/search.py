@@ -5,7 +5,7 @@ only; `verdict` reports on others. Candidates: exhaustive open-loop plans (singl
 longer ones, farming loops, and the investigate-then-contain family.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from jaxsim.types import INVESTIGATE, Dims, Params, RewardWeights
 
 PLAN, ALWAYS, FARM, EVIDENCE = "plan", "always", "farm", "evidence"
 FOREVER = np.int32(2**30)
+STEADY = 1e-4  # points; float32 sums of equal terms differ by less
 
 
 class Arena(NamedTuple):
@@ -164,11 +165,20 @@ def extend_plans(acts: np.ndarray, plans: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate(grown), axis=0) if grown else plans[:0]
 
 
-def screen_plans(arena: Arena, budget: Budget, keys: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """All singles and pairs, (M, T), with mean returns, (M, R); the same plans for every arena of the same `Dims`."""
+class Screened(NamedTuple):
+    """Plans after a first look; the same plans in the same order for every arena of the same `Dims`."""
+
+    plans: np.ndarray  # (M, T) int32
+    returns: np.ndarray  # (M, R) means
+    spread: np.ndarray  # (M, R) largest less smallest return
+
+
+def screen_plans(arena: Arena, budget: Budget, keys: jax.Array) -> Screened:
+    """All singles and pairs."""
     dims, length = arena.env.dims, budget.single_ticks
     plans = np.concatenate([single_plans(dims, length, length), pair_plans(dims, budget.pair_ticks, length)])
-    return plans, mean_returns(arena, policies.PLAN, plans, keys)
+    played = returns_of(arena, policies.PLAN, plans, keys)
+    return Screened(plans, played.mean(axis=1), np.ptp(played, axis=1))
 
 
 def grow_plans(
@@ -265,20 +275,27 @@ class Found(NamedTuple):
 
 
 def refine(
-    arena: Arena, kind: str, policy: Policy, parameters: Any, returns: np.ndarray, budget: Budget, keys: jax.Array
+    arena: Arena,
+    kind: str,
+    policy: Policy,
+    parameters: Any,
+    returns: np.ndarray,
+    budget: Budget,
+    keys: jax.Array,
+    also: Sequence[int] = (),
 ) -> tuple[list[Candidate], list[Candidate | None], list[Candidate]]:
-    """The `kept` best per reward of a screening, played again on more episodes.
+    """The `kept` best per reward of a screening, and the rows `also`, played again on more episodes.
 
     Returns (best per reward, best with standard deviation 0 per reward, survivors for re-scoring).
     """
-    rows = best_rows(returns, budget.kept)
+    rows = np.union1d(best_rows(returns, budget.kept), np.asarray(also, np.int64))
     finalists = take(parameters, rows)
     played = returns_of(arena, policy, finalists, keys)
     again, spread = played.mean(axis=1), np.ptp(played, axis=1)
     made = [Candidate(kind, policy, take(finalists, i)) for i in range(len(rows))]
     certain: list[Candidate | None] = []
     for mean, width in zip(again.T, spread.T, strict=True):
-        steady = np.flatnonzero(width < 1e-4)  # float32 sums of equal terms
+        steady = np.flatnonzero(width < STEADY)
         certain.append(made[steady[mean[steady].argmax()]] if len(steady) else None)
     return [made[i] for i in again.argmax(axis=0)], certain, [made[i] for i in best_rows(again, budget.beam)]
 
@@ -295,7 +312,7 @@ def search(
         advance(f"{arena.scenario.id}: open-loop plans")
         screened.append(screen_plans(arena, budget, screen_keys))
     # A positional plan knows list positions only: it is the one plan that does best on average over all scenarios.
-    plans, average = screened[0][0], np.mean([returns for _, returns in screened], axis=0)
+    plans, average = screened[0].plans, np.mean([s.returns for s in screened], axis=0)
     rows = best_rows(average, budget.kept)
     advance("positional plans")
     finals = np.mean([mean_returns(a, policies.PLAN, plans[rows], select_keys) for a in arenas], axis=0)
@@ -309,7 +326,7 @@ def search(
 def _search_one(
     arena: Arena,
     budget: Budget,
-    screened: tuple[np.ndarray, np.ndarray],
+    screened: Screened,
     positional: list[Candidate],
     keys: tuple[jax.Array, jax.Array],
     seed: int,
@@ -318,8 +335,12 @@ def _search_one(
     screen_keys, select_keys = keys
     name = arena.scenario.id
     advance(f"{name}: longer plans")
-    plans, returns = grow_plans(arena, budget, *screened, screen_keys)
-    open_loop, certain, pool = refine(arena, PLAN, policies.PLAN, plans, returns, budget, select_keys)
+    plans, returns = grow_plans(arena, budget, screened.plans, screened.returns, screen_keys)
+    # The best plan may vary; the best of those that never do is a finding of its own.
+    steady = best_rows(np.where(screened.spread < STEADY, screened.returns, -np.inf), budget.beam)
+    open_loop, certain, pool = refine(
+        arena, PLAN, policies.PLAN, plans, returns, budget, select_keys, also=steady.tolist()
+    )
 
     advance(f"{name}: always the same action")
     always = legal_actions(arena)
