@@ -18,12 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import scenarios
+from jaxsim import rules as rule_sets
 from jaxsim.reward import PRESETS
-from jaxsim.rules import ANY, PERSONALITIES, RULES
+from jaxsim.rules import ANY, PERSONALITIES
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 MAX_SEED = 2**32 - 1
 MAX_EPISODES = 1_000_000  # of one row: all their outcomes are held in memory
+RULES_HELP = "classic or hardened, with any +switch or -switch, as in hardened-persistence"
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -95,6 +97,15 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
         raise argparse.ArgumentTypeError(f"{text!r} is unknown; {hint}")
 
     return check
+
+
+def rule_set(text: str) -> str:
+    """The type of --rules."""
+    try:
+        rule_sets.switches(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def integer(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
@@ -187,13 +198,8 @@ def add_personality(p: argparse.ArgumentParser) -> None:
 
 def add_rules(p: argparse.ArgumentParser) -> None:
     """--rules."""
-    known = ", ".join(RULES)
     p.add_argument(
-        "--rules",
-        type=one_of(RULES),
-        default="classic",
-        metavar="NAME",
-        help=f"one of {known} (default: classic)",
+        "--rules", type=rule_set, default="hardened", metavar="NAME", help=f"{RULES_HELP} (default: hardened)"
     )
 
 
@@ -203,9 +209,9 @@ def add_reward(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--reward",
         type=one_of(PRESETS),
-        default="evidence",
+        default="operational",
         metavar="NAME",
-        help=f"one of {known} (default: evidence)",
+        help=f"one of {known} (default: operational)",
     )
 
 

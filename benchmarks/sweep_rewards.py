@@ -24,7 +24,6 @@ from jaxsim.audit import rescore, search, verdict, witness
 from jaxsim.policies import BASELINES
 from jaxsim.replays import load_record, play_record
 from jaxsim.rollouts import episode_keys
-from jaxsim.rules import RULES
 from jaxsim.version import SIMULATOR_VERSION
 
 RULES_OF = {name: "classic" for name in reward.PRESETS}  # the rules that a preset was published for

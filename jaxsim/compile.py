@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import scenarios
-from jaxsim.telemetry import MAX_OF_A_KIND, pack
+from jaxsim.telemetry import MAX_OF_A_KIND
 from jaxsim.types import Dims, ScenarioArrays
 
 
@@ -16,13 +16,14 @@ def dims_of(many: Sequence[scenarios.Scenario]) -> Dims:
         identities=max(len(s.identities) for s in many),
         stages=max(len(s.stages) for s in many),
         max_lag=max(1, max(stage.lag[1] for s in many for stage in s.stages)),
+        benign=max(len(s.benign) for s in many),
     )
 
 
 def check_fits(scenario: scenarios.Scenario, dims: Dims) -> None:
     """Raise ScenarioError, naming the size, when a scenario does not fit `dims`."""
     own = dims_of([scenario])
-    for field in ("assets", "identities", "stages", "max_lag"):
+    for field in ("assets", "identities", "stages", "max_lag", "benign"):
         size, room = getattr(own, field), getattr(dims, field)
         if size > room:
             raise scenarios.ScenarioError(
@@ -41,27 +42,31 @@ def compile_scenario(scenario: scenarios.Scenario, dims: Dims) -> ScenarioArrays
     identity = {x.id: a + i for i, x in enumerate(scenario.identities)}
     stage = {x.id: i for i, x in enumerate(scenario.stages)}
 
-    value, exists, named = np.zeros(n, np.float32), np.zeros(n, bool), np.zeros(n, bool)
+    value, exists = np.zeros(n, np.float32), np.zeros(n, bool)
     value[: len(asset)] = [x.criticality for x in scenario.assets]
     value[a : a + len(identity)] = [x.privilege for x in scenario.identities]
     exists[: len(asset)] = exists[a : a + len(identity)] = True
 
-    stage_asset, stage_identity = np.full(s, -1, np.int32), np.full(s, -1, np.int32)
+    targets = np.full((2, s + dims.benign), -1, np.int32)
+    activities: list[tuple[int, scenarios.Stage | scenarios.Benign]] = [*enumerate(scenario.stages)]
+    for column, activity in [*activities, *enumerate(scenario.benign, start=s)]:
+        if activity.asset is not None:
+            targets[0, column] = asset[activity.asset]
+        if activity.identity is not None:
+            targets[1, column] = identity[activity.identity]
+    benign = np.zeros((3, dims.benign))
+    for b, activity in enumerate(scenario.benign):
+        benign[:, b] = activity.rate, activity.strength, scenarios.SIGNALS.index(activity.signal)
     dwell, lag = np.ones((s, 2), np.int32), np.zeros((s, 2), np.int32)
     success, detection = np.zeros(s, np.float32), np.zeros(s, np.float32)
     signal, exfil, compromises = np.zeros(s, np.int32), np.zeros(s, bool), np.zeros((s, 2), bool)
     required_by, option_of = np.zeros((s, s), bool), np.zeros((s, s), bool)
     for j, x in enumerate(scenario.stages):
-        if x.asset is not None:
-            stage_asset[j] = asset[x.asset]
-        if x.identity is not None:
-            stage_identity[j] = identity[x.identity]
         dwell[j], lag[j], success[j], detection[j] = x.dwell, x.lag, x.success, x.detection
         signal[j], exfil[j] = scenarios.SIGNALS.index(x.signal), x.exfil
         compromises[j] = x.compromises_asset, x.compromises_identity
         required_by[[stage[p] for p in x.prerequisites], j] = True
         option_of[[stage[p] for p in x.any_prerequisites], j] = True
-    named[stage_asset[stage_asset >= 0]] = named[stage_identity[stage_identity >= 0]] = True
 
     return ScenarioArrays(
         horizon=np.int32(scenario.horizon),
@@ -70,19 +75,20 @@ def compile_scenario(scenario: scenarios.Scenario, dims: Dims) -> ScenarioArrays
         identity_count=np.int32(len(identity)),
         exists=exists,
         value=value,
-        named=named,
+        targets=targets,
         stage_exists=np.arange(s) < len(stage),
-        stage_asset=stage_asset,
-        stage_identity=stage_identity,
         stage_dwell=dwell,
         stage_success=success,
         stage_detection=detection,
         stage_lag=lag,
-        stage_alert=np.asarray(pack(dims, signal, stage_asset, stage_identity), np.int32),
+        stage_signal=signal,
         stage_exfil=exfil,
         stage_compromises=compromises,
         required_by=required_by,
         option_of=option_of,
         required=required_by.sum(0, dtype=np.int32),
         has_options=option_of.any(0),
+        benign_rate=benign[0].astype(np.float32),
+        benign_strength=benign[1].astype(np.float32),
+        benign_signal=benign[2].astype(np.int32),
     )

@@ -56,6 +56,7 @@ def defend(
     investigates = acted & (verb == INVESTIGATE)
     containment = acted & (verb != INVESTIGATE)
     was_confirmed = state.marks[CONFIRMED, target]
+    untouched = ~jnp.any(state.marks[:CONFIRMED, target])
 
     truth = state.compromised[target]
     verdict, confidence = forensic(truth, noise, params)
@@ -68,8 +69,8 @@ def defend(
     load_per_value = jnp.stack([zero, zero, rules.load_isolated, rules.load_egress, zero, rules.load_revoked])[verb]
 
     # Entities of both kinds share one index, so a hit on a stage's asset is no hit on its identity.
-    on_asset = containment & (scenario.stage_asset == target)
-    on_identity = containment & (scenario.stage_identity == target)
+    on_asset = containment & (state.targets[0, : dims.stages] == target)
+    on_identity = containment & (state.targets[1, : dims.stages] == target)
     blocks = on_asset & ((verb == ISOLATE_ASSET) | ((verb == BLOCK_EGRESS) & scenario.stage_exfil))
     f = state.forensics
     slot = jnp.where(investigates, f.count % dims.forensics, dims.forensics)
@@ -94,6 +95,6 @@ def defend(
         acted=acted,
         confirmed=confirmed,
         containment=containment,
-        evidence_backed=containment & was_confirmed,
-        false_positive=containment & ~scenario.named[target],
+        evidence_backed=containment & was_confirmed & (untouched | ~rules.evidence_once),
+        false_positive=containment & ~(jnp.any(on_asset | on_identity) & state.attack),
     )

@@ -34,11 +34,12 @@ from jaxsim.types import (
 
 
 def reset(dims: Dims, key: Array, params: Params) -> State:
-    """Tick 0: nothing has happened, no alerts. Draws the attacker's personality."""
+    """Tick 0: nothing has happened, no alerts. Draws the attacker's personality and what its attack is."""
     scenario = params.scenario
     u = jax.random.uniform(key)
     before = jnp.cumsum(params.personality_weights)[:-1]
     who = jnp.sum(u >= before, dtype=jnp.int32)
+    dealt = attacker.deal(dims, jax.random.bits(jax.random.fold_in(key, 1), (5,), jnp.uint32), params)
     f32, i32 = jnp.float32, jnp.int32
     s, n, lag, k, f = dims.stages, dims.entities, dims.max_lag, dims.alerts, dims.forensics
     return State(
@@ -46,6 +47,13 @@ def reset(dims: Dims, key: Array, params: Params) -> State:
         end=jnp.full((), RUNNING, i32),
         acted=jnp.zeros((), bool),
         personality=Personality(*(x[who] for x in params.personalities)),
+        who=who,
+        attack=dealt.attack,
+        next_start=dealt.next_start,
+        targets=dealt.targets,
+        order=dealt.order,
+        exfil=jnp.zeros((), bool),
+        earned=jnp.zeros((), bool),
         status=jnp.where(scenario.stage_exists, IDLE, BLOCKED),
         contained=jnp.zeros(s, bool),
         patched=jnp.zeros(s, bool),
@@ -70,24 +78,30 @@ def transition(dims: Dims, state: State, action: Array, block: Array, params: Pa
 
     `action` is () int32 (see `actions`), `block` the (16,) uniforms of `noise.draw`.
     """
-    scenario = params.scenario
     live = state.end == RUNNING
     state = state._replace(tick=state.tick + live.astype(jnp.int32))
 
     state, defended = defend(dims, state, action, live, block, params)
 
-    alerts = telemetry.surface(dims, state, live, telemetry.background(dims, live, block, params))
+    alerts = telemetry.surface(dims, state, live, telemetry.background(dims, state, live, block, params))
     state = state._replace(alerts=alerts)
     state, active, exfil = attacker.progress(dims, state, live, block, params)
     state, started = attacker.start(dims, state, live, defended.acted, block, params)
-    state = state._replace(pending=telemetry.raise_alerts(state, started, block, params))
+    state = state._replace(pending=telemetry.raise_alerts(dims, state, started, block, params))
     state, preemptive = attacker.block_contained(state, live)
 
+    state = state._replace(earned=state.earned | active | defended.evidence_backed)
+    state = state._replace(end=jnp.where(live, _end(state, params), state.end))
+    return state, reward.signals(params, state, live, defended, active, preemptive, exfil)
+
+
+def _end(state: State, params: Params) -> Array:
+    """Why the episode is over at the end of a tick, or RUNNING, () int32."""
     beaten = (state.stage < 0) & ~jnp.any(attacker.ready(state))
-    at_horizon = state.tick >= scenario.horizon
-    end = jnp.where(exfil, EXFIL, jnp.where(beaten, ATTACKER_DONE, jnp.where(at_horizon, HORIZON, RUNNING)))
-    state = state._replace(end=jnp.where(live, end, state.end))
-    return state, reward.signals(scenario, state, live, defended, active, preemptive)
+    at_horizon = state.tick >= params.scenario.horizon
+    over = at_horizon | (~params.rules.run_to_horizon & (state.exfil | beaten))
+    early = beaten & ~params.rules.run_to_horizon
+    return jnp.where(over, jnp.where(state.exfil, EXFIL, jnp.where(early, ATTACKER_DONE, HORIZON)), RUNNING)
 
 
 def observe(dims: Dims, state: State, params: Params) -> Observation:
@@ -96,6 +110,7 @@ def observe(dims: Dims, state: State, params: Params) -> Observation:
     return Observation(
         tick=state.tick,
         horizon=params.scenario.horizon,
+        personality=jnp.where(params.rules.hide_personality, -1, state.who),
         exists=params.scenario.exists,
         value=params.scenario.value,
         marks=state.marks,

@@ -35,10 +35,14 @@ EGRESS_SIGNAL = 3  # index of egress_anomaly in scenarios.SIGNALS
 
 
 class Policy(NamedTuple):
-    """A policy's two functions; hashable, so `jax.jit` takes it as a static argument."""
+    """A policy's two functions; hashable, so `jax.jit` takes it as a static argument.
+
+    A privileged policy is no defender but a yardstick: its `act` gets the pair (observation, state).
+    """
 
     init: Callable[..., Any]
     act: Callable[..., tuple[Array, Any]]
+    privileged: bool = False
 
 
 def no_memory(dims: Dims, parameters: Any) -> tuple[()]:
@@ -72,6 +76,11 @@ def act_plan(dims: Dims, plan: Array, memory: Any, obs: Observation, noise: Arra
     """The plan's action of each tick, (T,) int32, MONITOR after its end; reads nothing but the tick."""
     t = obs.tick
     return jnp.where(t < len(plan), plan[jnp.minimum(t, len(plan) - 1)], MONITOR), memory
+
+
+def act_briefed(dims: Dims, plans: Array, memory: Any, obs: Observation, noise: Array) -> tuple[Array, Any]:
+    """Of the plans, (P, T) int32, the one for the attacker's personality; the first where the rules hide it."""
+    return act_plan(dims, plans[jnp.maximum(obs.personality, 0)], memory, obs, noise)
 
 
 def act_always(dims: Dims, action: Array, memory: Any, obs: Observation, noise: Array) -> tuple[Array, Any]:
@@ -243,6 +252,7 @@ def act_farm(dims: Dims, p: FarmParams, done: Array, obs: Observation, noise: Ar
 
 RANDOM = Policy(no_memory, act_random)
 PLAN = Policy(no_memory, act_plan)
+BRIEFED = Policy(no_memory, act_briefed)
 ALWAYS = Policy(no_memory, act_always)
 HEURISTIC = Policy(init_investigated, act_heuristic)
 EVIDENCE = Policy(init_counts, act_evidence)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from chex import Array
 
 from jaxsim.defender import Defended
-from jaxsim.types import EXFIL, RUNNING, Channels, RewardWeights, ScenarioArrays, Signals, State
+from jaxsim.types import RUNNING, Channels, Params, RewardWeights, Signals, State
 
 # The last published reward. Its weights are shared by the other two presets but for what they name.
 _EVIDENCE = {
@@ -32,6 +32,23 @@ PRESETS: dict[str, dict[str, float]] = {
     "capped": _EVIDENCE | {"evidence": 0.0, "disruption_cap": 0.6},
     "linear": _EVIDENCE | {"evidence": 0.0},
     "evidence": _EVIDENCE,
+    "operational": {
+        "detection": 0.5,
+        "active_block": 1.0,
+        "preemptive_block": 0.0,
+        "containment_cost": -0.1,
+        "evidence": 0.5,
+        "false_positive": -0.3,
+        "disruption": -0.03,
+        "disruption_cap": math.inf,
+        "invalid_action": -0.6,
+        "exfil": -6.0,
+        "exfil_stage_left": 0.5,
+        "clean": 1.0,
+        "stage_left": 0.5,
+        "passive": 0.0,
+        "clip": 5.0,
+    },
 }
 
 
@@ -59,13 +76,13 @@ def from_mapping(values: Mapping[str, float]) -> RewardWeights:
 
 
 def signals(
-    scenario: ScenarioArrays, state: State, live: Array, defended: Defended, active: Array, preemptive: Array
+    params: Params, state: State, live: Array, defended: Defended, active: Array, preemptive: Array, exfil: Array
 ) -> Signals:
-    """Count what happened in a tick, from the state at its end."""
-    last = live & (state.end != RUNNING)
-    exfil = last & (state.end == EXFIL)
-    clean = last & ~exfil & (state.succeeded == 0)
-    other = last & ~exfil & ~clean
+    """Count what happened in a tick, from the state at its end; `exfil` () bool: the data went out in it."""
+    scenario = params.scenario
+    last = live & (state.end != RUNNING) & ~state.exfil
+    clean = last & (state.succeeded == 0) & (state.earned | ~params.rules.earned_clean)
+    other = last & ~clean
     left = jnp.sum(scenario.stage_exists, dtype=jnp.int32) - state.succeeded
     none = jnp.zeros_like(left)
     counts = (

@@ -15,7 +15,9 @@ from chex import Array
 from jaxsim import actions, env, noise, reward
 from jaxsim.noise import Noise
 from jaxsim.policies import Policy
-from jaxsim.types import RUNNING, Channels, Dims, Params, Signals, State
+from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params, Signals, State
+
+CHANNELS = ("alerts", "forensics", "controls")  # of an observation, that `exchange` can take from another episode
 
 
 class EpisodeStats(NamedTuple):
@@ -75,15 +77,32 @@ def _no_stats(dims: Dims, params: Params) -> EpisodeStats:
     )
 
 
+def exchange(obs: Observation, channels: tuple[str, ...]) -> Observation:
+    """Give every episode what its neighbour sees in some CHANNELS; leaves have the axes (M, E, ...).
+
+    Its own clock and inventory stay. The neighbour is another episode of the same policy at the same tick.
+    """
+    other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=1), obs)
+    if "alerts" in channels:
+        obs = obs._replace(alerts=other.alerts)
+    marks = obs.marks
+    if "forensics" in channels:
+        obs = obs._replace(forensics=other.forensics)
+        marks = marks.at[:, :, CONFIRMED].set(other.marks[:, :, CONFIRMED])
+    if "controls" in channels:
+        marks = marks.at[:, :, :CONFIRMED].set(other.marks[:, :, :CONFIRMED])
+    return obs._replace(marks=marks)
+
+
 def _tick(
-    dims: Dims, policy: Policy, parameters: Any, params: Params, key: Array, carry: Any
+    dims: Dims, policy: Policy, parameters: Any, params: Params, key: Array, obs: Observation, carry: Any
 ) -> tuple[Any, tuple[Signals, Array]]:
-    """One tick of one episode: observe, act, transition, add up."""
+    """One tick of one episode that sees `obs`: act, transition, add up."""
     state, memory, stats = carry
     live = state.end == RUNNING
     block = tick_noise(key, state.tick + 1)
-    obs = env.observe(dims, state, params)
-    action, memory = policy.act(dims, parameters, memory, obs, block[Noise.POLICY_VERB :])
+    seen = (obs, state) if policy.privileged else obs
+    action, memory = policy.act(dims, parameters, memory, seen, block[Noise.POLICY_VERB :])
     after, signals = env.transition(dims, state, action, block, params)
 
     channels = reward.channels(signals, params.reward)
@@ -110,9 +129,15 @@ def _finish(state: State, stats: EpisodeStats, params: Params) -> EpisodeStats:
     )
 
 
-@partial(jax.jit, static_argnames=("dims", "policy", "ticks"))
+@partial(jax.jit, static_argnames=("dims", "policy", "ticks", "shuffle"))
 def _rollout(
-    dims: Dims, policy: Policy, parameters: Any, params: Params, keys: Array, ticks: int | None
+    dims: Dims,
+    policy: Policy,
+    parameters: Any,
+    params: Params,
+    keys: Array,
+    ticks: int | None,
+    shuffle: tuple[str, ...],
 ) -> tuple[EpisodeStats, Trajectory | None]:
     def over_lanes(f: Any) -> Any:
         # Policies x episodes; params are shared by all lanes.
@@ -121,12 +146,16 @@ def _rollout(
     def begin(p: Any, key: Array, _: Array) -> Any:
         return start(dims, key, params), policy.init(dims, p), _no_stats(dims, params)
 
-    def tick(p: Any, key: Array, carry: Any) -> Any:
-        return _tick(dims, policy, p, params, key, carry)
+    def tick(p: Any, key: Array, seen_and_carry: Any) -> Any:
+        return _tick(dims, policy, p, params, key, *seen_and_carry)
 
     many = jax.tree.leaves(parameters)[0].shape[0]
     carry = over_lanes(begin)(parameters, keys, jnp.zeros((many, len(keys))))
-    step = partial(over_lanes(tick), parameters, keys)
+    look = jax.vmap(jax.vmap(lambda state: env.observe(dims, state, params)))
+
+    def step(carry: Any) -> Any:
+        return over_lanes(tick)(parameters, keys, (exchange(look(carry[0]), shuffle), carry))
+
     if ticks is None:
         carry = jax.lax.while_loop(lambda c: jnp.any(c[0].end == RUNNING), lambda c: step(c)[0], carry)
         record = None
@@ -146,12 +175,16 @@ def rollout_many(
     *,
     record: bool = False,
     lanes: int = 65536,
+    shuffle: tuple[str, ...] = (),
 ) -> tuple[EpisodeStats, Trajectory | None]:
     """Run M policies (leading axis of every leaf of `parameters`) on the E episodes of `keys`, in chunks of policies.
 
     Returns NumPy arrays: stats with axes (M, E), and with `record` the per-tick record with axes (M, E, T),
-    T = the horizon. `lanes` bounds the episodes in memory at a time.
+    T = the horizon. `lanes` bounds the episodes in memory at a time. `shuffle` names CHANNELS of the observation that
+    each episode gets from another one. Raises ValueError for an unknown channel.
     """
+    if unknown := set(shuffle) - set(CHANNELS):
+        raise ValueError(f"observation channel {min(unknown)!r} is unknown; choose among {', '.join(CHANNELS)}")
     many = jax.tree.leaves(parameters)[0].shape[0]
     chunk = min(many, max(1, lanes // len(keys)))
     ticks = int(np.max(params.scenario.horizon)) if record else None
@@ -160,7 +193,7 @@ def rollout_many(
         # The last chunk is filled up, so that every chunk runs the same compiled program.
         rows = np.minimum(np.arange(i, i + chunk), many - 1)
         part = jax.tree.map(lambda x, rows=rows: jnp.asarray(x)[rows], parameters)
-        stats, trajectory = _rollout(env_.dims, policy, part, params, keys, ticks)
+        stats, trajectory = _rollout(env_.dims, policy, part, params, keys, ticks, tuple(sorted(shuffle)))
         if trajectory is not None:
             trajectory = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), trajectory)
         parts.append(jax.tree.map(lambda x, n=many - i: np.asarray(x)[:n], (stats, trajectory)))

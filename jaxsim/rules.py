@@ -1,4 +1,7 @@
-"""Presets of rules and attacker personalities, as plain values."""
+"""Presets of rules, the switches they are made of, and attacker personalities, as plain values."""
+
+import re
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,17 +9,74 @@ from chex import Array
 
 from jaxsim.types import Personality, Rules
 
-RULES: dict[str, dict[str, float]] = {
-    "classic": {
-        "false_negative": 0.15,
-        "false_positive": 0.12,
-        "patch_penalty": 0.3,
-        "background_named": 0.7,
-        "load_isolated": 1.0,
-        "load_egress": 0.4,
-        "load_revoked": 0.3,
-    }
+Value = float | bool | tuple[int, int]
+
+
+class Switch(NamedTuple):
+    """One hardening of the rules."""
+
+    on: dict[str, Value]  # fields of Rules that it changes, and to what
+    closes: str  # the exploit
+    costs: str  # in realism
+
+
+_CLASSIC: dict[str, Value] = {
+    "false_negative": 0.15,
+    "false_positive": 0.12,
+    "patch_penalty": 0.3,
+    "background_named": 0.7,
+    "load_isolated": 1.0,
+    "load_egress": 0.4,
+    "load_revoked": 0.3,
+    "run_to_horizon": False,
+    "attack_probability": 1.0,
+    "attack_delay": (0, 0),
+    "unknown_path": False,
+    "persistence": False,
+    "retry_delay": (1, 1),
+    "hide_personality": False,
+    "evidence_once": False,
+    "earned_clean": False,
 }
+SWITCHES: dict[str, Switch] = {
+    "run_to_horizon": Switch(
+        {"run_to_horizon": True},
+        "a blind containment that ends the episode is charged for one tick only",
+        "a control can never be lifted, so it costs until the horizon even when the attack is long beaten; and nobody "
+        "notices the exfil",
+    ),
+    "unknown_attack": Switch(
+        {"attack_probability": 0.6, "attack_delay": (0, 20)},
+        "acting at once is always right, because the attack always begins at tick 1",
+        "six episodes in ten hold an attack; in a real network it is far fewer",
+    ),
+    "unknown_path": Switch(
+        {"unknown_path": True},
+        "a fixed list of targets beats reading, because the roles and their order never change",
+        "an entity's name and kind say nothing about its part in the attack, and any asset can be the way out",
+    ),
+    "persistence": Switch(
+        {"persistence": True, "retry_delay": (3, 8)},
+        "luck or one block ends an attack; `reroutes` changes nothing",
+        "the attacker never gives up, and a failure teaches it nothing",
+    ),
+    "hidden_personality": Switch(
+        {"hide_personality": True},
+        "a plan can be chosen by the attacker's personality, which the observation names",
+        "none: no defender is told",
+    ),
+    "evidence_once": Switch(
+        {"evidence_once": True},
+        "one confirmed target is contained again and again, paid each time",
+        "a second control on a confirmed target is not credited, though it may be right",
+    ),
+    "earned_clean": Switch(
+        {"earned_clean": True},
+        "the clean bonus is paid for an attack that failed by itself, or for a blind early containment",
+        "deterrence that leaves no trace is not credited",
+    ),
+}
+PRESETS: dict[str, tuple[str, ...]] = {"classic": (), "hardened": tuple(SWITCHES)}
 
 PERSONALITIES: dict[str, dict[str, float | bool]] = {
     "stealthy": {"dwell": 1.5, "detection": 0.55, "success": -0.05, "pause": 0.50, "reroutes": False},
@@ -26,11 +86,41 @@ PERSONALITIES: dict[str, dict[str, float | bool]] = {
 ANY = "any"
 
 
+def switches(name: str) -> tuple[str, ...]:
+    """The switches that are on under rules of a name: a preset, then any number of `+switch` and `-switch`.
+
+    So `classic+persistence` has one on and `hardened-evidence_once` all but one. Raises ValueError for an unknown name,
+    and for a switch that is on or off already.
+    """
+    preset, *changes = re.split("(?=[+-])", name)
+    if preset not in PRESETS:
+        raise ValueError(f"rules {name!r} are unknown; choose one of {', '.join(PRESETS)}, with +switch or -switch")
+    on = dict.fromkeys(PRESETS[preset])
+    for change in changes:
+        switch = change[1:]
+        if switch not in SWITCHES:
+            raise ValueError(f"rules {name!r}: switch {switch!r} is unknown; choose one of {', '.join(SWITCHES)}")
+        if (change[0] == "+") == (switch in on):
+            raise ValueError(f"rules {name!r}: switch {switch!r} is {'on' if switch in on else 'off'} already")
+        if change[0] == "+":
+            on[switch] = None
+        else:
+            del on[switch]
+    return tuple(on)
+
+
 def rules(name: str) -> Rules:
-    """A preset of rules. Raises ValueError for an unknown name."""
-    if name not in RULES:
-        raise ValueError(f"rules {name!r} are unknown; choose one of {', '.join(RULES)}")
-    return Rules(**{k: jnp.float32(v) for k, v in RULES[name].items()})
+    """The rules of a name, see `switches`. Raises ValueError for an unknown name."""
+    values = dict(_CLASSIC)
+    for switch in switches(name):
+        values |= SWITCHES[switch].on
+    return Rules(**{k: _array(v) for k, v in values.items()})
+
+
+def _array(value: Value) -> Array:
+    if isinstance(value, bool):
+        return jnp.bool_(value)
+    return jnp.asarray(value, jnp.int32) if isinstance(value, tuple) else jnp.float32(value)
 
 
 def personalities(name: str) -> tuple[Personality, Array]:

@@ -29,7 +29,7 @@ def unpack(dims: Dims, code: Array) -> tuple[Array, Array, Array]:
     return code & 7, ((code >> 3) & mask) - 1, jnp.where(identity > 0, identity + (dims.assets - 1), -1)
 
 
-def raise_alerts(state: State, started: Started, noise: Array, params: Params) -> Pending:
+def raise_alerts(dims: Dims, state: State, started: Started, noise: Array, params: Params) -> Pending:
     """Put the 0 to 2 alerts of a stage that just started among those in flight. A finished state starts none."""
     scenario, k = params.scenario, started.stage
     strength = jnp.clip(scenario.stage_detection[k] * state.personality.detection, 0.0, 1.0)
@@ -37,9 +37,9 @@ def raise_alerts(state: State, started: Started, noise: Array, params: Params) -
     fires = started.any & (block[:, 0] < strength)
     lag = integer(block[:, 1], scenario.stage_lag[k, 0], scenario.stage_lag[k, 1])
     new = Pending(
-        code=scenario.stage_alert[k],
+        code=pack(dims, scenario.stage_signal[k], state.targets[0, k], state.targets[1, k]),
         due=jnp.where(fires, state.tick + jnp.maximum(lag, 1), 0),
-        severity=jnp.clip(strength + (block[:, 2] * 0.35 - 0.15), 0.05, 1.0),
+        severity=shown_severity(strength, block[:, 2]),
     )
     # What lay in the row, of L ticks ago, has become visible: no lag exceeds L.
     rows = len(state.pending.code)
@@ -47,8 +47,8 @@ def raise_alerts(state: State, started: Started, noise: Array, params: Params) -
     return Pending(*(old.at[row].set(n, mode="drop") for n, old in zip(new, state.pending, strict=True)))
 
 
-def background(dims: Dims, live: Array, noise: Array, params: Params) -> tuple[Array, Array, Array]:
-    """Step 4: (fires () bool, code, severity) of the tick's background alert."""
+def background(dims: Dims, state: State, live: Array, noise: Array, params: Params) -> tuple[Array, Array, Array]:
+    """Step 4: (fires () bool, code, severity) of the tick's background alert, or of benign activity."""
     scenario = params.scenario
     u, rate = noise[Noise.BACKGROUND], scenario.noise_rate
     fires = live & (u < rate)
@@ -64,8 +64,24 @@ def background(dims: Dims, live: Array, noise: Array, params: Params) -> tuple[A
     index = integer(jnp.where(w < 1.0, w, w - 1.0), zero, count - 1)
     asset = jnp.where(named & is_asset, index, -1)
     identity = jnp.where(named & ~is_asset, index + dims.assets, -1)
+    code = pack(dims, signal, asset, identity)
     severity = 0.10 + noise[Noise.BACKGROUND_SEVERITY] * 0.35
-    return fires, pack(dims, signal, asset, identity), severity
+
+    # The draw that fires no background alert picks a benign activity, or none: [rate, 1) is cut up among them.
+    edge = rate
+    for b in range(dims.benign):
+        column = dims.stages + b
+        this = live & (u >= edge) & (u < edge + scenario.benign_rate[b])
+        edge = edge + scenario.benign_rate[b]
+        its_code = pack(dims, scenario.benign_signal[b], state.targets[0, column], state.targets[1, column])
+        its_severity = shown_severity(scenario.benign_strength[b], noise[Noise.BACKGROUND_SEVERITY])
+        fires, code, severity = fires | this, jnp.where(this, its_code, code), jnp.where(this, its_severity, severity)
+    return fires, code, severity
+
+
+def shown_severity(strength: Array, u: Array) -> Array:
+    """Severity of an alert of activity of a strength, from a uniform."""
+    return jnp.clip(strength + (u * 0.35 - 0.15), 0.05, 1.0)
 
 
 def surface(dims: Dims, state: State, live: Array, extra: tuple[Array, Array, Array]) -> AlertRing:

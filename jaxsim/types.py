@@ -1,8 +1,8 @@
 """Every pytree of the simulator, with shape, dtype and unit beside each field.
 
 Shapes are of one episode; `jax.vmap` adds the batch axis. Letters: A assets, I identities, N = A + I entities
-(assets first), S stages, L ticks of the longest alert lag, K alerts in view, F forensic results in view,
-P personalities. An entity is an int32 index into 0..N-1; -1 stands for "none".
+(assets first), S stages, B benign activities, L ticks of the longest alert lag, K alerts in view, F forensic results
+in view, P personalities. An entity is an int32 index into 0..N-1; -1 stands for "none".
 """
 
 from typing import NamedTuple
@@ -37,6 +37,7 @@ class Dims(NamedTuple):
     max_lag: int  # ticks, >= 1
     alerts: int = 12
     forensics: int = 8
+    benign: int = 0  # benign activities
 
     @property
     def entities(self) -> int:
@@ -57,21 +58,22 @@ class ScenarioArrays(NamedTuple):
     identity_count: Array  # () int32, identities that exist
     exists: Array  # (N,) bool
     value: Array  # (N,) float32, criticality of an asset or privilege of an identity, 0..1
-    named: Array  # (N,) bool, some stage targets the entity
+    targets: Array  # (2, S + B) int32, asset and identity of each stage, then of each benign activity; entity or -1
     stage_exists: Array  # (S,) bool
-    stage_asset: Array  # (S,) int32, entity or -1
-    stage_identity: Array  # (S,) int32, entity or -1
     stage_dwell: Array  # (S, 2) int32, ticks, inclusive range
     stage_success: Array  # (S,) float32, probability
     stage_detection: Array  # (S,) float32, probability of each of two alerts
     stage_lag: Array  # (S, 2) int32, ticks, inclusive range
-    stage_alert: Array  # (S,) int32, packed alert code, see telemetry.pack
+    stage_signal: Array  # (S,) int32, index into scenarios.SIGNALS
     stage_exfil: Array  # (S,) bool
     stage_compromises: Array  # (S, 2) bool, its asset, its identity
     required_by: Array  # (S, S) bool, [i, j]: stage j needs stage i to have succeeded
     option_of: Array  # (S, S) bool, [i, j]: stage i is one of the alternatives of which stage j needs one
     required: Array  # (S,) int32, how many stages stage j needs
     has_options: Array  # (S,) bool
+    benign_rate: Array  # (B,) float32, alerts per tick
+    benign_strength: Array  # (B,) float32, of its alerts, 0..1, as a stage's detection
+    benign_signal: Array  # (B,) int32, index into scenarios.SIGNALS
 
 
 class Personality(NamedTuple):
@@ -81,7 +83,7 @@ class Personality(NamedTuple):
     detection: Array  # () float32, factor on detection strength
     success: Array  # () float32, added to success probabilities
     pause: Array  # () float32, probability of pausing after a defender action
-    reroutes: Array  # () bool, read by no classic rule
+    reroutes: Array  # () bool, after a failure it prefers another stage; without `persistence` nothing reads it
 
 
 class Rules(NamedTuple):
@@ -94,6 +96,16 @@ class Rules(NamedTuple):
     load_isolated: Array  # () float32, load per unit of criticality of an isolated asset
     load_egress: Array  # () float32, load per unit of criticality of an egress-blocked asset
     load_revoked: Array  # () float32, load per unit of privilege of a revoked identity
+    # The seven switches; `rules.SWITCHES` says what each closes.
+    run_to_horizon: Array  # () bool, only the horizon ends an episode
+    attack_probability: Array  # () float32, that there is an attack at all
+    attack_delay: Array  # (2,) int32, ticks before its first stage may start, inclusive range
+    unknown_path: Array  # () bool, roles and the attacker's order of preference are dealt anew each episode
+    persistence: Array  # () bool, a failed stage is tried again
+    retry_delay: Array  # (2,) int32, ticks without a start after a failure or a block in progress, >= 1, inclusive
+    hide_personality: Array  # () bool, the observation does not name the attacker's personality
+    evidence_once: Array  # () bool, only the first containment of a target can be evidence-backed
+    earned_clean: Array  # () bool, the clean bonus needs a block in progress or an evidence-backed containment
 
 
 class RewardWeights(NamedTuple):
@@ -160,6 +172,13 @@ class State(NamedTuple):
     end: Array  # () int32, one of RUNNING, EXFIL, ATTACKER_DONE, HORIZON
     acted: Array  # () bool, the defender has taken a valid action other than MONITOR
     personality: Personality  # drawn at reset
+    who: Array  # () int32, index of that personality
+    attack: Array  # () bool, there is an attack in this episode
+    next_start: Array  # () int32, tick before which no stage starts
+    targets: Array  # (2, S + B) int32, as in the scenario, with the roles of this episode
+    order: Array  # (S,) int32, of the stages that are ready the attacker starts the lowest, the first listed of equals
+    exfil: Array  # () bool, the data is out
+    earned: Array  # () bool, a stage was blocked in progress or a containment was evidence-backed
     status: Array  # (S,) int32, stage status
     contained: Array  # (S,) bool, a control in force blocks the stage
     patched: Array  # (S,) bool, the stage's asset is patched
@@ -198,10 +217,11 @@ class Forensics(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """All that the defender may know. Holds neither scenario nor personality."""
+    """All that the defender may know."""
 
     tick: Array  # () int32
     horizon: Array  # () int32
+    personality: Array  # () int32, index of the attacker's personality, -1 where the rules hide it
     exists: Array  # (N,) bool, entities of the inventory
     value: Array  # (N,) float32, criticality or privilege
     marks: Array  # (4, N) bool, rows CUT_OFF, EGRESS_BLOCKED, PATCHED, CONFIRMED
@@ -217,13 +237,13 @@ class Signals(NamedTuple):
     preemptive_blocks: Array  # () float32, stages blocked while idle
     containments: Array  # () float32, containment actions
     evidence_backed: Array  # () float32, containments of a target confirmed on an earlier tick
-    false_positives: Array  # () float32, containments of an entity no stage names
+    false_positives: Array  # () float32, containments of an entity no stage names, and all when there is no attack
     load: Array  # () float32, disruption load
     invalid: Array  # () float32, invalid actions
-    exfil: Array  # () float32, 1 on the tick that ends in exfil
+    exfil: Array  # () float32, 1 on the tick of the exfil
     exfil_stages_left: Array  # () float32, then: stages that did not succeed
-    clean: Array  # () float32, 1 on a last tick with no stage succeeded
-    stages_left: Array  # () float32, on any other last tick: stages that did not succeed
+    clean: Array  # () float32, 1 on a last tick with no stage succeeded, where the rules want it: earned
+    stages_left: Array  # () float32, on any other last tick without exfil: stages that did not succeed
     passive: Array  # () float32, then: 1 if the defender never acted
 
 

@@ -1,10 +1,12 @@
-"""Enterprise attack campaigns as data: four built-in ones, and any you write.
+"""Enterprise attack campaigns as data: four built-in ones, a hardened variant of each, and any you write.
 
     >>> import scenarios
     >>> scenarios.names()[0]
     'supply_chain_token_drift'
     >>> scenarios.load("insider_repo_pivot").horizon
     80
+    >>> scenarios.names("hardened")[0]
+    'supply_chain_token_drift_hardened'
 
 `load` also takes the path of a YAML or JSON file. The smallest one looks like this:
 
@@ -31,12 +33,14 @@
 describes every field.
 """
 
-from scenarios.load import ScenarioError, dump, load, loads, names
-from scenarios.model import SIGNALS, Asset, Identity, Scenario, Stage
+from scenarios.load import GROUPS, ScenarioError, dump, load, loads, names
+from scenarios.model import SIGNALS, Asset, Benign, Identity, Scenario, Stage
 
 __all__ = [
+    "GROUPS",
     "SIGNALS",
     "Asset",
+    "Benign",
     "Identity",
     "Scenario",
     "ScenarioError",

@@ -1,10 +1,11 @@
-"""What must be true of a scenario beyond its single fields: references, and a path to exfiltration.
+"""What must be true of a scenario beyond its single fields: references, rates, and a path to exfiltration.
 
 Every check yields `Problem`s and is linear in the size of the scenario.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,7 @@ from scenarios import attack
 from scenarios.wording import did_you_mean
 
 if TYPE_CHECKING:
-    from scenarios.model import Scenario, Stage
+    from scenarios.model import Benign, Scenario, Stage
 
 Loc = tuple[str | int, ...]
 
@@ -56,6 +57,12 @@ def stage_problems(stage: Stage) -> Iterator[Problem]:
             )
 
 
+def benign_problems(benign: Benign) -> Iterator[Problem]:
+    """What is wrong within one benign activity whose fields are each well formed."""
+    if benign.asset is None and benign.identity is None:
+        yield Problem((), "names nothing; give `asset:` or `identity:` (or both)")
+
+
 def scenario_problems(scenario: Scenario) -> Iterator[Problem]:
     """What is wrong across a scenario whose parts are each well formed.
 
@@ -63,6 +70,7 @@ def scenario_problems(scenario: Scenario) -> Iterator[Problem]:
     """
     references = [*_unique_ids(scenario), *_references(scenario)]
     yield from references
+    yield from _rates(scenario)
     if references:
         return
     if not any(stage.exfil for stage in scenario.stages):
@@ -100,25 +108,32 @@ def _unique_ids(scenario: Scenario) -> Iterator[Problem]:
                     f"{name!r} is already the id of {before}; assets and identities share one set of "
                     "ids, rename one of the two",
                 )
-    stages: dict[str, int] = {}
-    for i, stage in enumerate(scenario.stages):
-        before_stage = stages.setdefault(stage.id, i)
-        if before_stage != i:
-            yield Problem(
-                ("stages", i, "id"),
-                f"{stage.id!r} is already the id of stages[{before_stage}]; rename one of the two",
-            )
+    yield from _same_ids("stages", [stage.id for stage in scenario.stages])
+    yield from _same_ids("benign", [benign.id for benign in scenario.benign])
+
+
+def _same_ids(section: str, ids: Sequence[str]) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for i, name in enumerate(ids):
+        before = first.setdefault(name, i)
+        if before != i:
+            message = f"{name!r} is already the id of {section}[{before}]; rename one of the two"
+            yield Problem((section, i, "id"), message)
 
 
 def _references(scenario: Scenario) -> Iterator[Problem]:
     assets = {asset.id: None for asset in scenario.assets}
     identities = {identity.id: None for identity in scenario.identities}
     stages = {stage.id: None for stage in scenario.stages}
+
+    def targets(section: str, i: int, entry: Stage | Benign) -> Iterator[Problem]:
+        if entry.asset is not None and entry.asset not in assets:
+            yield Problem((section, i, "asset"), _unknown(entry.asset, "asset", assets, "identity", identities))
+        if entry.identity is not None and entry.identity not in identities:
+            yield Problem((section, i, "identity"), _unknown(entry.identity, "identity", identities, "asset", assets))
+
     for i, stage in enumerate(scenario.stages):
-        if stage.asset is not None and stage.asset not in assets:
-            yield Problem(("stages", i, "asset"), _unknown(stage.asset, "asset", assets, "identity", identities))
-        if stage.identity is not None and stage.identity not in identities:
-            yield Problem(("stages", i, "identity"), _unknown(stage.identity, "identity", identities, "asset", assets))
+        yield from targets("stages", i, stage)
         for field, names in (
             ("prerequisites", stage.prerequisites),
             ("any_prerequisites", stage.any_prerequisites),
@@ -127,6 +142,20 @@ def _references(scenario: Scenario) -> Iterator[Problem]:
                 if name not in stages:
                     remedy = did_you_mean(name, list(stages)) or "; use the id of a stage of this file"
                     yield Problem(("stages", i, field, j), f"{name!r} is not the id of any stage{remedy}")
+    for i, benign in enumerate(scenario.benign):
+        yield from targets("benign", i, benign)
+
+
+def _rates(scenario: Scenario) -> Iterator[Problem]:
+    """Background and benign alerts share one draw each tick, so their rates must fit into 1."""
+    # fsum, because 0.2 + 0.4 + 0.3 + 0.1 comes out above 1.
+    total = math.fsum([scenario.noise_rate, *(benign.rate for benign in scenario.benign)])
+    if total > 1:
+        yield Problem(
+            ("benign",),
+            f"noise_rate and the rates of the benign activities add up to {total:.12g}, but at most one such alert is "
+            "raised a tick; lower `noise_rate` or a `rate` until the sum is at most 1",
+        )
 
 
 def _unknown(name: str, kind: str, known: dict[str, None], other: str, others: dict[str, None]) -> str:

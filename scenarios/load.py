@@ -19,18 +19,30 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from scenarios.checks import Loc, Problem
-from scenarios.model import FORMAT, MAX_PROBLEMS, SIGNALS, Asset, Identity, Scenario, Stage
+from scenarios.model import FORMAT, MAX_PROBLEMS, SIGNALS, Asset, Benign, Identity, Scenario, Stage
 from scenarios.read import MAX_FILE_BYTES, Odd, Tree, plain, read
 from scenarios.wording import did_you_mean, show
 
-_BUILT_IN = (
+GROUPS = ("published", "hardened")
+_PUBLISHED = (
     "supply_chain_token_drift",
     "federated_identity_takeover",
     "insider_repo_pivot",
     "cloud_metadata_ssrf",
 )
+# The file of each built-in scenario, below campaigns/, by group and name.
+_FILES = {
+    "published": {name: f"{name}.yaml" for name in _PUBLISHED},
+    "hardened": {f"{name}_hardened": f"hardened/{name}_hardened.yaml" for name in _PUBLISHED},
+}
+_BUILT_IN = {name: file for group in GROUPS for name, file in _FILES[group].items()}
 _SUFFIXES = (".yaml", ".yml", ".json")
-_SECTIONS: dict[str | int, type[BaseModel]] = {"assets": Asset, "identities": Identity, "stages": Stage}
+_SECTIONS: dict[str | int, type[BaseModel]] = {
+    "assets": Asset,
+    "identities": Identity,
+    "stages": Stage,
+    "benign": Benign,
+}
 
 
 class ScenarioError(ValueError):
@@ -50,13 +62,19 @@ class ScenarioError(ValueError):
         return "\n".join(self.problems)
 
 
-def names() -> tuple[str, ...]:
-    """The names of the built-in scenarios."""
-    return _BUILT_IN
+def names(group: str = "published") -> tuple[str, ...]:
+    """The names of the built-in scenarios of a group: the published campaigns, or their hardened variants.
+
+    Raises ValueError when there is no such group.
+    """
+    if group not in _FILES:
+        remedy = did_you_mean(group, GROUPS)
+        raise ValueError(f"{group!r} is not a group of built-in scenarios{remedy}; the groups are {', '.join(GROUPS)}")
+    return tuple(_FILES[group])
 
 
 def load(name_or_path: str | os.PathLike[str]) -> Scenario:
-    """The scenario with this built-in name, or in this .yaml, .yml or .json file.
+    """The scenario with this built-in name of any group, or in this .yaml, .yml or .json file.
 
     Raises ScenarioError when the name is unknown, or the file cannot be read or is not a valid scenario.
     """
@@ -94,7 +112,7 @@ def dump(scenario: Scenario) -> str:
         default_flow_style=None,
         width=110,
     )
-    return re.sub(r"^(assets|identities|stages):", r"\n\1:", text, flags=re.MULTILINE)
+    return re.sub(r"^(assets|identities|stages|benign):", r"\n\1:", text, flags=re.MULTILINE)
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
@@ -113,7 +131,7 @@ _Dumper.add_representer(str, _represent_text)
 
 @cache
 def _load_built_in(name: str) -> Scenario:
-    file = files("scenarios").joinpath("campaigns", f"{name}.yaml")
+    file = files("scenarios").joinpath("campaigns", *_BUILT_IN[name].split("/"))
     return loads(file.read_text(encoding="utf-8"), source=f"{name}.yaml")
 
 

@@ -1,6 +1,6 @@
 """The plain data of a scenario, checked on construction.
 
-The four models are frozen and strict: no unknown field, no string for a number, no bool for an integer, no
+The models are frozen and strict: no unknown field, no string for a number, no bool for an integer, no
 NaN. Building one in code with bad values raises `pydantic.ValidationError`; `scenarios.load` turns that into
 a `ScenarioError` a person can act on. The description and example of each field go into the published JSON
 schema and into the error messages.
@@ -14,12 +14,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from scenarios import attack
-from scenarios.checks import Problem, scenario_problems, stage_problems
+from scenarios.checks import Problem, benign_problems, scenario_problems, stage_problems
 
 FORMAT = 1
 MAX_ASSETS = 16383
 MAX_IDENTITIES = 16383
 MAX_STAGES = 256
+MAX_BENIGN = 64
 MAX_TICKS = 10_000
 MAX_LAG = 64
 MAX_PROBLEMS = 20  # reported at a time
@@ -233,6 +234,42 @@ class Stage(_Plain):
         return self
 
 
+class Benign(_Plain):
+    """Routine work that raises alerts like those of a stage, whether there is an attack or not."""
+
+    id: Id = Field(
+        description=f"the name of the activity: {_ID_TEXT}",
+        examples=["nightly-backup"],
+    )
+    name: Line = Field(
+        description="the activity in a few words: one line of at most 120 characters",
+        examples=["Copy the databases to the backup store"],
+    )
+    asset: Id | None = Field(
+        default=None, description="the id of the asset its alerts name, or null", examples=["backup-store"]
+    )
+    identity: Id | None = Field(
+        default=None, description="the id of the identity its alerts name, or null", examples=["svc-backup"]
+    )
+    rate: Fraction = Field(
+        description="the chance of one of its alerts each tick, a number from 0 to 1; with noise_rate and the "
+        "other rates at most 1 in all",
+        examples=[0.04],
+    )
+    strength: Fraction = Field(
+        description="how severe its alerts look, as a stage of that detection, a number from 0 to 1", examples=[0.45]
+    )
+    signal: Signal = Field(
+        description=f"what its alerts look like, one of {', '.join(SIGNALS)}",
+        examples=["data_staging"],
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _refuse(benign_problems(self))
+        return self
+
+
 class Scenario(_Plain):
     """An enterprise and one attack campaign against it. The listed order is part of the data."""
 
@@ -287,6 +324,14 @@ class Scenario(_Plain):
     stages: Annotated[
         tuple[Stage, ...], Field(strict=False, min_length=1, max_length=MAX_STAGES), _at_most(MAX_STAGES)
     ] = Field(description=f"a list of 1 to {MAX_STAGES} stages; the attacker takes the first that can start")
+    benign: Annotated[tuple[Benign, ...], Field(strict=False, max_length=MAX_BENIGN), _at_most(MAX_BENIGN)] = Field(
+        default=(),
+        description=f"a list of at most {MAX_BENIGN} activities that are no attack but raise alerts, each with id, "
+        "name, rate, strength, signal, and asset or identity",
+        examples=[
+            [{"id": "scan", "name": "Scan", "asset": "app", "rate": 0.03, "strength": 0.4, "signal": "auth_anomaly"}]
+        ],
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -26,7 +26,7 @@ import pytest
 import twin
 
 import scenarios
-from jaxsim import actions, attacker, env, policies, reward, telemetry
+from jaxsim import actions, attacker, env, policies, reward, rules, telemetry
 from jaxsim.compile import dims_of
 from jaxsim.defender import defend
 from jaxsim.names import action_text, entity_names, parse_plan
@@ -40,8 +40,10 @@ from jaxsim.types import (
     RUNNING,
     Channels,
     Dims,
+    Observation,
     Params,
     RewardWeights,
+    Rules,
     Signals,
     State,
 )
@@ -95,17 +97,66 @@ stages:
      success: 0.9, detection: 0.5, lag: [0, 1], exfil: true}
 """
 
+ROUTINE = """
+format: 1
+id: routine
+title: Three ways in, two to the middle, two out, and much work that looks like an attack
+horizon: 36
+noise_rate: 0.2
+assets:
+  - {id: portal, kind: service, criticality: 0.3, segment: edge}
+  - {id: laptop, kind: host, criticality: 0.2, segment: office}
+  - {id: vault, kind: datastore, criticality: 0.9, segment: data}
+  - {id: relay, kind: service, criticality: 0.5, segment: edge}
+identities:
+  - {id: dave, role: engineer, privilege: 0.4}
+  - {id: erin, role: admin, privilege: 0.8}
+  - {id: cron, role: service, privilege: 0.6}
+stages:
+  - {id: guess, name: g, tactic: TA0006, technique: T1110, asset: portal, identity: dave, dwell: [1, 3], success: 0.4,
+     detection: 0.5, lag: [0, 3], compromises_asset: true, compromises_identity: true}
+  - {id: lure, name: l, tactic: TA0001, technique: T1566.002, identity: dave, dwell: [1, 2], success: 0.5,
+     detection: 0.3, lag: [1, 2], compromises_identity: true}
+  - {id: exploit, name: e, tactic: TA0001, technique: T1190, asset: relay, dwell: [1, 4], success: 0.3,
+     detection: 0.7, lag: [0, 1], compromises_asset: true}
+  - {id: borrow, name: b, tactic: TA0006, technique: T1528, any_prerequisites: [guess, lure, exploit], asset: laptop,
+     identity: erin, dwell: [1, 2], success: 0.7, detection: 0.4, lag: [1, 4], compromises_identity: true}
+  - {id: hop, name: h, tactic: TA0008, technique: T1021, any_prerequisites: [guess, exploit], asset: laptop,
+     dwell: [2, 3], success: 0.6, detection: 0.6, lag: [0, 2], compromises_asset: true}
+  - {id: gather, name: a, tactic: TA0009, technique: T1213, any_prerequisites: [borrow, hop], asset: vault,
+     identity: erin, dwell: [1, 3], success: 0.8, detection: 0.5, lag: [0, 2], compromises_asset: true}
+  - {id: send, name: s, tactic: TA0010, technique: T1041, prerequisites: [gather], asset: relay, dwell: [1, 3],
+     success: 0.4, detection: 0.9, lag: [0, 1], exfil: true}
+  - {id: post, name: p, tactic: TA0010, technique: T1041, prerequisites: [gather, borrow], asset: portal,
+     dwell: [1, 2], success: 0.6, detection: 0.6, lag: [1, 3], exfil: true}
+benign:
+  - {id: backup, name: b, asset: vault, identity: cron, rate: 0.3, strength: 0.6, signal: data_staging}
+  - {id: scan, name: s, asset: relay, rate: 0.15, strength: 0.9, signal: lateral_movement}
+  - {id: sign-in, name: i, identity: erin, rate: 0.05, strength: 0.0, signal: background_noise}
+"""
+
 CAMPAIGNS = {name: scenarios.load(name) for name in scenarios.names()}
-SCENARIOS = CAMPAIGNS | {s.id: s for s in map(scenarios.loads, (BRANCHING, NO_IDENTITIES))}
+SCENARIOS = CAMPAIGNS | {s.id: s for s in map(scenarios.loads, (BRANCHING, NO_IDENTITIES, ROUTINE))}
 DIMS = dims_of(list(SCENARIOS.values()))  # one size for all, so that each program here is compiled once
 CELLS = list(itertools.product(SCENARIOS, twin.PERSONALITIES))
-CAMPAIGN_CELLS = list(itertools.product(CAMPAIGNS, twin.PERSONALITIES))
+# Means are compared on these, the hardened campaigns under hardened rules.
+HARDENED = {name: scenarios.load(name) for name in scenarios.names("hardened")}
+HARDENED_DIMS = dims_of(list(HARDENED.values()))
+CAMPAIGN_CELLS = list(itertools.product(CAMPAIGNS | HARDENED, twin.PERSONALITIES))
 
 EPISODES = 300  # of each cell, step by step
+SWITCHED = 80  # of each cell, step by step, each under other rules
 TOLERANCE = 1e-5  # single against double precision
 EDGE = 1e-6  # draws this near to a threshold may fall on either side of it
 STATUS = ("idle", "in_progress", "succeeded", "failed", "blocked")
 END = (None, "exfil", "attacker_done", "horizon")
+PRESETS = {"classic": twin.CLASSIC, "hardened": twin.HARDENED}
+SWITCHES = twin.Rules._fields
+RULES = [
+    *PRESETS.values(),
+    *(twin.CLASSIC._replace(**{s: getattr(twin.HARDENED, s)}) for s in SWITCHES),  # each alone
+    *(twin.HARDENED._replace(**{s: getattr(twin.CLASSIC, s)}) for s in SWITCHES),  # each left out
+]
 
 
 # --- the simulator: whole episodes of given actions ----------------------------------------------------------------
@@ -144,13 +195,45 @@ def play_one(dims: Dims, params: Params, weights: RewardWeights, key: jax.Array,
 
 @partial(jax.jit, static_argnames="dims")
 def play(dims: Dims, params: Params, weights: RewardWeights, keys: jax.Array, plans: jax.Array) -> Played:
-    """Episodes, plans (E, T): every leaf gets the axes (E, T)."""
-    return jax.vmap(partial(play_one, dims, params, weights))(keys, plans)
+    """Episodes, plans (E, T): every leaf gets the axes (E, T). Rules may have the axis E as well."""
+    axes = RULES_ONLY if params.rules.run_to_horizon.ndim else None
+    one = jax.vmap(partial(play_one, dims), in_axes=(axes, None, 0, 0))
+    played: Played = one(params, weights, keys, plans)
+    return played
+
+
+RULES_ONLY = Params(scenario=None, rules=0, reward=None, personalities=None, personality_weights=None)
 
 
 @cache
-def params_of(name: str, personality: str, preset: str = "evidence") -> Params:
-    return env.make_params(SCENARIOS[name], DIMS, "classic", preset, personality)
+def params_of(name: str, personality: str) -> Params:
+    return env.make_params(scenario_of(name), dims_for(name), preset_of(name), "evidence", personality)
+
+
+def scenario_of(name: str) -> scenarios.Scenario:
+    return (SCENARIOS | HARDENED)[name]
+
+
+def dims_for(name: str) -> Dims:
+    return HARDENED_DIMS if name in HARDENED else DIMS
+
+
+def preset_of(name: str) -> str:
+    return "hardened" if name in HARDENED else "classic"
+
+
+def rules_of(many: Sequence[twin.Rules]) -> Rules:
+    """The simulator's form of rules, with a leading axis."""
+    classic = jax.tree.map(np.asarray, rules.rules("classic"))
+    switched = {s: np.asarray([getattr(r, s) for r in many], getattr(classic, s).dtype) for s in SWITCHES}
+    return jax.tree.map(lambda x: np.broadcast_to(x, (len(many), *x.shape)), classic)._replace(**switched)
+
+
+def all_rules(rng: np.random.Generator, count: int) -> list[twin.Rules]:
+    """Each switch alone and each left out, then any mix of them, again and again."""
+    pairs = list(zip(twin.CLASSIC, twin.HARDENED, strict=True))
+    mixed = [twin.Rules._make(pair[rng.integers(2)] for pair in pairs) for _ in range(count)]
+    return [RULES[e % 60] if e % 60 < len(RULES) else mixed[e] for e in range(count)]
 
 
 def random_plans(rng: np.random.Generator, episodes: int, ticks: int) -> np.ndarray:
@@ -158,6 +241,16 @@ def random_plans(rng: np.random.Generator, episodes: int, ticks: int) -> np.ndar
     busy = rng.choice([0.0, 0.1, 0.3, 1.0], (episodes, 1))
     drawn = rng.integers(-2, DIMS.actions + 2, (episodes, ticks))
     return np.where(rng.random((episodes, ticks)) < busy, drawn, 0).astype(np.int32)
+
+
+def focused_plans(rng: np.random.Generator, name: str, episodes: int, ticks: int) -> np.ndarray:
+    """Random plans on three entities each, which are found out and contained again and again."""
+    plans, entities = random_plans(rng, episodes, ticks), actions.table(DIMS)[1]
+    there = [i for i, entity in enumerate(entity_names(SCENARIOS[name], DIMS)) if entity]
+    for plan in plans:
+        few = np.flatnonzero(np.isin(entities, rng.choice(there, min(3, len(there)), replace=False)))
+        plan[plan > 0] = rng.choice(few, (plan > 0).sum())
+    return plans
 
 
 # --- both in one tongue ----------------------------------------------------------------------------------------------
@@ -178,8 +271,31 @@ class Reader:
     def __init__(self, scenario: scenarios.Scenario, personality: str, dims: Dims = DIMS) -> None:
         self.scenario, self.personality, self.dims = scenario, personality, dims
         self.fresh = twin.reset(scenario, personality)
+        self.places: list[int] = []  # of the stages in the order of preference at reset
         self.entities = entity_names(scenario, dims)
         self.stages = [stage.id for stage in scenario.stages]
+
+    def reset(self, first: State, rules: twin.Rules) -> twin.State:
+        """The twin of tick 0, and what `read` is to take for granted from now on.
+
+        It is read from the state of tick 1, in which nothing of what an episode is dealt can have changed.
+        """
+        targets = [(self.name(asset), self.name(identity)) for asset, identity in zip(*first.targets, strict=True)]
+        benign = self.dims.stages + len(self.scenario.benign)
+        dealt = twin.Dealt(
+            attack=first.attack,
+            first_start=first.next_start,
+            stages=tuple(targets[: len(self.stages)]),
+            benign=tuple(targets[self.dims.stages : benign]),
+            order=tuple(self.order(first)),
+        )
+        self.places = first.order
+        self.fresh = twin.reset(self.scenario, self.personality, rules, dealt)
+        return twin.reset(self.scenario, self.personality, rules, dealt)
+
+    def order(self, s: State) -> list[str]:
+        """The lowest first, the first listed of equals."""
+        return [x for _, x in sorted(zip(s.order, self.stages, strict=False), key=lambda pair: pair[0])]
 
     def names(self, mask: list[bool]) -> set[str]:
         return {str(self.entities[i]) for i, on in enumerate(mask) if on}
@@ -192,7 +308,14 @@ class Reader:
         cut_off = self.names(s.marks[CUT_OFF])
         return twin.State(
             scenario=self.scenario,
+            personality_name=self.personality,
             personality=self.fresh.personality,
+            rules=self.fresh.rules,
+            dealt=self.fresh.dealt,
+            stages=self.fresh.stages,
+            benign=self.fresh.benign,
+            order=self.order(s),
+            next_start=s.next_start,
             criticality=self.fresh.criticality,
             privilege=self.fresh.privilege,
             named=self.fresh.named,
@@ -200,9 +323,12 @@ class Reader:
             tick=s.tick,
             done=s.end != RUNNING,
             end=END[s.end],
-            current=self.scenario.stages[s.stage] if s.stage >= 0 else None,
+            current=self.fresh.stages[self.stages[s.stage]] if s.stage >= 0 else None,
             stage_end=s.stage_end,
+            out=s.exfil,
+            earned=s.earned,
             acted=s.acted,
+            put_off={x for x, old, new in zip(self.stages, self.places, s.order, strict=False) if old != new},
             isolated=cut_off & self.fresh.criticality.keys(),
             egress_blocked=self.names(s.marks[EGRESS_BLOCKED]),
             patched=self.names(s.marks[PATCHED]),
@@ -252,18 +378,25 @@ def rows(tree: Any, length: int) -> list[Any]:
 
 EXACT = (
     *("status", "tick", "done", "end", "current", "stage_end", "acted", "isolated", "egress_blocked"),
-    *("patched", "revoked", "compromised", "confirmed"),
+    *("patched", "revoked", "compromised", "confirmed", "next_start", "out", "earned"),
 )
 
 
 def differences(ours: twin.State, theirs: twin.State) -> list[str]:
     """What two states do not agree in: all but severities and confidences to the letter."""
     found = [f for f in EXACT if getattr(ours, f) != getattr(theirs, f)]
+    if choices(ours) != choices(theirs):
+        found.append("order")
     for f in ("pending", "alerts", "forensics"):
         a, b = getattr(ours, f), getattr(theirs, f)
         if len(a) != len(b) or not all(map(same_record, a, b)):
             found.append(f)
     return found
+
+
+def choices(state: twin.State) -> list[str]:
+    """The stages that may still start, the most preferred first."""
+    return [name for name in state.order if state.status[name] in ("idle", "in_progress")]
 
 
 def same_record(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
@@ -274,8 +407,6 @@ def same_record(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 def signals_of(tick: twin.Tick) -> Signals:
     """A tick of the twin in the simulator's terms."""
     left = tick.stages_total - tick.stages_succeeded
-    clean = tick.done and not tick.exfil and tick.stages_succeeded == 0
-    other = tick.done and not tick.exfil and not clean
     return Signals(
         confirmed=tick.newly_confirmed,
         active_blocks=tick.active_blocks,
@@ -287,9 +418,9 @@ def signals_of(tick: twin.Tick) -> Signals:
         invalid=tick.invalid,
         exfil=tick.exfil,
         exfil_stages_left=left * tick.exfil,
-        clean=clean,
-        stages_left=left * other,
-        passive=other and not tick.acted,
+        clean=tick.clean,
+        stages_left=left * tick.other,
+        passive=tick.other and not tick.acted,
     )
 
 
@@ -313,7 +444,11 @@ def near_step(u: float, count: float) -> bool:
 
 def on_an_edge(scenario: scenarios.Scenario, who: twin.Personality, u: twin.Draws) -> bool:
     """Whether single and double precision may part ways on these draws: one of them lies on a threshold."""
-    if near(u.forensic_error, 0.15, 0.12) or near(u.pause, who.pause) or near(u.background, scenario.noise_rate):
+    rates = itertools.accumulate([scenario.noise_rate, *(activity.rate for activity in scenario.benign)])
+    if near(u.forensic_error, 0.15, 0.12) or near(u.pause, who.pause) or near(u.background, *rates):
+        return True
+    low, high = twin.HARDENED.retry_delay
+    if near_step(u.dwell, high - low + 1):
         return True
     for s in scenario.stages:
         p = twin.clip(s.success + who.bias, 0.05, 0.99)
@@ -338,9 +473,13 @@ def on_an_edge(scenario: scenarios.Scenario, who: twin.Personality, u: twin.Draw
 # --- (a) step by step ------------------------------------------------------------------------------------------------
 
 
-def first_difference(reader: Reader, plan: list[int], played: list[Played]) -> tuple[str, twin.Draws] | None:
+def first_difference(
+    reader: Reader, plan: list[int], played: list[Played], rules: twin.Rules = twin.CLASSIC
+) -> tuple[str, twin.Draws] | None:
     """Play an episode again with the twin, on the noise of the simulator's, until they differ."""
-    state = twin.reset(reader.scenario, reader.personality)
+    first = played[0].state
+    state = reader.reset(first, rules)
+    assert dealt_by(rules, reader.scenario, state.dealt)
     for action, row in zip(plan, played, strict=False):
         u = twin.Draws._make(row.block)
         tick = twin.step(state, named_action(reader.scenario, reader.dims, action), u)
@@ -351,22 +490,45 @@ def first_difference(reader: Reader, plan: list[int], played: list[Played]) -> t
             found.append("points")
         if differ(row.state.load, tick.load):
             found.append("load")
+        if row.state.attack != first.attack or row.state.targets != first.targets:
+            found.append("dealt")
         if found:
-            return f"tick {state.tick}, {action_text(action, reader.scenario, reader.dims)}: {found}", u
+            return f"tick {state.tick}, {action_text(action, reader.scenario, reader.dims)}: {found}, {rules}", u
     assert state.done, "the simulator ended an episode that the twin goes on with"
     return None
+
+
+def dealt_by(rules: twin.Rules, scenario: scenarios.Scenario, dealt: twin.Dealt) -> bool:
+    """Whether an episode may begin like this."""
+    listed, (low, high) = twin.as_listed(scenario), rules.attack_delay
+    if not low <= dealt.first_start - 1 <= high or dealt.attack < rules.attack_probability - 0.99:
+        return False
+    if not rules.unknown_path:
+        return dealt[2:] == listed[2:]
+    cast = set[tuple[str | None, str | None]]()
+    for group in ("stages", "benign"):
+        for role, player in zip(getattr(listed, group), getattr(dealt, group), strict=True):
+            cast |= set(zip(role, player, strict=True))
+    kinds = [{x.id for x in group} for group in (scenario.assets, scenario.identities)]
+    roles, players = zip(*cast, strict=True)
+    one_each = len(cast) == len(set(roles)) == len(set(players))
+    same_kind = all(a in kind if b in kind else a not in kind for a, b in cast for kind in kinds)
+    return one_each and same_kind and sorted(dealt.order) == sorted(listed.order)
 
 
 def differ(a: float, b: float) -> bool:
     return abs(a - b) > TOLERANCE
 
 
-def skipped(reader: Reader, plans: np.ndarray, played: Played) -> int:
-    """Compare every episode; how many went apart on the edge of a threshold. Any other difference fails."""
+def skipped(reader: Reader, plans: np.ndarray, played: Played, each: Sequence[twin.Rules] = (twin.CLASSIC,)) -> int:
+    """Compare every episode; how many went apart on the edge of a threshold. Any other difference fails.
+
+    The rules of the episodes are `each` in turn.
+    """
     who, count = twin.PERSONALITIES[reader.personality], 0
     for e, length in enumerate(played.state.tick[:, -1].tolist()):
         episode = rows(jax.tree.map(lambda x, e=e: x[e], played), length)
-        found = first_difference(reader, plans[e].tolist(), episode)
+        found = first_difference(reader, plans[e].tolist(), episode, each[e % len(each)])
         if found is not None:
             message, u = found
             assert on_an_edge(reader.scenario, who, u), f"episode {e}: {message}"
@@ -374,28 +536,43 @@ def skipped(reader: Reader, plans: np.ndarray, played: Played) -> int:
     return count
 
 
-def random_play(name: str, personality: str) -> tuple[np.ndarray, Played]:
-    """(plans, what came of them), as NumPy arrays."""
+class RandomPlay(NamedTuple):
+    """Episodes of random plans, as NumPy arrays."""
+
+    plans: np.ndarray
+    rules: list[twin.Rules]
+    played: Played
+
+
+def random_play(name: str, personality: str, classic: bool) -> RandomPlay:
+    """Episodes of a cell, under classic rules or under rules of every kind."""
     ticks = max(s.horizon for s in SCENARIOS.values())
-    plans = random_plans(np.random.default_rng(CELLS.index((name, personality))), EPISODES, ticks)
-    keys = episode_keys(jax.random.key(11), EPISODES)
-    played = play(DIMS, params_of(name, personality), three_rewards(), keys, jnp.asarray(plans))
-    return plans, jax.tree.map(np.asarray, played)
+    rng = np.random.default_rng(CELLS.index((name, personality)))
+    if classic:
+        plans, each = random_plans(rng, EPISODES, ticks), [twin.CLASSIC] * EPISODES
+    else:
+        halves = random_plans(rng, SWITCHED // 2, ticks), focused_plans(rng, name, SWITCHED // 2, ticks)
+        plans, each = np.stack(halves, axis=1).reshape(SWITCHED, ticks), all_rules(rng, SWITCHED)
+    params = params_of(name, personality)._replace(rules=rules_of(each))
+    keys = episode_keys(jax.random.key(11 + classic), len(each))
+    played = play(DIMS, params, three_rewards(), keys, jnp.asarray(plans))
+    return RandomPlay(plans, each, jax.tree.map(np.asarray, played))
 
 
+@pytest.mark.parametrize("classic", [True, False])
 @pytest.mark.parametrize(("name", "personality"), CELLS)
-def test_every_tick_equals_the_twin(name: str, personality: str) -> None:
+def test_every_tick_equals_the_twin(name: str, personality: str, classic: bool) -> None:
     """State, alerts in arrival order, forensics, signals, channels and totals of every tick, under three rewards."""
-    plans, played = random_play(name, personality)
+    plans, each, played = random_play(name, personality, classic)
     assert (played.state.end[:, -1] != RUNNING).all()
-    assert skipped(Reader(SCENARIOS[name], personality), plans, played) < 0.01 * EPISODES
+    assert skipped(Reader(SCENARIOS[name], personality), plans, played, each) < 0.01 * EPISODES
 
 
 def test_random_play_leaves_nothing_out() -> None:
     """Over all cells every signal, end and control occurs, and views run over."""
     signals, ends, marks, most = np.zeros(len(Signals._fields)), set[int](), np.zeros(4, bool), (0, 0)
     for cell in CELLS:
-        _, played = random_play(*cell)
+        played = random_play(*cell, classic=True).played
         signals += [x.sum() for x in played.signals]
         ends |= set(played.state.end.ravel().tolist())
         marks |= played.state.marks.any(axis=(0, 1, 3))
@@ -405,8 +582,26 @@ def test_random_play_leaves_nothing_out() -> None:
     assert most[0] > DIMS.alerts and most[1] > DIMS.forensics
 
 
+@pytest.mark.parametrize("switch", [s for s in SWITCHES if s != "hide_personality"])
+@pytest.mark.parametrize("personality", ["stealthy", "opportunistic"])
+def test_a_wrong_switch_is_noticed(switch: str, personality: str) -> None:
+    """In random play each switch makes a difference that the comparison sees."""
+    plans, each, played = random_play("routine", personality, classic=False)
+    reader, wrong = Reader(SCENARIOS["routine"], personality), 0
+    for e, own in enumerate(each):
+        if wrong == 0 and getattr(own, switch) == getattr(twin.HARDENED, switch):
+            episode = rows(jax.tree.map(lambda x, e=e: x[e], played), int(played.state.tick[e, -1]))
+            flipped = own._replace(**{switch: getattr(twin.CLASSIC, switch)})
+            try:
+                wrong += first_difference(reader, plans[e].tolist(), episode, flipped) is not None
+            except AssertionError:  # not even dealt by such rules, or over too soon
+                wrong += 1
+    assert wrong
+
+
 WATCHED = (
     *("tick", "end", "acted", "status", "stage", "compromised", "marks", "load"),
+    *("attack", "targets", "next_start", "exfil", "earned"),
     *("alerts.code", "alerts.severity", "alerts.tick", "alerts.count"),
     *("forensics.entity", "forensics.compromised", "forensics.confidence", "forensics.tick", "forensics.count"),
 )
@@ -414,24 +609,24 @@ WATCHED = (
 
 def test_a_difference_is_noticed() -> None:
     """The comparison itself: one number changed anywhere in the record of one tick must be reported."""
-    name, personality, middle = "branching", "opportunistic", 15
-    plans = random_plans(np.random.default_rng(5), EPISODES, 80)
-    keys = episode_keys(jax.random.key(12), EPISODES)
-    played = play(DIMS, params_of(name, personality), three_rewards(), keys, jnp.asarray(plans))
-    played = jax.tree.map(np.asarray, played)
-    lasts = played.state.tick[:, -1] > middle
-    e = int(np.argmax(lasts * np.minimum(played.state.alerts.count, played.state.forensics.count)[:, middle]))
-    reader, length = Reader(SCENARIOS[name], personality), int(played.state.tick[e, -1])
+    personality, middle = "opportunistic", 15
+    plans, each, played = random_play("branching", personality, classic=False)
+    attacked = played.state.attack[:, 0] & [r.run_to_horizon and r.unknown_path for r in each]
+    e = int(np.argmax(attacked * np.minimum(played.state.alerts.count, played.state.forensics.count)[:, middle]))
+    reader, length = Reader(SCENARIOS["branching"], personality), int(played.state.tick[e, -1])
     episode = jax.tree.map(lambda x: x[e], played)
 
     def goes_unnoticed(changed: Played) -> bool:
-        return first_difference(reader, plans[e].tolist(), rows(changed, length)) is None
+        return first_difference(reader, plans[e].tolist(), rows(changed, length), each[e]) is None
 
     assert goes_unnoticed(episode)
     watched = [f"state.{field}" for field in WATCHED]
     for group in ("signals", "channels"):
         watched += [f"{group}.{field}" for field in getattr(episode, group)._fields]
     assert [field for field in (*watched, "total") if goes_unnoticed(spoil(episode, field, middle))] == []
+    order = episode.state.order.copy()
+    order[middle] *= -1
+    assert not goes_unnoticed(episode._replace(state=episode.state._replace(order=order)))
 
 
 def spoil(tree: Any, path: str, tick: int) -> Any:
@@ -444,6 +639,55 @@ def spoil(tree: Any, path: str, tick: int) -> Any:
     # The low bits of an alert's code are its signal, one of five.
     x[tick, 0] = not x[tick, 0] if x.dtype == bool else x[tick, 0] + (-1 if x[tick, 0] % 8 == 4 else 1)
     return tree._replace(**{head: x.reshape(old.shape)})
+
+
+def test_presets_are_the_twins() -> None:
+    for name, preset in PRESETS.items():
+        ours = rules.rules(name)
+        for switch in SWITCHES:
+            np.testing.assert_allclose(getattr(ours, switch), getattr(preset, switch), rtol=1e-6, err_msg=switch)
+
+
+def test_episodes_are_dealt_evenly() -> None:
+    """Whether there is an attack, its delay, who plays which role and the order of preference, and any two of them."""
+    episodes, scenario, chance = 40_000, SCENARIOS["routine"], twin.HARDENED.attack_probability
+    params = params_of("routine", "stealthy")._replace(rules=rules.rules("hardened"))
+    dealt = jax.tree.map(np.asarray, deal(DIMS, params, episode_keys(jax.random.key(61), episodes)))
+    attack, stages = dealt.attack, np.arange(len(scenario.stages))
+    assert abs(attack.mean() - chance) < 5 * math.sqrt(chance * (1 - chance) / episodes)
+    delay = dealt.next_start[:, None]
+    # Of four roles, three say all: relay, laptop and portal. So do two of three: dave and erin.
+    assets, identities = dealt.targets[:, 0, [2, 3, 0]], dealt.targets[:, 1, [1, 3]]
+    order = np.argsort(dealt.order[:, stages], axis=1, kind="stable")
+    parts = [(delay, 21), (assets, 24), (identities, 6), *((order[:, pair], 56) for pair in ([0, 1], [3, 7]))]
+    for (a, n), (b, m) in itertools.combinations(parts[:4], 2):
+        assert is_even(np.hstack([a, b]), n * m)
+    for values, n in parts:
+        assert is_even(values[attack], n) and is_even(values[~attack], n)
+
+
+def is_even(values: np.ndarray, kinds: int) -> bool:
+    """Whether the rows fall on so many kinds of row as even chance would have it."""
+    counts = np.unique(values, axis=0, return_counts=True)[1]
+    mean = len(values) / kinds
+    chi_square = ((counts - mean) ** 2 / mean).sum()
+    return len(counts) == kinds and abs(chi_square - kinds + 1) < 5 * math.sqrt(2 * (kinds - 1))
+
+
+@pytest.mark.parametrize("personality", twin.PERSONALITIES)
+def test_the_personality_seen_is_the_twins(personality: str) -> None:
+    params = params_of("routine", personality)
+    seen = see(DIMS, params._replace(rules=rules_of(RULES)), jax.random.key(7)).personality
+    for ours, own in zip(seen.tolist(), RULES, strict=True):
+        theirs = twin.personality_seen(twin.reset(SCENARIOS["routine"], personality, own))
+        assert ours == (-1 if theirs is None else list(twin.PERSONALITIES).index(theirs))
+
+
+@partial(jax.jit, static_argnames="dims")
+@partial(jax.vmap, in_axes=(None, RULES_ONLY, None))
+def see(dims: Dims, params: Params, key: jax.Array) -> Observation:
+    """What is seen of an episode at tick 0."""
+    return env.observe(dims, start(dims, key, params), params)
 
 
 # --- (a) sub-step by sub-step ----------------------------------------------------------------------------------------
@@ -470,7 +714,7 @@ class SubSteps(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="dims")
-@partial(jax.vmap, in_axes=(None, None, 0, 0, 0))
+@partial(jax.vmap, in_axes=(None, RULES_ONLY, 0, 0, 0))
 def sub_steps(dims: Dims, params: Params, state: State, action: jax.Array, block: jax.Array) -> SubSteps:
     live = state.end == RUNNING
     nothing = (jnp.zeros((), bool), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
@@ -479,24 +723,32 @@ def sub_steps(dims: Dims, params: Params, state: State, action: jax.Array, block
     b = a._replace(alerts=telemetry.surface(dims, a, live, nothing))
     c, active, exfil = attacker.progress(dims, b, live, block, params)
     s, started = attacker.start(dims, c, live, d.acted, block, params)
-    s = s._replace(pending=telemetry.raise_alerts(s, started, block, params))
+    s = s._replace(pending=telemetry.raise_alerts(dims, s, started, block, params))
     blocked, preemptive = attacker.block_contained(s, live)
     # The background alert alone: what the stages raised has surfaced already.
-    extra = telemetry.background(dims, live, block, params)
+    extra = telemetry.background(dims, blocked, live, block, params)
     alone = telemetry.surface(dims, blocked._replace(pending=landed), live, extra)
     reported = (d.acted, d.confirmed, d.containment, d.evidence_backed, d.false_positive, d.invalid)
     return SubSteps(a, b, c, s, blocked, blocked._replace(alerts=alone), *reported, active, exfil, preemptive)
 
 
-def bank(name: str, personality: str, size: int) -> tuple[State, np.ndarray]:
-    """States of running episodes, drawn from random play, and an action for each."""
+class Bank(NamedTuple):
+    """States of running episodes and an action for each."""
+
+    rules: list[twin.Rules]
+    firsts: State  # of tick 1 of the same episode
+    states: State
+    actions: np.ndarray
+
+
+def bank(name: str, personality: str, size: int) -> Bank:
+    """Drawn from random play."""
     rng = np.random.default_rng(99)
-    plans = random_plans(rng, 60, 80)
-    keys = episode_keys(jax.random.key(21), 60)
-    state = play(DIMS, params_of(name, personality), three_rewards(), keys, jnp.asarray(plans)).state
-    e, t = np.nonzero(np.asarray(state.end) == RUNNING)
+    _, each, played = random_play(name, personality, classic=False)
+    state = played.state
+    e, t = np.nonzero(state.end == RUNNING)
     chosen = rng.choice(len(e), size)
-    picked = jax.tree.map(lambda x: np.asarray(x)[e[chosen], t[chosen]], state)
+    picked = jax.tree.map(lambda x: x[e[chosen], t[chosen]], state)
     # Half of the actions on states with a confirmed entity are aimed at one.
     table = actions.table(DIMS)[1]
     aimed = (table >= 0) & picked.marks[:, CONFIRMED][:, table]
@@ -504,15 +756,17 @@ def bank(name: str, personality: str, size: int) -> tuple[State, np.ndarray]:
         rng.choice(np.flatnonzero(a)) if a.any() and rng.random() < 0.5 else rng.integers(-1, DIMS.actions)
         for a in aimed
     ]
-    return picked, np.asarray(drawn, np.int32)
+    firsts = jax.tree.map(lambda x: x[e[chosen], 0], state)
+    return Bank([each[i] for i in e[chosen]], firsts, picked, np.asarray(drawn, np.int32))
 
 
-def sub_stepped(name: str, personality: str, size: int) -> tuple[State, np.ndarray, np.ndarray, SubSteps]:
-    """(state, action, noise, sub-steps from there), leading axis `size`."""
-    states, chosen = bank(name, personality, size)
+def sub_stepped(name: str, personality: str, size: int) -> tuple[Bank, np.ndarray, SubSteps]:
+    """(states and actions, noise, sub-steps from there), leading axis `size`."""
+    begun = bank(name, personality, size)
     blocks = jax.vmap(lambda key: tick_noise(key, jnp.int32(1)))(episode_keys(jax.random.key(31), size))
-    steps = sub_steps(DIMS, params_of(name, personality), states, jnp.asarray(chosen), blocks)
-    return states, chosen, np.asarray(blocks), jax.tree.map(np.asarray, steps)
+    params = params_of(name, personality)._replace(rules=rules_of(begun.rules))
+    steps = sub_steps(DIMS, params, begun.states, jnp.asarray(begun.actions), blocks)
+    return begun, np.asarray(blocks), jax.tree.map(np.asarray, steps)
 
 
 SUB_STEPPED = 100  # states of each cell
@@ -521,10 +775,12 @@ SUB_STEPPED = 100  # states of each cell
 @pytest.mark.parametrize(("name", "personality"), CELLS)
 def test_every_sub_step_equals_the_twin(name: str, personality: str) -> None:
     """The sub-steps one by one, from the same states on the same fresh noise."""
-    states, chosen, blocks, steps = sub_stepped(name, personality, SUB_STEPPED)
+    begun, blocks, steps = sub_stepped(name, personality, SUB_STEPPED)
     reader, left_out = Reader(SCENARIOS[name], personality), 0
-    befores, afters = rows(states, SUB_STEPPED), rows(steps, SUB_STEPPED)
-    for before, action, block, after in zip(befores, chosen.tolist(), blocks.tolist(), afters, strict=True):
+    firsts, befores, afters = (rows(tree, SUB_STEPPED) for tree in (begun.firsts, begun.states, steps))
+    chosen = zip(begun.rules, firsts, befores, begun.actions.tolist(), blocks.tolist(), afters, strict=True)
+    for own, first, before, action, block, after in chosen:
+        reader.reset(first, own)
         u = twin.Draws._make(block)
         if on_an_edge(reader.scenario, reader.fresh.personality, u):
             left_out += 1
@@ -538,17 +794,17 @@ def test_the_sub_steps_do_something() -> None:
     happened, moves = dict.fromkeys(SubSteps._fields[6:], 0), set[tuple[int, int]]()
     arrived, joined = 0, 0
     for cell in CELLS:
-        states, _, _, steps = sub_stepped(*cell, SUB_STEPPED)
+        begun, _, steps = sub_stepped(*cell, SUB_STEPPED)
         for field in happened:
             happened[field] += int(getattr(steps, field).sum())
-        arrived += int((steps.surfaced.alerts.count - states.alerts.count).sum())
+        arrived += int((steps.surfaced.alerts.count - begun.states.alerts.count).sum())
         joined += int((steps.joined.alerts.count - steps.blocked.alerts.count).sum())
         for a, b in itertools.pairwise((steps.surfaced, steps.progressed, steps.started, steps.blocked)):
             moves |= set(zip(a.status.ravel().tolist(), b.status.ravel().tolist(), strict=True))
     assert [field for field, n in happened.items() if n == 0] == []
     assert min(arrived, joined) > 100
     idle, going, *ends = range(len(STATUS))
-    assert {(idle, going), (idle, ends[-1]), *((going, end) for end in ends)} <= moves
+    assert {(idle, going), (going, idle), (idle, ends[-1]), *((going, end) for end in ends)} <= moves
 
 
 def check_sub_steps(reader: Reader, before: State, action: int, u: twin.Draws, ours: SubSteps) -> None:
@@ -557,7 +813,8 @@ def check_sub_steps(reader: Reader, before: State, action: int, u: twin.Draws, o
 
     def agree(after: State, what: str, in_flight: bool = False) -> None:
         # Alerts in flight are laid out by age, which counts up when the next stage has had its chance to start.
-        theirs = state if in_flight else dataclasses.replace(state, pending=[])
+        # Whether the clean bonus is earned is put down when the tick is over.
+        theirs = dataclasses.replace(state, earned=after.earned, pending=state.pending if in_flight else [])
         assert differences(reader.read(after, in_flight), theirs) == [], what
 
     moved = twin.defend(state, named_action(reader.scenario, reader.dims, action), u, tick)
@@ -575,8 +832,7 @@ def check_sub_steps(reader: Reader, before: State, action: int, u: twin.Draws, o
     agree(ours.surfaced, "surface")
     twin.progress_stage(state, u, tick)
     agree(ours.progressed, "progress")
-    out = any(s.exfil and state.status[s.id] == "succeeded" for s in reader.scenario.stages)
-    assert (ours.active, ours.exfil) == (tick.active_blocks, out)
+    assert (ours.active, ours.exfil) == (tick.active_blocks, tick.exfil)
     if state.current is None:
         twin.start_stage(state, moved, u)
     agree(ours.started, "start", in_flight=True)
@@ -602,15 +858,15 @@ PLANS = {
 PLAN_TICKS = 80
 
 
-def plan_array(scenario: scenarios.Scenario, text: str) -> np.ndarray:
-    plan = parse_plan(text, scenario, DIMS)
+def plan_array(name: str, text: str) -> np.ndarray:
+    plan = parse_plan(text, scenario_of(name), dims_for(name))
     return np.pad(plan, (0, PLAN_TICKS - len(plan)))
 
 
-def twin_policy(scenario: scenarios.Scenario, policy: str) -> twin.Policy:
+def twin_policy(name: str, policy: str) -> twin.Policy:
     if policy in PLANS:
-        plan = plan_array(scenario, PLANS[policy])
-        return twin.plan([named_action(scenario, DIMS, int(a)) for a in plan])
+        plan = plan_array(name, PLANS[policy])
+        return twin.plan([named_action(scenario_of(name), dims_for(name), int(a)) for a in plan])
     return {"random": twin.random_policy, "heuristic": twin.heuristic}[policy]
 
 
@@ -659,7 +915,7 @@ def test_every_choice_of_a_policy_equals_the_twins(policy: str) -> None:
             while not state.done:
                 u = twin.Draws._make(blocks[e, state.tick].tolist())
                 ours = named_action(scenario, DIMS, int(chosen[e, state.tick]))
-                theirs = twin_policy(scenario, policy)(state, memory, u)
+                theirs = twin_policy(name, policy)(state, memory, u)
                 if ours != theirs or on_an_edge(scenario, state.personality, u):
                     edge = is_close_call(state, u) or on_an_edge(scenario, state.personality, u)
                     assert edge, f"{name}, {personality}, episode {e}, tick {state.tick}: {ours} != {theirs}"
@@ -675,6 +931,7 @@ def test_every_choice_of_a_policy_equals_the_twins(policy: str) -> None:
 
 OUR_EPISODES = 20_000
 TWIN_EPISODES = int(os.environ.get("JAXSIM_TWIN_EPISODES", "400"))
+HARDENED_SHARE = 0.25  # of that many under hardened rules, where each episode lasts to the horizon
 ALL_POLICIES = (*PLANS, *POLICIES)
 METRICS = ("return", *Channels._fields, "length", "stages", "exfil", "newly_confirmed")
 COMPARISONS = len(CAMPAIGN_CELLS) * len(ALL_POLICIES) * len(METRICS)
@@ -694,7 +951,7 @@ def our_sample(name: str, personality: str, policy: str) -> np.ndarray:
 
 @cache
 def our_plans(name: str, personality: str) -> EpisodeStats:
-    plans = np.stack([plan_array(SCENARIOS[name], text) for text in PLANS.values()])
+    plans = np.stack([plan_array(name, text) for text in PLANS.values()])
     return our_rollout(name, personality, policies.PLAN, plans)
 
 
@@ -704,17 +961,17 @@ def our_policy(name: str, personality: str, policy: str) -> EpisodeStats:
 
 
 def our_rollout(name: str, personality: str, policy: policies.Policy, parameters: np.ndarray) -> EpisodeStats:
-    keys = episode_keys(jax.random.key(51), OUR_EPISODES)
-    lanes = len(PLANS) * OUR_EPISODES
-    return rollout_many(env.Env(DIMS), params_of(name, personality), policy, parameters, keys, lanes=lanes)[0]
+    episodes = int(OUR_EPISODES * (HARDENED_SHARE if name in HARDENED else 1))
+    keys, lanes = episode_keys(jax.random.key(51), episodes), len(PLANS) * episodes
+    return rollout_many(env.Env(dims_for(name)), params_of(name, personality), policy, parameters, keys, lanes=lanes)[0]
 
 
 def twin_sample(name: str, personality: str, policy: str, episodes: int) -> np.ndarray:
     """(metric, episode) of the twin, on random numbers of its own."""
     rng = random.Random(f"{name} {personality} {policy}")
-    scenario, weights = SCENARIOS[name], twin.REWARDS["evidence"]
-    choice = twin_policy(scenario, policy)
-    played = [twin.episode(scenario, personality, choice, weights, rng) for _ in range(episodes)]
+    scenario, weights, rules_ = scenario_of(name), twin.REWARDS["evidence"], PRESETS[preset_of(name)]
+    choice = twin_policy(name, policy)
+    played = [twin.episode(scenario, personality, choice, weights, rng, rules_) for _ in range(episodes)]
     return np.asarray([[row[m] for row in played] for m in METRICS])
 
 
@@ -752,7 +1009,8 @@ def compare_all(name: str, personality: str, policy: str, theirs: np.ndarray) ->
 @pytest.mark.parametrize("policy", ALL_POLICIES)
 @pytest.mark.parametrize(("name", "personality"), CAMPAIGN_CELLS)
 def test_means_equal_the_twins(name: str, personality: str, policy: str) -> None:
-    compared = compare_all(name, personality, policy, twin_sample(name, personality, policy, TWIN_EPISODES))
+    episodes = int(TWIN_EPISODES * (HARDENED_SHARE if name in HARDENED else 1))
+    compared = compare_all(name, personality, policy, twin_sample(name, personality, policy, episodes))
     assert [c for c in compared if c.z > c.allowed] == []
 
 
@@ -763,10 +1021,16 @@ def test_a_rollout_adds_up_what_the_twin_does(name: str, personality: str, polic
     episodes, left_out = 10, 0
     played = our_plans(name, personality) if policy in PLANS else our_policy(name, personality, policy)
     m = list(PLANS).index(policy) if policy in PLANS else 0
-    blocks = np.asarray(noise_of(episode_keys(jax.random.key(51), episodes)))
+    keys = episode_keys(jax.random.key(51), episodes)
+    blocks, firsts = (
+        np.asarray(noise_of(keys)),
+        rows(deal(dims_for(name), params_of(name, personality), keys), episodes),
+    )
+    reader = Reader(scenario_of(name), personality, dims_for(name))
     for e in range(episodes):
         ours = jax.tree.map(lambda x, e=e: x[m, e], played)
-        theirs, edge = twin_stats(name, personality, policy, blocks[e])
+        state = reader.reset(firsts[e], PRESETS[preset_of(name)])
+        theirs, edge = twin_stats(state, twin_policy(name, policy), blocks[e])
         same = jax.tree.map(lambda a, b: abs(a - b) < 1e-3, ours, theirs)
         wrong = [f for f in EpisodeStats._fields if not all(map(np.all, jax.tree.leaves(getattr(same, f))))]
         assert edge or wrong == [], f"episode {e}"
@@ -781,17 +1045,23 @@ def noise_of(key: jax.Array) -> jax.Array:
     return jax.vmap(partial(tick_noise, key))(jnp.arange(1, PLAN_TICKS + 1))
 
 
-def twin_stats(name: str, personality: str, policy: str, blocks: np.ndarray) -> tuple[EpisodeStats, bool]:
+@partial(jax.jit, static_argnames="dims")
+def deal(dims: Dims, params: Params, keys: jax.Array) -> State:
+    """Tick 0 of episodes, (E,)."""
+    states: State = jax.vmap(lambda key: start(dims, key, params))(keys)
+    return states
+
+
+def twin_stats(state: twin.State, choice: twin.Policy, blocks: np.ndarray) -> tuple[EpisodeStats, bool]:
     """An episode of the twin in the terms of a rollout, and whether rounding may have changed its course."""
-    scenario, weights = SCENARIOS[name], twin.REWARDS["evidence"]
-    state, memory, choose_ = twin.reset(scenario, personality), set[str](), twin_policy(scenario, policy)
+    scenario, weights, memory = state.scenario, twin.REWARDS["evidence"], set[str]()
     ticks, points, verbs, edge = list[twin.Tick](), list[list[float]](), [0] * 6, False
     first, blind = scenario.horizon + 1, False
     while not state.done:
         u = twin.Draws._make(blocks[state.tick].tolist())
         edge |= on_an_edge(scenario, state.personality, u) or is_close_call(state, u)
         in_view = len(state.alerts)
-        action = choose_(state, memory, u)
+        action = choice(state, memory, u)
         verbs[twin.VERBS.index(action[0])] += 1
         ticks.append(twin.step(state, action, u))
         parts = twin.channels(ticks[-1], weights)
@@ -896,6 +1166,7 @@ def main() -> int:
     options = parser.parse_args()
     began, everything = time.time(), list[Compared]()
     print(f"{'largest |z|':>11}  cell and policy, {COMPARISONS} comparisons, {OUR_EPISODES} against {options.episodes}")
+    print(f"{'':>11}  under hardened rules {int(OUR_EPISODES * HARDENED_SHARE)} against {options.episodes}")
     for compared in compare_cells(options.episodes, options.jobs):
         everything += compared
         worst = max(compared, key=lambda c: c.z)

@@ -1,4 +1,4 @@
-"""The scenario package: its four campaigns, its file format, and what it says about files that are wrong.
+"""The scenario package: its campaigns and their hardened variants, its file format, and how it refuses bad files.
 
 Each file in bad_scenarios/ begins with `# expect:` and the pieces, parted by ` | `, that the error must hold.
 JSON has no comments, so the pieces for .json files are in `BAD_JSON`.
@@ -11,6 +11,8 @@ import pickle
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,18 @@ from hypothesis import strategies as st
 import scenarios
 from scenarios import attack
 from scenarios.__main__ import main, schema
-from scenarios.model import MAX_ASSETS, MAX_STAGES
+from scenarios.model import MAX_ASSETS, MAX_BENIGN, MAX_STAGES
 from scenarios.read import MAX_FILE_BYTES, plain
 
 ROOT = Path(__file__).parent.parent
 BAD = Path(__file__).parent / "bad_scenarios"
+CAMPAIGNS = ROOT / "scenarios" / "campaigns"
 NAMES = scenarios.names()
+HARDENED = scenarios.names("hardened")
+FILES = {name: CAMPAIGNS / f"{name}.yaml" for name in NAMES} | {
+    name: CAMPAIGNS / "hardened" / f"{name}.yaml" for name in HARDENED
+}
+BACKUP = {"id": "backup", "name": "Back up", "asset": "web", "rate": 0.1, "strength": 0.4, "signal": "data_staging"}
 
 BAD_JSON = {
     "deep.json": ["[0][0]", "nested more than 16 levels", "remove the extra brackets"],
@@ -92,8 +100,18 @@ def test_names_are_in_their_listed_order() -> None:
         "insider_repo_pivot",
         "cloud_metadata_ssrf",
     )
-    files = {path.stem for path in (ROOT / "scenarios" / "campaigns").iterdir()}
-    assert files == set(NAMES)
+    assert scenarios.names("published") == NAMES
+    assert scenarios.names("hardened") == tuple(f"{name}_hardened" for name in NAMES)
+    assert {name for group in scenarios.GROUPS for name in scenarios.names(group)} == set(FILES)
+    assert set(CAMPAIGNS.rglob("*.yaml")) == set(FILES.values())
+
+
+@pytest.mark.parametrize(("group", "meant"), [("hardend", "; did you mean 'hardened'?"), ("", ""), ("all", "")])
+def test_unknown_groups_list_the_known_ones(group: str, meant: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        scenarios.names(group)
+    expected = f"{group!r} is not a group of built-in scenarios{meant}; the groups are published, hardened"
+    assert str(caught.value) == expected
 
 
 @pytest.mark.parametrize(
@@ -153,10 +171,115 @@ def test_a_stage_of_each_campaign() -> None:
     assert keys.compromises_asset and not keys.compromises_identity
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FILES)
 def test_every_signal_is_written_out(name: str) -> None:
-    data = yaml.safe_load((ROOT / "scenarios" / "campaigns" / f"{name}.yaml").read_text(encoding="utf-8"))
+    data = yaml.safe_load(FILES[name].read_text(encoding="utf-8"))
     assert all("signal" in stage for stage in data["stages"])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_comments_give_the_attack_names(name: str) -> None:
+    for row in FILES[name].read_text(encoding="utf-8").splitlines():
+        field, _, rest = row.strip().partition(": ")
+        if field in ("tactic", "technique"):
+            id_, _, comment = rest.partition(" # ")
+            assert comment == (attack.tactics()[id_] if field == "tactic" else attack.techniques()[id_][0])
+
+
+# --- their hardened variants --------------------------------------------------------------------------------
+
+
+def targets(entry: scenarios.Stage | scenarios.Benign) -> set[str]:
+    """The ids of the entities it names."""
+    return {target for target in (entry.asset, entry.identity) if target}
+
+
+def reachable(s: scenarios.Scenario, without: Collection[str] = (), contained: Collection[str] = ()) -> set[str]:
+    """The ids of the stages that can still succeed without some stages, and with some entities contained."""
+    left = [stage for stage in s.stages if stage.id not in without and targets(stage).isdisjoint(contained)]
+    done: set[str] = set()
+    for _ in s.stages:  # each round adds the stages one step further on
+        done |= {
+            stage.id
+            for stage in left
+            if done.issuperset(stage.prerequisites)
+            and (not stage.any_prerequisites or not done.isdisjoint(stage.any_prerequisites))
+        }
+    return done
+
+
+def exfil(s: scenarios.Scenario) -> set[str]:
+    """The ids of the exfil stages."""
+    return {stage.id for stage in s.stages if stage.exfil}
+
+
+def entries(s: scenarios.Scenario) -> list[scenarios.Stage]:
+    """The stages that need no other."""
+    return [stage for stage in s.stages if not stage.prerequisites and not stage.any_prerequisites]
+
+
+@pytest.mark.parametrize("name", HARDENED)
+def test_hardened_variants_are_larger_enterprises(name: str) -> None:
+    s = scenarios.load(name)
+    campaign = scenarios.load(name.removesuffix("_hardened"))
+    assert (s.id, s.horizon, s.held_out) == (name, campaign.horizon, campaign.held_out)
+    assert (len(s.assets), len(s.identities)) == (12, 8)
+    assert s.title.startswith(campaign.title) and s.description
+
+    named = Counter(target for stage in s.stages for target in targets(stage))
+    assert max(named.values()) <= 2
+    assert 4 <= sum(asset.id not in named for asset in s.assets) <= 5
+    assert sum(identity.id not in named for identity in s.identities) == 3
+
+    assert 8 <= len(s.stages) <= 10
+    assert 2 <= len(entries(s)) <= 3
+    assert 1 <= len(exfil(s)) <= 2
+    assert len({len(targets(stage)) for stage in s.stages}) == 2  # some name one entity, some two
+    for stage in s.stages:
+        assert 0.2 <= stage.detection <= 0.7 and stage.lag[1] <= 7
+        assert stage.exfil != (stage.compromises_asset or stage.compromises_identity)
+    assert all(stage.dwell[0] >= 3 and stage.dwell[1] <= 7 for stage in entries(s))
+
+
+@pytest.mark.parametrize("name", HARDENED)
+def test_hardened_variants_have_look_alikes(name: str) -> None:
+    s = scenarios.load(name)
+    assert 3 <= len(s.benign) <= 4
+    assert 0.12 <= s.noise_rate <= 0.16
+    assert 0.10 <= sum(benign.rate for benign in s.benign) <= 0.14 + 1e-9
+    assert all(0.3 <= benign.strength <= 0.6 for benign in s.benign)
+    assert {benign.signal for benign in s.benign} <= {stage.signal for stage in s.stages}
+    # Their targets are no tell: some are part of the attack, some are not.
+    attacked = {target for stage in s.stages for target in targets(stage)}
+    assert {target in attacked for benign in s.benign for target in targets(benign)} == {True, False}
+
+
+@pytest.mark.parametrize("name", HARDENED)
+def test_the_hardened_attack_has_a_way_round_each_stage(name: str) -> None:
+    s = scenarios.load(name)
+    assert reachable(s) == {stage.id for stage in s.stages}
+    for stage in s.stages:
+        if not stage.exfil:
+            assert reachable(s, without=[stage.id]) & exfil(s), f"without {stage.id}"
+
+
+@pytest.mark.parametrize("name", HARDENED)
+def test_the_hardened_attack_has_a_way_round_each_entity_but_a_single_way_out(name: str) -> None:
+    s = scenarios.load(name)
+    ways_out = {stage.asset for stage in s.stages if stage.exfil}
+    for entity in [asset.id for asset in s.assets] + [identity.id for identity in s.identities]:
+        stopped = not reachable(s, contained=[entity]) & exfil(s)
+        assert stopped == (ways_out == {entity}), entity
+
+
+@pytest.mark.parametrize("name", HARDENED)
+def test_the_hardened_attack_can_be_beaten_at_its_entries(name: str) -> None:
+    s = scenarios.load(name)
+    # One entity of each entry stage is enough, whichever it is.
+    for chosen in itertools.product(*(sorted(targets(stage)) for stage in entries(s))):
+        assert reachable(s, contained=chosen) == set()
+        for i in range(len(chosen)):  # and all of them are needed
+            assert reachable(s, contained=chosen[:i] + chosen[i + 1 :]) & exfil(s)
 
 
 # --- ATT&CK -------------------------------------------------------------------------------------------------
@@ -172,9 +295,9 @@ def test_the_attack_table() -> None:
     assert "The MITRE Corporation. This work is reproduced and distributed" in table["copyright"]
 
 
-def test_all_21_pairs_are_in_attack() -> None:
-    stages = [stage for name in NAMES for stage in scenarios.load(name).stages]
-    assert len(stages) == 21
+def test_all_pairs_are_in_attack() -> None:
+    assert sum(len(scenarios.load(name).stages) for name in NAMES) == 21
+    stages = [stage for name in FILES for stage in scenarios.load(name).stages]
     assert all(attack.pair_problem(stage.tactic, stage.technique) is None for stage in stages)
 
 
@@ -239,6 +362,32 @@ def test_one_bad_choice_among_any_prerequisites_is_fine() -> None:
     assert read(data).stages[3].success == 0
 
 
+def test_benign_activities() -> None:
+    reset = {"id": "reset", "name": "Reset", "identity": "alice", "rate": 0.2, "strength": 1, "signal": "auth_anomaly"}
+    s = read(base() | {"benign": [BACKUP, reset | {"asset": "web"}, reset | {"id": "phish"}]})  # a stage's id is fine
+    assert [benign.id for benign in s.benign] == ["backup", "reset", "phish"]
+    assert [benign.asset for benign in s.benign] == ["web", "web", None]
+    assert [benign.identity for benign in s.benign] == [None, "alice", "alice"]
+    assert [benign.rate for benign in s.benign] == [0.1, 0.2, 0.2]
+    assert (s.benign[1].strength, s.benign[1].signal) == (1.0, "auth_anomaly")
+    assert scenarios.loads(scenarios.dump(s)) == s
+
+
+def test_benign_activities_may_be_left_out() -> None:
+    s = read(base())
+    assert s.benign == () and s.format == 1
+    assert read(base() | {"benign": []}) == s
+    assert "benign" not in scenarios.dump(s)
+
+
+def test_rates_may_add_up_to_just_one() -> None:
+    more = [BACKUP | {"id": f"b{i}", "rate": rate} for i, rate in enumerate((0.4, 0.3, 0.1))]
+    assert 0.2 + 0.4 + 0.3 + 0.1 > 1  # if added one after the other
+    assert len(read(base() | {"noise_rate": 0.2, "benign": more}).benign) == 3
+    with pytest.raises(scenarios.ScenarioError, match=r"add up to 1\.001, but at most one such alert"):
+        read(base() | {"noise_rate": 0.201, "benign": more})
+
+
 def test_the_example_in_the_package_docstring_is_valid() -> None:
     doc = scenarios.__doc__ or ""
     example = doc[doc.index("    format: 1") : doc.index("`python -m scenarios validate")]
@@ -283,7 +432,7 @@ def test_models_are_frozen_and_checked_in_code() -> None:
 # --- round trips --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FILES)
 def test_dump_round_trip(name: str) -> None:
     s = scenarios.load(name)
     assert scenarios.loads(scenarios.dump(s)) == s
@@ -329,6 +478,7 @@ def test_the_yaml_library_agrees_on_plain_words(text: str) -> None:
 # --- any input at all ---------------------------------------------------------------------------------------
 
 GOOD = scenarios.dump(scenarios.load(NAMES[2]))
+DAMAGED = st.sampled_from([GOOD, scenarios.dump(scenarios.load(HARDENED[3]))])
 PIECES = st.sampled_from(
     [
         "&a ",
@@ -362,10 +512,11 @@ def test_any_text_loads_or_raises_scenario_error(text: str, source: str) -> None
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(0, len(GOOD)), st.integers(0, 12), st.one_of(PIECES, st.text(max_size=4)))
-def test_a_damaged_file_loads_or_raises_scenario_error(start: int, length: int, piece: str) -> None:
+@given(DAMAGED, st.floats(0, 1), st.integers(0, 12), st.one_of(PIECES, st.text(max_size=4)))
+def test_a_damaged_file_loads_or_raises_scenario_error(good: str, where: float, length: int, piece: str) -> None:
+    start = int(where * len(good))
     try:
-        scenarios.loads(GOOD[:start] + piece + GOOD[start + length :])
+        scenarios.loads(good[:start] + piece + good[start + length :])
     except scenarios.ScenarioError as error:
         assert 1 <= len(error.problems) <= 21
 
@@ -432,6 +583,13 @@ def test_too_many_stages() -> None:
     assert f"stages: has 257 entries, but at most {MAX_STAGES} are allowed; remove some" in error_of(
         json.dumps(data), "a.json"
     )
+
+
+def test_too_many_benign_activities() -> None:
+    data = base() | {"benign": [BACKUP | {"id": f"b{i}", "rate": 0} for i in range(MAX_BENIGN)]}
+    assert len(read(data).benign) == MAX_BENIGN
+    data["benign"].append(BACKUP)
+    assert f"benign: has 65 entries, but at most {MAX_BENIGN} are allowed; remove some" in error_of(as_yaml(data))
 
 
 @pytest.mark.parametrize("source", ["<string>", "a.json"])
@@ -532,7 +690,7 @@ def test_unknown_names_list_the_built_in_ones(name: str, meant: str) -> None:
     with pytest.raises(scenarios.ScenarioError) as caught:
         scenarios.load(name)
     assert meant in str(caught.value)
-    assert all(known in str(caught.value) for known in NAMES)
+    assert all(known in str(caught.value) for known in FILES)
 
 
 # --- schema and command line --------------------------------------------------------------------------------
@@ -544,11 +702,11 @@ def test_the_published_schema_is_in_step() -> None:
     assert published == schema() + "\n"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FILES)
 def test_campaigns_follow_the_schema(name: str) -> None:
     rules = json.loads((ROOT / "scenarios" / "schema.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(rules)
-    campaign = yaml.safe_load((ROOT / "scenarios" / "campaigns" / f"{name}.yaml").read_text(encoding="utf-8"))
+    campaign = yaml.safe_load(FILES[name].read_text(encoding="utf-8"))
     jsonschema.validate(campaign, rules)
     jsonschema.validate(yaml.safe_load(scenarios.dump(scenarios.load(name))), rules)
     campaign["stages"][0]["dwell"] = [0, 5]
@@ -570,7 +728,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         "out",
         "title",
     ]
-    assert [row.split()[0] for row in rows] == list(NAMES)
+    assert [row.split()[0] for row in rows][: len(NAMES)] == list(NAMES)
     assert rows[3].split()[1:7] == ["6", "4", "5", "70", "0.15", "yes"]
 
 

@@ -1,4 +1,4 @@
-"""The classic rules in plain Python: slow, readable, and written apart from the simulator it checks.
+"""The rules in plain Python: slow, readable, and written apart from the simulator it checks.
 
 One tick takes a state, an action and one named set of uniform draws, so a test can hand the same draws to
 both simulators and compare them step by step. A draw u in [0, 1) becomes a value in one of three ways:
@@ -22,6 +22,8 @@ START_AFTER_END = True  # the next stage may start on the very tick on which one
 BACKGROUND_DELAY = 0  # ticks until a background alert is seen
 ACTED_MEANS_CONTAINED = False  # "the defender acted": only containments count, not INVESTIGATE
 PASSIVE_ON_EXFIL = False  # the penalty for never acting is paid when the data got out as well
+START_AFTER_EXFIL = True  # so it may on the tick on which the data got out, where that ends the episode
+MOVED_KEEP_ORDER = True  # stages put last one after the other stay in the order in which they were preferred
 CHOOSE_ONLY_TARGETED = False  # heuristic: the alert it looks at is chosen among those that name a target
 FALL_BACK_TO_IDENTITY = False  # heuristic: once an alert's asset is isolated, go for the identity it also names
 PATCH_ON_NOISE = True  # heuristic: an asset named only by a background_noise alert is patched too
@@ -49,7 +51,7 @@ class Personality(NamedTuple):
     detection: float  # multiplies the strength at which a stage shows
     bias: float  # added to the chance of success
     pause: float  # chance to hold still on a tick on which the defender acted
-    reroutes: bool  # nothing in the classic rules depends on it
+    reroutes: bool  # under persistence it leaves a stage that failed for last, else it insists on it
 
 
 PERSONALITIES = {
@@ -57,6 +59,83 @@ PERSONALITIES = {
     "aggressive": Personality(dwell=0.6, detection=1.30, bias=0.05, pause=0.00, reroutes=False),
     "opportunistic": Personality(dwell=1.0, detection=1.00, bias=0.00, pause=0.15, reroutes=True),
 }
+
+# ---- rules ----------------------------------------------------------------------------------------
+
+
+class Rules(NamedTuple):
+    run_to_horizon: bool  # neither the data getting out nor an attacker at a loss ends an episode
+    attack_probability: float
+    attack_delay: tuple[int, int]  # ticks before the first stage may start
+    unknown_path: bool  # who plays which role, and the attacker's order of preference, are drawn anew
+    persistence: bool  # a stage that failed is tried again, and a failure or a block costs time
+    retry_delay: tuple[int, int]  # that time, in ticks
+    hide_personality: bool
+    evidence_once: bool  # only the first containment of a target can be evidence-backed
+    earned_clean: bool  # staying clean counts only if the defender stopped or found something
+
+
+CLASSIC = Rules(
+    run_to_horizon=False,
+    attack_probability=1.0,
+    attack_delay=(0, 0),
+    unknown_path=False,
+    persistence=False,
+    retry_delay=(1, 1),
+    hide_personality=False,
+    evidence_once=False,
+    earned_clean=False,
+)
+HARDENED = Rules(
+    run_to_horizon=True,
+    attack_probability=0.6,
+    attack_delay=(0, 20),
+    unknown_path=True,
+    persistence=True,
+    retry_delay=(3, 8),
+    hide_personality=True,
+    evidence_once=True,
+    earned_clean=True,
+)
+
+Target = tuple[str | None, str | None]  # an asset and an identity
+
+
+class Dealt(NamedTuple):
+    """What is settled before the first tick of an episode."""
+
+    attack: bool
+    first_start: int  # tick before which no stage starts
+    stages: tuple[Target, ...]  # in listed order
+    benign: tuple[Target, ...]  # in listed order
+    order: tuple[str, ...]  # stages, most preferred first
+
+
+def as_listed(scenario: Any) -> Dealt:
+    stages = tuple((stage.asset, stage.identity) for stage in scenario.stages)
+    benign = tuple((activity.asset, activity.identity) for activity in scenario.benign)
+    return Dealt(True, 1, stages, benign, tuple(stage.id for stage in scenario.stages))
+
+
+def deal(scenario: Any, rules: Rules, rng: random.Random) -> Dealt:
+    attack = rng.random() < rules.attack_probability
+    dealt = as_listed(scenario)._replace(attack=attack, first_start=1 + rng.randint(*rules.attack_delay))
+    if not rules.unknown_path:
+        return dealt
+    played_by: dict[str | None, str | None] = {None: None}
+    for group in (scenario.assets, scenario.identities):
+        ids = [one.id for one in group]
+        played_by.update(zip(ids, shuffled(ids, rng), strict=True))
+    return dealt._replace(
+        stages=tuple((played_by[asset], played_by[identity]) for asset, identity in dealt.stages),
+        benign=tuple((played_by[asset], played_by[identity]) for asset, identity in dealt.benign),
+        order=tuple(shuffled(dealt.order, rng)),
+    )
+
+
+def shuffled(items: Sequence[Any], rng: random.Random) -> list[Any]:
+    return rng.sample(items, len(items))
+
 
 # ---- noise ---------------------------------------------------------------------------------------
 
@@ -128,7 +207,14 @@ class Forensic(NamedTuple):
 @dataclass(slots=True)
 class State:
     scenario: Any
+    personality_name: str
     personality: Personality
+    rules: Rules
+    dealt: Dealt
+    stages: dict[str, Any]  # by id, with the targets of this episode, in listed order
+    benign: list[Any]  # likewise
+    order: list[str]  # stages, most preferred first
+    next_start: int  # tick before which no stage starts
     criticality: dict[str, float]  # by asset, in listed order
     privilege: dict[str, float]  # by identity, in listed order
     named: set[str]  # targets that some stage names
@@ -138,7 +224,10 @@ class State:
     end: str | None = None  # exfil, attacker_done or horizon
     current: Any = None  # the stage in progress
     stage_end: int = 0  # tick on which its dwell is over
+    out: bool = False  # the data got out
+    earned: bool = False  # a stage was blocked in progress or a containment was evidence-backed
     acted: bool = False  # the defender has taken a valid action other than MONITOR
+    put_off: set[str] = field(default_factory=set)  # stages left for last
     isolated: set[str] = field(default_factory=set)
     egress_blocked: set[str] = field(default_factory=set)
     patched: set[str] = field(default_factory=set)
@@ -163,21 +252,44 @@ class Tick:
     invalid: bool = False
     load: float = 0.0
     done: bool = False  # the episode ended on this tick
-    exfil: bool = False  # and it ended with the data out
+    exfil: bool = False  # the data got out on this tick
+    clean: bool = False  # the episode ended on this tick and no stage succeeded, as far as that counts
+    other: bool = False  # it ended on this tick, neither so nor with the data out
     stages_succeeded: int = 0
     stages_total: int = 0
     acted: bool = False  # on this tick or an earlier one
 
 
-def reset(scenario: Any, personality_name: str) -> State:
+def reset(scenario: Any, personality_name: str, rules: Rules = CLASSIC, dealt: Dealt | None = None) -> State:
+    """Tick 0. Without `dealt` there is an attack at once, everyone in the role the scenario lists."""
+    dealt = dealt or as_listed(scenario)
     return State(
         scenario=scenario,
+        personality_name=personality_name,
         personality=PERSONALITIES[personality_name],
+        rules=rules,
+        dealt=dealt,
+        stages={stage.id: aimed(stage, target) for stage, target in zip(scenario.stages, dealt.stages, strict=True)},
+        benign=[aimed(activity, target) for activity, target in zip(scenario.benign, dealt.benign, strict=True)],
+        order=list(dealt.order),
+        next_start=dealt.first_start,
         criticality={asset.id: asset.criticality for asset in scenario.assets},
         privilege={identity.id: identity.privilege for identity in scenario.identities},
-        named={target for stage in scenario.stages for target in (stage.asset, stage.identity) if target},
+        named={target for targets in dealt.stages for target in targets if target},
         status={stage.id: "idle" for stage in scenario.stages},
     )
+
+
+def aimed(activity: Any, target: Target) -> Any:
+    """The stage or benign activity on this target."""
+    if target == (activity.asset, activity.identity):
+        return activity
+    return activity.model_copy(update={"asset": target[0], "identity": target[1]})
+
+
+def personality_seen(state: State) -> str | None:
+    """What the defender is told of the attacker."""
+    return None if state.rules.hide_personality else state.personality_name
 
 
 # ---- one tick ------------------------------------------------------------------------------------
@@ -250,10 +362,13 @@ def contain(state: State, verb: str, target: str, tick: Tick) -> None:
         PATCH: state.patched,
         REVOKE: state.revoked,
     }
+    in_force = any(target in control for control in controls.values())
+    backed = target in state.confirmed and not (state.rules.evidence_once and in_force)
     controls[verb].add(target)
+    state.earned = state.earned or backed
     tick.containments += 1
-    tick.evidence_backed += target in state.confirmed
-    tick.false_positives += target not in state.named
+    tick.evidence_backed += backed
+    tick.false_positives += not state.dealt.attack or target not in state.named
 
 
 def surface_alerts(state: State) -> None:
@@ -294,7 +409,9 @@ def progress_stage(state: State, u: Draws, tick: Tick) -> bool:
         return False
     if is_contained(state, stage):
         state.status[stage.id] = "blocked"
+        state.earned = True
         tick.active_blocks += 1
+        hold_off(state, u)
     elif state.tick < state.stage_end:
         return False
     elif u.stage_success < success_chance(state, stage):
@@ -303,10 +420,34 @@ def progress_stage(state: State, u: Draws, tick: Tick) -> bool:
             state.compromised.add(stage.asset)
         if stage.compromises_identity:
             state.compromised.add(stage.identity)
+        if stage.exfil:
+            state.out = tick.exfil = True
+    elif state.rules.persistence:
+        state.status[stage.id] = "idle"
+        reorder(state, stage)
+        hold_off(state, u)
     else:
         state.status[stage.id] = "failed"
     state.current = None
     return True
+
+
+def reorder(state: State, stage: Any) -> None:
+    """Prefer a stage that just failed to none, or to all, of the others."""
+    state.order.remove(stage.id)
+    if not state.personality.reroutes:
+        state.order.insert(0, stage.id)
+        return
+    state.order.append(stage.id)
+    state.put_off.add(stage.id)
+    if MOVED_KEEP_ORDER:
+        place = state.dealt.order.index
+        state.order.sort(key=lambda name: (name in state.put_off, place(name)))
+
+
+def hold_off(state: State, u: Draws) -> None:
+    if state.rules.persistence:
+        state.next_start = state.tick + integer(u.dwell, *state.rules.retry_delay)
 
 
 def success_chance(state: State, stage: Any) -> float:
@@ -315,9 +456,14 @@ def success_chance(state: State, stage: Any) -> float:
 
 
 def start_stage(state: State, defender_moved: bool, u: Draws) -> None:
+    if not state.dealt.attack or state.tick < state.next_start:
+        return
+    if state.out and (state.rules.run_to_horizon or not START_AFTER_EXFIL):
+        return
     if defender_moved and u.pause < state.personality.pause:
         return
-    for stage in state.scenario.stages:
+    for name in state.order:
+        stage = state.stages[name]
         if is_ready(state, stage) and not is_contained(state, stage):
             break
     else:
@@ -338,12 +484,18 @@ def start_stage(state: State, defender_moved: bool, u: Draws) -> None:
 
 def raise_alert(state: State, stage: Any, strength: float, lag: float, severity: float) -> None:
     visible = state.tick + max(1, integer(lag, *stage.lag))
-    seen_as = clip(strength + real(severity, -0.15, 0.20), 0.05, 1.0)
-    state.pending.append(Alert(stage.signal, stage.asset, stage.identity, seen_as, visible))
+    state.pending.append(Alert(stage.signal, stage.asset, stage.identity, seen_as(strength, severity), visible))
+
+
+def seen_as(strength: float, u: float) -> float:
+    """Severity of an alert of something that shows with this strength."""
+    return clip(strength + real(u, -0.15, 0.20), 0.05, 1.0)
 
 
 def block_contained(state: State, tick: Tick) -> None:
-    for stage in state.scenario.stages:
+    if not state.dealt.attack:
+        return
+    for stage in state.stages.values():
         if state.status[stage.id] == "idle" and is_contained(state, stage):
             state.status[stage.id] = "blocked"
             tick.preemptive_blocks += 1
@@ -351,12 +503,22 @@ def block_contained(state: State, tick: Tick) -> None:
 
 def background(state: State, u: Draws) -> None:
     rate = state.scenario.noise_rate
-    if u.background >= rate:
+    if u.background < rate:
+        signal = pick(u.background / rate, SIGNALS)
+        asset, identity = background_entity(state, u.background_entity)
+        severity = real(u.background_severity, 0.10, 0.45)
+        show_routine(state, Alert(signal, asset, identity, severity, state.tick + BACKGROUND_DELAY))
         return
-    signal = pick(u.background / rate, SIGNALS)
-    asset, identity = background_entity(state, u.background_entity)
-    severity = real(u.background_severity, 0.10, 0.45)
-    alert = Alert(signal, asset, identity, severity, state.tick + BACKGROUND_DELAY)
+    for activity in state.benign:
+        rate += activity.rate
+        if u.background < rate:
+            severity = seen_as(activity.strength, u.background_severity)
+            visible = state.tick + BACKGROUND_DELAY
+            show_routine(state, Alert(activity.signal, activity.asset, activity.identity, severity, visible))
+            return
+
+
+def show_routine(state: State, alert: Alert) -> None:
     if BACKGROUND_DELAY:
         state.pending.append(alert)
     else:
@@ -390,18 +552,24 @@ def load(state: State) -> float:
 
 
 def end_check(state: State, tick: Tick) -> None:
-    status, stages = state.status, state.scenario.stages
-    if any(stage.exfil and status[stage.id] == "succeeded" for stage in stages):
+    over = state.tick >= state.scenario.horizon
+    if state.out and (over or not state.rules.run_to_horizon):
         state.end = "exfil"
-    elif state.current is None and not any(is_ready(state, stage) for stage in stages):
+    elif not state.rules.run_to_horizon and is_at_a_loss(state):
         state.end = "attacker_done"
-    elif state.tick >= state.scenario.horizon:
+    elif over:
         state.end = "horizon"
     state.done = tick.done = state.end is not None
-    tick.exfil = state.end == "exfil"
-    tick.stages_succeeded = list(status.values()).count("succeeded")
-    tick.stages_total = len(stages)
+    tick.stages_succeeded = list(state.status.values()).count("succeeded")
+    tick.stages_total = len(state.stages)
     tick.acted = state.acted
+    if state.done and not state.out:
+        tick.clean = tick.stages_succeeded == 0 and (state.earned or not state.rules.earned_clean)
+        tick.other = not tick.clean
+
+
+def is_at_a_loss(state: State) -> bool:
+    return state.current is None and not any(is_ready(state, stage) for stage in state.stages.values())
 
 
 # ---- reward --------------------------------------------------------------------------------------
@@ -429,7 +597,7 @@ LINEAR: Weights = {
     "disruption_floor": -math.inf,  # the disruption channel is never below it
     "invalid": -0.6,
     "exfil": -6.0,
-    "untouched": 5.0,  # no stage succeeded
+    "untouched": 5.0,  # a clean end
     "stage_saved": 0.6,  # for each stage that did not succeed
     "passive": -1.5,  # the defender never acted
     "clip": 5.0,  # bound of a tick's reward without the terminal channel
@@ -452,7 +620,7 @@ def channels(tick: Tick, weights: Weights) -> dict[str, float]:
         "false_positive": weights["false_positive"] * tick.false_positives,
         "disruption": max(weights["disruption_floor"], weights["load"] * tick.load),
         "invalid_action": weights["invalid"] * tick.invalid,
-        "terminal": terminal(tick, weights) if tick.done else 0.0,
+        "terminal": terminal(tick, weights),
     }
 
 
@@ -461,9 +629,9 @@ def terminal(tick: Tick, weights: Weights) -> float:
     passive = 0.0 if tick.acted else weights["passive"]
     if tick.exfil:
         return weights["exfil"] + saved + (passive if PASSIVE_ON_EXFIL else 0.0)
-    if tick.stages_succeeded == 0:
+    if tick.clean:
         return weights["untouched"]
-    return saved + passive
+    return saved + passive if tick.other else 0.0
 
 
 def total(channels: dict[str, float], weights: Weights) -> float:
@@ -581,8 +749,15 @@ class Stat(NamedTuple):
     sd: float
 
 
-def episode(scenario: Any, personality: str, policy: Policy, weights: Weights, rng: random.Random) -> dict[str, float]:
-    state, memory = reset(scenario, personality), set[str]()
+def episode(
+    scenario: Any,
+    personality: str,
+    policy: Policy,
+    weights: Weights,
+    rng: random.Random,
+    rules: Rules = CLASSIC,
+) -> dict[str, float]:
+    state, memory = reset(scenario, personality, rules, deal(scenario, rules, rng)), set[str]()
     sums = dict.fromkeys(("return", *CHANNELS, "newly_confirmed"), 0.0)
     while not state.done:
         u = draw(rng)
@@ -596,7 +771,7 @@ def episode(scenario: Any, personality: str, policy: Policy, weights: Weights, r
         **sums,
         "length": state.tick,
         "stages": tick.stages_succeeded,
-        "exfil": float(tick.exfil),
+        "exfil": float(state.out),
     }
 
 
@@ -607,10 +782,11 @@ def simulate(
     weights: Weights,
     episodes: int,
     seed: int,
+    rules: Rules = CLASSIC,
 ) -> dict[str, Stat]:
     """Mean and standard deviation over episodes of the return, its channels, the length and what happened."""
     rng = random.Random(seed)
-    rows = [episode(scenario, personality, policy_factory(), weights, rng) for _ in range(episodes)]
+    rows = [episode(scenario, personality, policy_factory(), weights, rng, rules) for _ in range(episodes)]
     return {name: stat([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import qmc
 
-from jaxsim import reward
-from jaxsim.audit.search import EVIDENCE, FARM, Arena, Candidate, stack_parameters
+from jaxsim import recurrent, reward
+from jaxsim.audit.search import ALWAYS, BRIEFED, EVIDENCE, PLAN, Arena, Candidate, stack_parameters
 from jaxsim.rollouts import rollout_many
 from jaxsim.types import RewardWeights, Signals
 
@@ -77,10 +77,18 @@ def record(arena: Arena, pool: list[Candidate], keys: jax.Array) -> Ledger:
         raise RuntimeError("two different signal rows have the same projection; change the seed of the projection")
     counts = np.zeros((len(pool), len(rows)))
     np.add.at(counts, (owner, inverse), 1.0 / len(keys))
-    kinds = np.asarray([c.kind for c in pool])
-    seeing = (kinds == EVIDENCE) | (kinds == "heuristic")
-    blind = ~seeing & (kinds != FARM) & (kinds != "random")
+    seeing, blind = (np.asarray([f(c.kind) for c in pool]) for f in (is_seeing, is_blind))
     return Ledger(rows, counts.astype(np.float32), seeing, blind, 0)
+
+
+def is_seeing(kind: str) -> bool:
+    """Whether candidates of a kind are honest and read their evidence."""
+    return kind in (EVIDENCE, "heuristic", recurrent.SEEING)
+
+
+def is_blind(kind: str) -> bool:
+    """Whether candidates of a kind are open-loop."""
+    return kind in (PLAN, BRIEFED, ALWAYS, "monitor", recurrent.MASKED)
 
 
 def sobol_weights(many: int, seed: int) -> RewardWeights:

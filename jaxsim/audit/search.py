@@ -19,10 +19,11 @@ from jaxsim import env, policies
 from jaxsim.actions import table
 from jaxsim.compile import dims_of
 from jaxsim.policies import EvidenceParams, FarmParams, Policy
-from jaxsim.rollouts import episode_keys, rollout_many
+from jaxsim.rollouts import episode_keys, rollout_many, start
+from jaxsim.rules import PERSONALITIES
 from jaxsim.types import INVESTIGATE, Dims, Params, RewardWeights
 
-PLAN, ALWAYS, FARM, EVIDENCE = "plan", "always", "farm", "evidence"
+PLAN, BRIEFED, ALWAYS, FARM, EVIDENCE = "plan", "briefed", "always", "farm", "evidence"
 FOREVER = np.int32(2**30)
 STEADY = 1e-4  # points; float32 sums of equal terms differ by less
 
@@ -42,8 +43,8 @@ class Arena(NamedTuple):
 class Budget(NamedTuple):
     """How hard to search. Ticks count from 0; episodes are per policy."""
 
-    single_ticks: int  # window of single actions
-    pair_ticks: int  # window of pairs
+    ticks: tuple[int, ...]  # at which a plan may act, ascending
+    pairs: int  # most plans of two actions: as many leading ticks as make no more
     beam: int  # plans kept per reward when plans grow
     depth: int  # most actions of a plan
     prefix: int  # most blind actions before a farming loop
@@ -56,15 +57,16 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {
-    "small": Budget(12, 6, 6, 4, 3, 512, 16, 512, 24, 2048, 4096),
-    "full": Budget(24, 12, 24, 6, 5, 4096, 64, 4096, 48, 8192, 65536),
+    "tiny": Budget((0, 1, 2, 4, 8, 16, 30), 2**12, 4, 4, 1, 128, 16, 256, 16, 1024, 256),
+    "small": Budget((*range(12), 16, 24, 40), 2**14, 6, 6, 3, 512, 16, 512, 24, 2048, 4096),
+    "full": Budget((*range(24), 30, 40, 50), 2**17, 24, 8, 5, 4096, 64, 4096, 48, 8192, 65536),
 }
 
 
 class Candidate(NamedTuple):
     """A policy with its parameters, as the search found it."""
 
-    kind: str  # PLAN, ALWAYS, FARM, EVIDENCE, or the name of a baseline
+    kind: str  # PLAN, BRIEFED, ALWAYS, FARM, EVIDENCE, a view of `recurrent`, or the name of a baseline
     policy: Policy
     parameters: Any  # one policy's, no leading axis
 
@@ -133,32 +135,33 @@ def stack_parameters(rows: list[Any]) -> Any:
 # --- open-loop plans ------------------------------------------------------------------------------------------------
 
 
-def single_plans(dims: Dims, ticks: int, length: int) -> np.ndarray:
-    """MONITOR only, and every action at every tick of the window: (M, length) int32."""
-    acts = np.arange(1, dims.actions)
-    plans = np.zeros((ticks, len(acts), length), np.int32)
-    for t in range(ticks):
-        plans[t, :, t] = acts
+def single_plans(dims: Dims, ticks: Sequence[int]) -> np.ndarray:
+    """MONITOR only, and every action at every one of the ticks: (M, T) int32, T = 1 + the last tick."""
+    acts, length = np.arange(1, dims.actions), ticks[-1] + 1
+    plans = np.zeros((len(ticks), len(acts), length), np.int32)
+    for i, t in enumerate(ticks):
+        plans[i, :, t] = acts
     return np.concatenate([np.zeros((1, length), np.int32), plans.reshape(-1, length)])
 
 
-def pair_plans(dims: Dims, ticks: int, length: int) -> np.ndarray:
-    """Every two actions at every two ticks of the window: (M, length) int32."""
-    acts = np.arange(1, dims.actions)
+def pair_plans(dims: Dims, ticks: Sequence[int], most: int) -> np.ndarray:
+    """Every two actions at every two of the leading ticks, of as many ticks as make at most `most` plans: (M, T)."""
+    acts, length = np.arange(1, dims.actions), ticks[-1] + 1
+    window = max((w for w in range(len(ticks) + 1) if w * (w - 1) // 2 * len(acts) ** 2 <= most), default=0)
     first, second = (x.ravel() for x in np.meshgrid(acts, acts, indexing="ij"))
-    parts = []
-    for t1, t2 in combinations(range(ticks), 2):
+    parts = [np.zeros((0, length), np.int32)]
+    for t1, t2 in combinations(ticks[:window], 2):
         plans = np.zeros((len(first), length), np.int32)
         plans[:, t1], plans[:, t2] = first, second
         parts.append(plans)
     return np.concatenate(parts)
 
 
-def extend_plans(acts: np.ndarray, plans: np.ndarray) -> np.ndarray:
-    """Every plan with one more of the actions at every idle tick."""
+def extend_plans(acts: np.ndarray, plans: np.ndarray, ticks: Sequence[int]) -> np.ndarray:
+    """Every plan with one more of the actions at every one of the ticks that is idle."""
     grown = []
     for plan in plans:
-        for t in np.flatnonzero(plan == 0):
+        for t in (t for t in ticks if plan[t] == 0):
             more = np.repeat(plan[None], len(acts), axis=0)
             more[:, t] = acts
             grown.append(more)
@@ -175,8 +178,8 @@ class Screened(NamedTuple):
 
 def screen_plans(arena: Arena, budget: Budget, keys: jax.Array) -> Screened:
     """All singles and pairs."""
-    dims, length = arena.env.dims, budget.single_ticks
-    plans = np.concatenate([single_plans(dims, length, length), pair_plans(dims, budget.pair_ticks, length)])
+    dims = arena.env.dims
+    plans = np.concatenate([single_plans(dims, budget.ticks), pair_plans(dims, budget.ticks, budget.pairs)])
     played = returns_of(arena, policies.PLAN, plans, keys)
     return Screened(plans, played.mean(axis=1), np.ptp(played, axis=1))
 
@@ -187,7 +190,8 @@ def grow_plans(
     """Beam search: the best plans get one more action, until no reward gains or `depth` is reached."""
     frontier, best = (plans, returns), returns.max(axis=0)
     for _ in range(budget.depth - 2):
-        grown = extend_plans(legal_actions(arena), frontier[0][best_rows(frontier[1], budget.beam)])
+        best_so_far = frontier[0][best_rows(frontier[1], budget.beam)]
+        grown = extend_plans(legal_actions(arena), best_so_far, budget.ticks)
         frontier = grown, mean_returns(arena, policies.PLAN, grown, keys)
         plans, returns = (np.concatenate(x) for x in zip((plans, returns), frontier, strict=True))
         if np.all(frontier[1].max(axis=0) <= best):
@@ -269,9 +273,20 @@ class Found(NamedTuple):
     open_loop: list[Candidate]  # one a reward
     certain: list[Candidate | None]  # the best plan whose return never varies, where there is one
     positional: list[Candidate]
+    briefed: list[Candidate]  # a plan for each personality, as an observation that names it allows
     farming: list[Candidate]
     evidence: list[Candidate]
     pool: list[Candidate]  # all that survived screening, for re-scoring
+
+
+class Refined(NamedTuple):
+    """The survivors of a screening, played again."""
+
+    made: list[Candidate]
+    returns: np.ndarray  # (M, E, R)
+    best: list[Candidate]  # one a reward
+    certain: list[Candidate | None]  # the best whose return never varies, one a reward
+    pool: list[Candidate]  # the `beam` best per reward
 
 
 def refine(
@@ -283,11 +298,8 @@ def refine(
     budget: Budget,
     keys: jax.Array,
     also: Sequence[int] = (),
-) -> tuple[list[Candidate], list[Candidate | None], list[Candidate]]:
-    """The `kept` best per reward of a screening, and the rows `also`, played again on more episodes.
-
-    Returns (best per reward, best with standard deviation 0 per reward, survivors for re-scoring).
-    """
+) -> Refined:
+    """The `kept` best per reward of a screening, and the rows `also`, played again on more episodes."""
     rows = np.union1d(best_rows(returns, budget.kept), np.asarray(also, np.int64))
     finalists = take(parameters, rows)
     played = returns_of(arena, policy, finalists, keys)
@@ -297,7 +309,27 @@ def refine(
     for mean, width in zip(again.T, spread.T, strict=True):
         steady = np.flatnonzero(width < STEADY)
         certain.append(made[steady[mean[steady].argmax()]] if len(steady) else None)
-    return [made[i] for i in again.argmax(axis=0)], certain, [made[i] for i in best_rows(again, budget.beam)]
+    best = [made[i] for i in again.argmax(axis=0)]
+    return Refined(made, played, best, certain, [made[i] for i in best_rows(again, budget.beam)])
+
+
+def personalities_of(arena: Arena, keys: jax.Array) -> np.ndarray:
+    """(E,) index of the attacker's personality in the episodes of `keys`."""
+    begin = jax.jit(jax.vmap(lambda key: start(arena.env.dims, key, arena.params).who))
+    return np.asarray(begin(keys))
+
+
+def brief(refined: Refined, who: np.ndarray) -> list[Candidate]:
+    """For each reward the best plan against each personality; that which is best on average where one is absent."""
+    briefed = []
+    for r in range(refined.returns.shape[2]):
+        returns = refined.returns[:, :, r]
+        rows = [
+            returns[:, who == p].mean(axis=1).argmax() if np.any(who == p) else 0 for p in range(len(PERSONALITIES))
+        ]
+        plans = np.stack([refined.made[i].parameters for i in rows])
+        briefed.append(Candidate(BRIEFED, policies.BRIEFED, plans))
+    return briefed
 
 
 def search(
@@ -338,9 +370,9 @@ def _search_one(
     plans, returns = grow_plans(arena, budget, screened.plans, screened.returns, screen_keys)
     # The best plan may vary; the best of those that never do is a finding of its own.
     steady = best_rows(np.where(screened.spread < STEADY, screened.returns, -np.inf), budget.beam)
-    open_loop, certain, pool = refine(
-        arena, PLAN, policies.PLAN, plans, returns, budget, select_keys, also=steady.tolist()
-    )
+    refined = refine(arena, PLAN, policies.PLAN, plans, returns, budget, select_keys, also=steady.tolist())
+    open_loop, pool = refined.best, refined.pool
+    briefed = brief(refined, personalities_of(arena, select_keys))
 
     advance(f"{name}: always the same action")
     always = legal_actions(arena)
@@ -354,14 +386,14 @@ def _search_one(
 
     advance(f"{name}: farming loops")
     farms, returns = search_farms(arena, budget, screen_keys)
-    farming, _, more = refine(arena, FARM, policies.FARM, farms, returns, budget, select_keys)
-    pool += more
+    farming = refine(arena, FARM, policies.FARM, farms, returns, budget, select_keys)
 
     advance(f"{name}: evidence family")
     family = sample_family(budget.family, seed)
     returns = mean_returns(arena, policies.EVIDENCE, family, screen_keys)
-    evidence, _, more = refine(arena, EVIDENCE, policies.EVIDENCE, family, returns, budget, select_keys)
-    return Found(open_loop, certain, positional, farming, evidence, pool + more + positional)
+    evidence = refine(arena, EVIDENCE, policies.EVIDENCE, family, returns, budget, select_keys)
+    pool += farming.pool + evidence.pool + positional
+    return Found(open_loop, refined.certain, positional, briefed, farming.best, evidence.best, pool)
 
 
 def steps(arenas: list[Arena]) -> int:

@@ -1,0 +1,311 @@
+"""Find the weights of the `operational` reward: under which weights does reading pay, and the network stay safe?
+
+Plays a pool of policies once on the training scenarios under the `hardened` rules, then scores thousands of weightings from
+what they did. Without clip and cap a return is linear in the counts of what happened, so the scoring is exact. The choice:
+of the weightings that certify with a margin however single weights move, the one whose best policy prevents most exfil.
+
+    python benchmarks/search_reward.py --out out/reward
+"""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cli
+
+for _package in ("scipy", "matplotlib", "rich"):
+    cli.need(_package, "the search")
+
+import jax
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from scipy.stats import qmc
+
+import scenarios
+from jaxsim import reward
+from jaxsim.audit import search, verdict
+from jaxsim.audit.rescore import is_blind, is_seeing
+from jaxsim.policies import BASELINES, EVIDENCE
+from jaxsim.rollouts import episode_keys, rollout_many
+from jaxsim.types import RewardWeights
+from scenarios.generate import generate
+
+RULES = "hardened"
+PIVOTS = 8  # weightings under which the pool is searched
+# Ranges of the weights that vary; the exfil of -6 points sets the scale. `stage_left` holds with and without exfil.
+RANGES: dict[str, tuple[float, float]] = {
+    "detection": (0.0, 1.0),
+    "active_block": (0.0, 2.0),
+    "preemptive_block": (0.0, 0.5),
+    "containment_cost": (-0.3, 0.0),
+    "evidence": (0.0, 1.0),
+    "false_positive": (-1.0, 0.0),
+    "disruption": (-0.08, -0.005),
+    "stage_left": (0.1, 1.0),
+    "clean": (0.0, 2.0),
+}
+FIXED = {"invalid_action": -0.6, "exfil": -6.0, "passive": 0.0, "disruption_cap": np.inf, "clip": np.inf}
+LINEAR = [n for n in RewardWeights._fields if n not in ("disruption_cap", "clip")]  # one for each of Signals, in order
+MARGIN = 0.35  # EVG_norm that every single move of a weight by MOVE must leave, over all scenarios
+MOVE = 0.2
+TAU = 0.9
+HARM = ("exfil_rate", "stages_succeeded", "downtime", "false_positive_containments")
+
+
+class Ground(NamedTuple):
+    """A scenario with what the pool of P policies did in it: on the seeds that choose, and on those that measure."""
+
+    name: str
+    chosen: np.ndarray  # (P, 13) mean signals
+    measured: np.ndarray  # (P, 13)
+    outcomes: np.ndarray  # (P, 4) HARM, on the measuring seeds
+    seeing: np.ndarray  # (P,) bool
+    blind: np.ndarray  # (P,) bool
+
+
+class Scores(NamedTuple):
+    """Per weighting, the worst over the scenarios; each (C,)."""
+
+    evg_norm: np.ndarray
+    prevented: np.ndarray  # share of monitor's exfils that the best policy prevents
+    tau: np.ndarray
+
+
+def main() -> None:
+    """Parse, play, score, choose, write."""
+    args = arguments()
+    console = Console()
+    args.out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    grounds = [
+        ground(arena, found, args.seed)
+        for arena, found in track(pooled(args, console), "playing the pool", console=console, transient=True)
+    ]
+    weights = draw(args.weightings, args.seed)
+    scores = score(grounds, weights)
+    rows = np.flatnonzero((scores.tau >= TAU) & (scores.evg_norm >= MARGIN))
+    robust = np.full(len(scores.tau), -np.inf)
+    for c in rows:
+        robust[c] = score(grounds, moved({n: float(v[c]) for n, v in weights.items()})).evg_norm.min()
+    able = np.flatnonzero(robust >= MARGIN)
+    if not len(able):
+        cli.fail("no weighting certifies with the margin; search more (--weightings) or harder (--budget)")
+    best = able[scores.prevented[able].argmax()]
+    chosen = {n: float(f"{v[best]:.2g}") for n, v in weights.items()}
+    rounded = score(grounds, {n: np.asarray([v]) for n, v in chosen.items()})
+    document = {
+        "rules": RULES,
+        "seconds": round(time.perf_counter() - began, 1),
+        "scenarios": [g.name for g in grounds],
+        "policies": [len(g.seeing) for g in grounds],
+        "weightings": args.weightings,
+        "certifiable": len(rows),
+        "certifiable_when_moved": len(able),
+        "chosen": full(chosen),
+        "scores": {k: float(v[0]) for k, v in rounded._asdict().items()},
+        "worst_when_moved": float(score(grounds, moved(chosen)).evg_norm.min()),
+        "nearest": [summary(weights, scores, robust, c) for c in able[np.argsort(-scores.prevented[able])][:10]],
+    }
+    cli.write_json(args.out / "reward.json", {k: v for k, v in document.items()})
+    figure = picture(scores, robust, rounded, rows)
+    cli.write_whole(args.out / "pareto.png", lambda file: figure.savefig(file, format="png", dpi=130))
+    show(console, document)
+
+
+def arguments() -> Any:
+    """The command line."""
+    p = cli.parser(__doc__)
+    p.add_argument(
+        "--budget", choices=list(search.BUDGETS), default="tiny", help="of the pool's search (default: tiny)"
+    )
+    p.add_argument(
+        "--generated",
+        type=cli.integer(0, 100),
+        default=6,
+        metavar="N",
+        help="generated networks beside the campaigns (default: 6)",
+    )
+    p.add_argument(
+        "--weightings", type=cli.integer(64, 2**20), default=2**14, metavar="N", help="a power of two (default: 16384)"
+    )
+    cli.add_seed(p)
+    p.add_argument("--out", type=Path, default=Path("out/reward"), metavar="DIR", help="folder of the report")
+    return p.parse_args()
+
+
+def pooled(args: Any, console: Console) -> list[tuple[search.Arena, search.Found]]:
+    """The training scenarios, each with the policies that a search under several weightings found."""
+    many = [scenarios.load(n) for g in scenarios.GROUPS for n in scenarios.names(g)]
+    many = [s for s in many if not s.held_out]
+    many += [generate(seed, 16 + 2 * seed, "train") for seed in range(args.generated)]
+    pivots = draw(PIVOTS, args.seed + 1)
+    rewards = {f"pivot {c}": as_weights({n: v[c] for n, v in pivots.items()}) for c in range(PIVOTS)}
+    arenas = search.make_arenas(many, RULES, rewards)
+    began = time.perf_counter()
+
+    def advance(what: str) -> None:
+        console.print(f"{time.perf_counter() - began:5.0f} s  {what}", highlight=False)
+
+    return list(zip(arenas, search.search(arenas, search.BUDGETS[args.budget], args.seed, advance), strict=True))
+
+
+def ground(arena: search.Arena, found: search.Found, seed: int) -> Ground:
+    """Play the pool, half of the episodes for choosing and half for measuring."""
+    pool = [search.Candidate(n, *BASELINES[n]) for n in ("monitor", "heuristic", "random")]
+    family = search.sample_family(128, seed + 2)
+    pool += [search.Candidate(search.EVIDENCE, EVIDENCE, search.take(family, i)) for i in range(128)]
+    pool += [*found.open_loop, *found.positional, *found.farming, *found.pool]
+    keys = episode_keys(jax.random.fold_in(jax.random.key(seed), 77), 512)
+    signals: dict[int, np.ndarray] = {}
+    harm: dict[int, np.ndarray] = {}
+    for policy in dict.fromkeys(c.policy for c in pool):
+        members = [i for i, c in enumerate(pool) if c.policy is policy]
+        parameters = search.stack_parameters([pool[i].parameters for i in members])
+        stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, lanes=arena.lanes)
+        sums = np.stack(stats.signals, axis=-1)
+        for m, i in enumerate(members):
+            one = jax.tree.map(lambda x, m=m: x[m, 256:], stats)
+            harm[i] = np.asarray([verdict.outcome(one)[h] for h in HARM])
+            signals[i] = np.stack([sums[m, :256].mean(axis=0), sums[m, 256:].mean(axis=0)])
+    both = np.stack([signals[i] for i in range(len(pool))])
+    kinds = [c.kind for c in pool]
+    return Ground(
+        arena.scenario.id, both[:, 0], both[:, 1], np.stack([harm[i] for i in range(len(pool))]),
+        np.asarray([is_seeing(k) for k in kinds]), np.asarray([is_blind(k) for k in kinds]),
+    )  # fmt: skip
+
+
+# --- weightings -----------------------------------------------------------------------------------------------------
+
+
+def draw(many: int, seed: int) -> dict[str, np.ndarray]:
+    """(C,) values of the weights that vary, spread evenly; each is exactly 0 in one weighting of four, if it may be."""
+    u = qmc.Sobol(2 * len(RANGES), rng=np.random.default_rng(seed)).random(many)
+    columns = {}
+    for i, (name, (lo, hi)) in enumerate(RANGES.items()):
+        value = lo + (hi - lo) * u[:, 2 * i]
+        columns[name] = np.where((lo * hi == 0.0) & (u[:, 2 * i + 1] < 0.25), 0.0, value)
+    return columns
+
+
+def full(values: dict[str, float]) -> dict[str, float]:
+    """All weights by name; JSON has no infinity, so the cap and the clip that never bind are left out."""
+    both = {**FIXED, **values, "exfil_stage_left": values["stage_left"]}
+    return {n: float(both[n]) for n in LINEAR}
+
+
+def as_weights(values: dict[str, float]) -> RewardWeights:
+    """A weighting as the simulator wants it."""
+    return reward.from_mapping(full(values) | {"disruption_cap": np.inf, "clip": np.inf})
+
+
+def matrix(values: dict[str, np.ndarray]) -> np.ndarray:
+    """(C, 13) weightings in the order of Signals."""
+    many = len(next(iter(values.values())))
+    columns = {**FIXED, **values, "exfil_stage_left": values["stage_left"]}
+    return np.stack([np.broadcast_to(columns[n], many) for n in LINEAR], axis=1)
+
+
+def moved(values: dict[str, float]) -> dict[str, np.ndarray]:
+    """A weighting with every weight in turn MOVE up and MOVE down, the fixed ones (exfil, invalid_action) as well."""
+    names = [*RANGES, "exfil", "invalid_action"]
+    base = {**{n: FIXED[n] for n in ("exfil", "invalid_action")}, **values}
+    rows = [{**base, n: base[n] * f} for n in names for f in (1 - MOVE, 1 + MOVE)]
+    return {n: np.asarray([r[n] for r in rows]) for n in names}
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def score(grounds: list[Ground], values: dict[str, np.ndarray]) -> Scores:
+    """The worst of every score over the scenarios."""
+    w = matrix(values)
+    each = [score_one(g, w) for g in grounds]
+    return Scores(*(np.min(column, axis=0) for column in zip(*each, strict=True)))
+
+
+def score_one(g: Ground, w: np.ndarray) -> Scores:
+    """Best of each side chosen on one half of the episodes, measured on the other."""
+    chosen, measured = w @ g.chosen.T, w @ g.measured.T
+    row = np.arange(len(w))
+    seeing = np.where(g.seeing, chosen, -np.inf).argmax(axis=1)
+    blind = np.where(g.blind, chosen, -np.inf).argmax(axis=1)
+    gain = measured[row, seeing] - measured[:, 0]
+    evg = measured[row, seeing] - measured[row, blind]
+    norm = np.where(gain > 0.05, evg / np.maximum(gain, 0.05), -1.0)
+    best = np.where(measured[row, seeing] >= measured[row, blind], seeing, blind)
+    prevented = 1.0 - g.outcomes[best, 0] / g.outcomes[0, 0]
+    return Scores(norm, prevented, tau(measured, g.outcomes))
+
+
+def tau(returns: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
+    """(C,) Kendall's tau of the returns (C, P) against the outcomes (P, 4), over pairs where one dominates the other."""
+    better = np.all(outcomes[:, None] <= outcomes[None], axis=2) & np.any(outcomes[:, None] < outcomes[None], axis=2)
+    i, j = np.nonzero(better)
+    if len(i) > 4096:
+        some = np.random.default_rng(0).choice(len(i), 4096, replace=False)
+        i, j = i[some], j[some]
+    agree = [np.sign(part[:, i] - part[:, j]).mean(axis=1) for part in np.array_split(returns, -(-len(returns) // 256))]
+    return np.concatenate(agree)
+
+
+# --- what it writes -------------------------------------------------------------------------------------------------
+
+
+def summary(weights: dict[str, np.ndarray], scores: Scores, robust: np.ndarray, c: int) -> dict[str, float]:
+    """One weighting in the report."""
+    about = {k: float(v[c]) for k, v in scores._asdict().items()}
+    return {**{n: float(v[c]) for n, v in weights.items()}, **about, "evg_norm_moved": float(robust[c])}
+
+
+def picture(scores: Scores, robust: np.ndarray, chosen: Scores, rows: np.ndarray) -> Any:
+    """Exfil prevented against EVG_norm, with the front and the choice."""
+    figure, axis = plt.subplots(figsize=(7.5, 5))
+    low = scores.tau < TAU
+    axis.scatter(scores.prevented[low], scores.evg_norm[low], s=4, c="#BBBBBB", label=f"τ < {TAU}")
+    axis.scatter(scores.prevented[~low], scores.evg_norm[~low], s=5, c="#56B4E9", label=f"τ ≥ {TAU}")
+    held = rows[robust[rows] >= MARGIN]
+    axis.scatter(
+        scores.prevented[held], scores.evg_norm[held], s=9, c="#009E73", label="certifies when any weight moves 20 %"
+    )
+    order = np.argsort(-scores.prevented)
+    front = [c for k, c in enumerate(order) if scores.evg_norm[c] > np.max(scores.evg_norm[order[:k]], initial=-np.inf)]
+    front = [c for c in front if scores.evg_norm[c] > -0.5]
+    axis.step(scores.prevented[front], scores.evg_norm[front], color="#0072B2", linewidth=1, label="Pareto front")
+    axis.scatter(chosen.prevented, chosen.evg_norm, s=90, marker="*", c="#D55E00", label="operational", zorder=3)
+    axis.axhline(verdict.CERTIFIED_EVG_NORM, color="black", linewidth=0.7, linestyle=":")
+    axis.set_ylim(-0.5, 1.1)
+    axis.set_xlabel("share of exfils that the best policy prevents (worst scenario)")
+    axis.set_ylabel("EVG_norm (worst scenario)")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False, loc="lower left")
+    figure.tight_layout()
+    return figure
+
+
+def show(console: Console, document: dict[str, Any]) -> None:
+    """The choice."""
+    table = Table(title="operational")
+    for name in ("weight", "value"):
+        table.add_column(name)
+    for name, value in document["chosen"].items():
+        table.add_row(name, f"{value:g}")
+    console.print(table)
+    s = document["scores"]
+    console.print(
+        f"{document['certifiable']} of {document['weightings']} weightings certify, {document['certifiable_when_moved']} "
+        f"when any weight moves 20 %. The choice, worst scenario: EVG_norm {s['evg_norm']:.2f} "
+        f"({document['worst_when_moved']:.2f} when moved), exfils prevented {s['prevented']:.0%}, tau {s['tau']:.2f}. "
+        f"{document['seconds']:.0f} s",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

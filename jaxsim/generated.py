@@ -1,0 +1,112 @@
+"""Generated networks -> arrays padded to `Dims`, without a detour through scenarios. NumPy only; nothing is traced.
+
+    networks = scenarios.generate.draw(range(1000), entities=20)
+    dims = dims_of_networks(networks)
+    arrays = compile_networks(networks, dims)
+
+Row k is what `compile_scenario(scenario(networks, k), dims)` gives.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+import scenarios
+from jaxsim.telemetry import MAX_OF_A_KIND
+from jaxsim.types import Dims, ScenarioArrays
+from scenarios.generate import BENIGN_SIGNALS, EXFIL, HORIZON, Networks
+
+
+def dims_of_networks(networks: Networks) -> Dims:
+    """The least sizes that hold all the given networks."""
+    return Dims(
+        assets=int(networks.asset_count.max()),
+        identities=int(networks.identity_count.max()),
+        stages=int(networks.stage_count.max()),
+        max_lag=max(1, int(np.where(networks.layer >= 0, networks.lag[..., 1], 0).max())),
+        benign=int(networks.benign_count.max()),
+    )
+
+
+def compile_networks(networks: Networks, dims: Dims) -> ScenarioArrays:
+    """Arrays of all the networks, leading axis K. Raises ScenarioError when one does not fit `dims`."""
+    _check_fit(networks, dims)
+    n, a, s = networks, dims.assets, dims.stages
+    here = [_within(n.asset_count, a), _within(n.identity_count, dims.identities)]
+    stage, benign = _within(n.stage_count, s), _within(n.benign_count, dims.benign)
+
+    def of_stages(values: NDArray[Any], dtype: DTypeLike, fill: float = 0) -> NDArray[Any]:
+        """(K, S, ...) per stage, padded."""
+        return _padded(values, stage, fill, dtype)
+
+    def of_benign(values: NDArray[Any], dtype: DTypeLike, fill: float = 0) -> NDArray[Any]:
+        """(K, B) per benign activity, padded."""
+        return _padded(values, benign, fill, dtype)
+
+    def graph(edges: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(K, S, S), padded."""
+        wide = np.zeros((len(edges), s, s), bool)
+        most = min(s, edges.shape[1])
+        wide[:, :most, :most] = edges[:, :most, :most]
+        return wide
+
+    values = [_padded(v, mask, 0, np.float32) for v, mask in zip((n.criticality, n.privilege), here, strict=True)]
+    first = np.asarray([0, a])  # entity of the first asset and of the first identity
+    named = [
+        np.concatenate([of_stages(of_stage, np.int32, -1), of_benign(of_activity, np.int32, -1)], axis=1)
+        for of_stage, of_activity in ((n.asset, n.benign_asset), (n.identity, n.benign_identity))
+    ]
+    targets = np.stack([np.where(x >= 0, x + f, -1) for x, f in zip(named, first, strict=True)], axis=1)
+    required, options = graph(n.required), graph(n.options)
+    return ScenarioArrays(
+        horizon=np.full(len(n.seed), HORIZON, np.int32),
+        noise_rate=n.noise_rate.astype(np.float32),
+        asset_count=n.asset_count.astype(np.int32),
+        identity_count=n.identity_count.astype(np.int32),
+        exists=np.concatenate(here, axis=1),
+        value=np.concatenate(values, axis=1),
+        targets=targets.astype(np.int32),
+        stage_exists=stage,
+        stage_dwell=of_stages(n.dwell, np.int32, 1),
+        stage_success=of_stages(n.success, np.float32),
+        stage_detection=of_stages(n.detection, np.float32),
+        stage_lag=of_stages(n.lag, np.int32),
+        stage_signal=of_stages(n.signal, np.int32),
+        stage_exfil=of_stages(np.equal(n.layer, EXFIL), bool),
+        stage_compromises=of_stages(n.compromises, bool),
+        required_by=required,
+        option_of=options,
+        required=required.sum(1, dtype=np.int32),
+        has_options=options.any(1),
+        benign_rate=of_benign(n.benign_rate, np.float32),
+        benign_strength=of_benign(n.benign_strength, np.float32),
+        benign_signal=of_benign(BENIGN_SIGNALS[n.benign], np.int32),
+    )
+
+
+def _check_fit(networks: Networks, dims: Dims) -> None:
+    own = dims_of_networks(networks)
+    for field in ("assets", "identities", "stages", "max_lag", "benign"):
+        size, room = getattr(own, field), getattr(dims, field)
+        if size > room:
+            raise scenarios.ScenarioError(
+                f"generated networks: {field} = {size} does not fit the padding of {room}; "
+                f"compile them with Dims({field}={size}) or more"
+            )
+    if max(dims.assets, dims.identities) > MAX_OF_A_KIND:
+        raise scenarios.ScenarioError(f"generated networks: at most {MAX_OF_A_KIND} assets and as many identities")
+
+
+def _within(count: NDArray[np.int64], room: int) -> NDArray[np.bool_]:
+    """(K, room) mask of what exists."""
+    return np.arange(room) < count[:, None]
+
+
+def _padded(values: NDArray[Any], exists: NDArray[np.bool_], fill: float, dtype: DTypeLike) -> NDArray[Any]:
+    """Columns of `values`, (K, any, ...), where `exists`, (K, room), and `fill` elsewhere: (K, room, ...)."""
+    most = min(values.shape[1], exists.shape[1])
+    wide = np.full((*exists.shape, *values.shape[2:]), fill, dtype)
+    mask = exists[:, :most].reshape(len(values), most, *[1] * (values.ndim - 2))
+    wide[:, :most] = np.where(mask, values[:, :most], fill)
+    return wide

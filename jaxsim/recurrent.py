@@ -1,0 +1,229 @@
+"""A small recurrent policy network that works on networks of any size.
+
+One set of weights serves every entity: each has its own features and its own GRU memory, and all share a pooled
+summary, so what is learned on one enterprise can be played on another, and relabelling the entities relabels the
+actions (but for the place in the list, a feature that a positional plan would need). Three views, each a `Policy`:
+
+    seeing      the observation
+    masked      the observation without alerts and forensics: an open-loop policy, whatever it learns
+    privileged  the observation and the truth: an upper bound, no defender
+
+GRU: Cho et al. 2014, arXiv:1406.1078. Pooling over a set: Zaheer et al. 2017, arXiv:1703.06114.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import Array
+
+from jaxsim.attacker import ready
+from jaxsim.policies import Policy
+from jaxsim.types import CONFIRMED, CUT_OFF, IDLE, Dims, Observation, State
+
+SEEING, MASKED, PRIVILEGED = "seeing", "masked", "privileged"
+VIEWS = (SEEING, MASKED, PRIVILEGED)
+SIGNALS = 5
+PERSONALITIES = 3
+FADE = 4.0  # ticks in which the newest alert or result fades to 1/e
+ENTITY_FEATURES = 26
+OVERALL_FEATURES = 12
+HEADS = 4  # logits of an entity: INVESTIGATE, cut off (isolate or revoke), BLOCK_EGRESS, PATCH_ASSET
+ILLEGAL = np.float32(-1e9)
+
+
+class Weights(NamedTuple):
+    """H = width. Matrices are (in, out); every dtype is float32."""
+
+    embed: Array  # (ENTITY_FEATURES, H)
+    embed_overall: Array  # (OVERALL_FEATURES, H)
+    embed_bias: Array  # (H,)
+    gru_own: Array  # (H, 3H), from own embedding to update, reset, candidate
+    gru_pooled: Array  # (2H, 3H), from the mean and the maximum of all embeddings
+    gru_memory: Array  # (H, 3H)
+    gru_bias: Array  # (3H,)
+    act_own: Array  # (H, HEADS), from own embedding
+    act_memory: Array  # (H, HEADS)
+    act_pooled: Array  # (2H, HEADS), from the mean and the maximum of all memories
+    act_bias: Array  # (HEADS,)
+    wait_pooled: Array  # (2H,), logit of MONITOR
+    wait_overall: Array  # (OVERALL_FEATURES,)
+    wait_bias: Array  # ()
+    value_pooled: Array  # (2H, H), return to come
+    value_overall: Array  # (OVERALL_FEATURES, H)
+    value_bias: Array  # (H,)
+    value_out: Array  # (H,)
+    value_out_bias: Array  # ()
+
+
+class Learned(NamedTuple):
+    """The parameters of a learned policy."""
+
+    weights: Weights
+    greedy: Array  # () bool, the likeliest action instead of a sampled one
+
+
+class Features(NamedTuple):
+    """What the network is given at one tick."""
+
+    entity: Array  # (N, ENTITY_FEATURES) float32
+    overall: Array  # (OVERALL_FEATURES,) float32
+    exists: Array  # (N,) bool
+
+
+def init_weights(key: Array, width: int = 16) -> Weights:
+    """Small random weights; the output layers begin near zero, MONITOR ahead, so that play begins quietly."""
+    h, f, g = width, ENTITY_FEATURES, OVERALL_FEATURES
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed": (f, h), "embed_overall": (g, h), "embed_bias": (h,),
+        "gru_own": (h, 3 * h), "gru_pooled": (2 * h, 3 * h), "gru_memory": (h, 3 * h), "gru_bias": (3 * h,),
+        "act_own": (h, HEADS), "act_memory": (h, HEADS), "act_pooled": (2 * h, HEADS), "act_bias": (HEADS,),
+        "wait_pooled": (2 * h,), "wait_overall": (g,), "wait_bias": (),
+        "value_pooled": (2 * h, h), "value_overall": (g, h), "value_bias": (h,),
+        "value_out": (h,), "value_out_bias": (),
+    }  # fmt: skip
+
+    def draw(name: str, k: Array) -> Array:
+        shape = shapes[name]
+        if name.endswith("bias"):
+            return jnp.zeros(shape, jnp.float32)
+        gain = 0.1 if name.startswith(("act", "wait")) else 1.0
+        return jax.random.normal(k, shape) * np.float32(gain / np.sqrt(shape[0]))
+
+    keys = jax.random.split(key, len(shapes))
+    drawn = {name: draw(name, k) for name, k in zip(Weights._fields, keys, strict=True)}
+    return Weights(**drawn)._replace(wait_bias=jnp.float32(3.0))
+
+
+# --- features -------------------------------------------------------------------------------------------------------
+
+
+def _newest(tick: Array, ticks: Array, hits: Array) -> Array:
+    """(N,) freshness of the newest of the events `hits`, (events, N) bool, 1 now and fading; 0 if none."""
+    age = jnp.where(hits, (tick - ticks)[:, None], 10_000).min(axis=0)
+    return jnp.exp(age.astype(jnp.float32) / -FADE)
+
+
+def evidence_features(dims: Dims, obs: Observation) -> Array:
+    """(N, 14): what the alerts and forensic results in view say of each entity."""
+    alerts, forensics, entity = obs.alerts, obs.forensics, np.arange(dims.entities)
+    shown = alerts.number >= 0
+    names = shown[:, None] & ((alerts.asset[:, None] == entity[None]) | (alerts.identity[:, None] == entity[None]))
+    severity = jnp.where(names, alerts.severity[:, None], 0.0)
+    by_signal = [jnp.max(jnp.where((alerts.signal == s)[:, None], severity, 0.0), axis=0) for s in range(SIGNALS)]
+    now = (alerts.tick == obs.tick)[:, None]
+    results = (forensics.number >= 0)[:, None] & (forensics.entity[:, None] == entity[None])
+    columns = [
+        *by_signal,
+        jnp.sum(names, axis=0, dtype=jnp.float32) / 4.0,
+        _newest(obs.tick, alerts.tick, names),
+        jnp.max(jnp.where(now, severity, 0.0), axis=0),
+    ]
+    for verdict in (forensics.compromised, ~forensics.compromised):
+        its = results & verdict[:, None]
+        columns.append(jnp.max(jnp.where(its, forensics.confidence[:, None], 0.0), axis=0))
+        columns.append(jnp.sum(its, axis=0, dtype=jnp.float32) / 2.0)
+    columns.append(_newest(obs.tick, forensics.tick, results))
+    columns.append(obs.marks[CONFIRMED].astype(jnp.float32))
+    return jnp.stack(columns, axis=1)
+
+
+def hidden_features(dims: Dims, state: State) -> tuple[Array, Array]:
+    """(N, 4) and (3,): the truth that only a privileged policy gets."""
+    entity, targets = np.arange(dims.entities), state.targets[:, : dims.stages]
+    possible = (state.status == IDLE) & ~state.contained & state.attack
+    k = jnp.maximum(state.stage, 0)
+
+    def aimed(stages: Array) -> Array:
+        return jnp.any(stages[None, :, None] & (targets[:, :, None] == entity[None, None]), axis=(0, 1))
+
+    now = (state.stage >= 0) & jnp.any(targets[:, k][:, None] == entity[None], axis=0)
+    per_entity = jnp.stack([state.compromised, now, aimed(possible & ready(state)), aimed(possible)], axis=1)
+    left = jnp.where(state.stage >= 0, (state.stage_end - state.tick).astype(jnp.float32) / 10.0, 0.0)
+    overall = jnp.stack([state.attack.astype(jnp.float32), (state.stage >= 0).astype(jnp.float32), left])
+    return per_entity.astype(jnp.float32), overall
+
+
+def features(dims: Dims, view: str, seen: Any) -> Features:
+    """What a view makes of an observation, or of (observation, state) when privileged; what it does not see is 0."""
+    obs, state = seen if view == PRIVILEGED else (seen, None)
+    n = dims.entities
+    asset = np.arange(n) < dims.assets
+    index = np.where(asset, np.arange(n), np.arange(n) - dims.assets)
+    of_a_kind = [jnp.sum(x, dtype=jnp.int32) for x in (obs.exists[: dims.assets], obs.exists[dims.assets :])]
+    last = jnp.maximum(jnp.where(asset, of_a_kind[0], of_a_kind[1]) - 1, 1)
+    place = index.astype(np.float32) / last.astype(jnp.float32)
+    own = [obs.exists, asset, obs.value, place, index == 0, *obs.marks[:CONFIRMED]]
+    evidence = jnp.zeros((n, 14)) if view == MASKED else evidence_features(dims, obs)
+    hidden, truth = (jnp.zeros((n, 4)), jnp.zeros(3)) if state is None else hidden_features(dims, state)
+
+    horizon, tick = obs.horizon.astype(jnp.float32), obs.tick.astype(jnp.float32)
+    cut_off = jnp.sum(obs.value * obs.marks[CUT_OFF].astype(jnp.float32))
+    shown = jnp.sum(obs.alerts.number >= 0, dtype=jnp.float32) / 12.0 * np.float32(view != MASKED)
+    clock = [tick / horizon, tick / 100.0, (horizon - tick) / 100.0, jnp.exp(tick / -5.0), cut_off, shown]
+    who = (obs.personality == np.arange(PERSONALITIES)).astype(jnp.float32)
+    own_columns = jnp.stack([jnp.asarray(x).astype(jnp.float32) for x in own], axis=1)
+    return Features(
+        entity=jnp.concatenate([own_columns, evidence, hidden], axis=1),
+        overall=jnp.concatenate([jnp.stack(clock), who, truth]),
+        exists=obs.exists,
+    )
+
+
+# --- the network ----------------------------------------------------------------------------------------------------
+
+
+def pool(x: Array, exists: Array) -> Array:
+    """(N, H) -> (2H,): mean and maximum over the entities that exist."""
+    there = exists[:, None]
+    mean = jnp.sum(jnp.where(there, x, 0.0), axis=0) / jnp.maximum(jnp.sum(exists, dtype=jnp.float32), 1.0)
+    return jnp.concatenate([mean, jnp.max(jnp.where(there, x, -2.0), axis=0)])
+
+
+def forward(dims: Dims, w: Weights, memory: Array, f: Features) -> tuple[Array, Array, Array]:
+    """One tick: ((dims.actions,) logits, () value, (N, H) memory) from the (N, H) memory before it."""
+    embedded = jnp.tanh(f.entity @ w.embed + (f.overall @ w.embed_overall + w.embed_bias)[None])
+    given = embedded @ w.gru_own + (pool(embedded, f.exists) @ w.gru_pooled + w.gru_bias)[None]
+    u, r, c = jnp.split(given, 3, axis=1)
+    mu, mr, mc = jnp.split(memory @ w.gru_memory, 3, axis=1)
+    update, reset = jax.nn.sigmoid(u + mu), jax.nn.sigmoid(r + mr)
+    memory = update * memory + (1.0 - update) * jnp.tanh(c + reset * mc)
+
+    pooled = pool(memory, f.exists)
+    heads = embedded @ w.act_own + memory @ w.act_memory + (pooled @ w.act_pooled + w.act_bias)[None]
+    heads = jnp.where(f.exists[:, None], heads, ILLEGAL)
+    investigate, cut_off, egress, patch = (heads[:, i] for i in range(HEADS))
+    a = dims.assets
+    wait = jnp.reshape(pooled @ w.wait_pooled + f.overall @ w.wait_overall + w.wait_bias, (1,))
+    logits = jnp.concatenate([wait, investigate, cut_off[:a], egress[:a], patch[:a], cut_off[a:]])
+    hidden = jnp.tanh(pooled @ w.value_pooled + f.overall @ w.value_overall + w.value_bias)
+    return logits, hidden @ w.value_out + w.value_out_bias, memory
+
+
+def no_history(dims: Dims, w: Weights) -> Array:
+    """(N, H) memory at reset."""
+    return jnp.zeros((dims.entities, w.embed.shape[1]), jnp.float32)
+
+
+def sample(logits: Array, u: Array) -> Array:
+    """Action, int32, drawn with the probabilities of the logits from one uniform."""
+    below = jnp.cumsum(jax.nn.softmax(logits))
+    return jnp.minimum(jnp.sum(below <= u * below[-1], dtype=jnp.int32), len(logits) - 1)
+
+
+# --- policies -------------------------------------------------------------------------------------------------------
+
+
+def _init(dims: Dims, p: Learned) -> Array:
+    return no_history(dims, p.weights)
+
+
+def _act(view: str, dims: Dims, p: Learned, memory: Array, seen: Any, noise: Array) -> tuple[Array, Array]:
+    logits, _, memory = forward(dims, p.weights, memory, features(dims, view, seen))
+    best = jnp.argmax(logits).astype(jnp.int32)
+    return jnp.where(p.greedy, best, sample(logits, noise[0])), memory
+
+
+POLICIES = {view: Policy(_init, partial(_act, view), privileged=view == PRIVILEGED) for view in VIEWS}
