@@ -78,9 +78,10 @@ def version() -> str:
 
 
 def scenario(text: str) -> list[scenarios.Scenario]:
-    """One value of --scenario: a built-in name or a file is a list of one, `all` a list of the built-in ones."""
+    """One value of --scenario: a built-in name or a file is a list of one; a group, or `all`, its built-in ones."""
+    groups = scenarios.GROUPS if text == "all" else (text,) if text in scenarios.GROUPS else ()
     try:
-        return [scenarios.load(name) for name in (scenarios.names() if text == "all" else [text])]
+        return [scenarios.load(name) for name in ([n for g in groups for n in scenarios.names(g)] or [text])]
     except scenarios.ScenarioError as error:
         raise argparse.ArgumentTypeError(_first_problem(error)) from None
 
@@ -106,6 +107,17 @@ def rule_set(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def fraction(text: str) -> float:
+    """The type of an argument that is a number of at least 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if 0 <= value < 1:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0 and below 1, such as 0.2")
 
 
 def integer(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
@@ -160,7 +172,7 @@ def plot_path(text: str) -> Path:
 # --- options that several tools have --------------------------------------------------------------------------------
 
 
-def add_scenarios(p: argparse.ArgumentParser) -> None:
+def add_scenarios(p: argparse.ArgumentParser, default: str = "all") -> None:
     """--scenario; `chosen(args.scenario)` then gives the list."""
     p.add_argument(
         "--scenario",
@@ -168,7 +180,8 @@ def add_scenarios(p: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="NAME|FILE",
-        help=f"built-in scenarios ({', '.join(scenarios.names())}), scenario files, or all (default: all)",
+        help=f"built-in scenarios ({', '.join(scenarios.names())}, each also with _hardened behind it), scenario "
+        f"files, or published, hardened or all (default: {default})",
     )
 
 
@@ -254,9 +267,14 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes, whole or not at all."""
+    write_whole(path, lambda file: file.write(content))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, whole or not at all."""
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,8 +16,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxsim.audit.search import ALWAYS, FARM, PLAN, Arena, Candidate
+from jaxsim.audit.search import ALWAYS, BRIEFED, FARM, PLAN, Arena, Candidate
 from jaxsim.names import action_text, positional_text
+from jaxsim.recurrent import VIEWS
+from jaxsim.rules import PERSONALITIES
 
 # Colour-blind-safe (Okabe and Ito).
 COLOURS = {
@@ -60,6 +62,11 @@ def describe(candidate: Candidate, arena: Arena) -> dict[str, Any]:
             "plan": [action_text(int(a), arena.scenario, dims) for a in p[:last]],
             "positions": [positional_text(int(a), dims) for a in p[:last]],
         }
+    if candidate.kind == BRIEFED:
+        each = [[action_text(int(a), arena.scenario, dims) for a in np.trim_zeros(plan, "b")] for plan in p]
+        return {"plan": [f"{who}: {', '.join(plan)}" for who, plan in zip(PERSONALITIES, each, strict=True)]}
+    if candidate.kind in VIEWS:
+        return {"params": f"learned, {candidate.kind}"}
     if candidate.kind == ALWAYS:
         return {"plan": ["always " + action_text(int(p), arena.scenario, dims)]}
     if candidate.kind == FARM:
@@ -126,6 +133,32 @@ def plan_text(best: dict[str, Any]) -> str:
     return ", ".join(f"{k}={v:.2f}" if isinstance(v, float) else f"{k}={v}" for k, v in best["params"].items())
 
 
+def metric_lines(row: dict[str, Any]) -> list[str]:
+    """What tells reading from not reading, and what holds when single weights move."""
+    lines = []
+    if metrics := row["metrics"]:
+        drops = ", ".join(f"{k} {v[0]:.2f} {interval(v[1:])}" for k, v in metrics["shuffle_drop"].items())
+        harm = ", ".join(
+            f"first {t} ticks {v[0]:+.2f} {interval(v[1:])}" for t, v in metrics["harm_monotonicity"].items()
+        )
+        own, slope = metrics["relisting_gap"], metrics["farming_slope"]
+        lines += [
+            f"- {metrics['policy']}, share of its gain lost on another episode's observations: {drops}",
+            f"- {metrics['policy']}, worth of one more compromise (must not be above 0): {harm}",
+            f"- {metrics['policy']}, return with the entities listed otherwise, less its own: {own[0]:+.2f} "
+            f"{interval(own[1:])}",
+            f"- points per further repeat of the best farming loop: {slope[0]:+.3f} {interval(slope[1:])}",
+        ]
+    if moved := row["moved"]:
+        lowest = moved["lowest_evg_norm"]
+        lines.append(
+            f"- {moved['weightings']} weightings with one weight {moved['share']:.0%} off: {moved['same_verdict']} "
+            "with the same verdict; lowest EVG_norm "
+            f"{lowest['value']:.2f} {interval(lowest['ci'])} ({lowest['reward']})"
+        )
+    return lines
+
+
 def markdown(document: dict[str, Any], clouds: list[Cloud], out: Path) -> str:
     """The report for people."""
     rows = document["verdicts"]
@@ -157,8 +190,11 @@ def markdown(document: dict[str, Any], clouds: list[Cloud], out: Path) -> str:
         ):
             if r[key]:
                 lines.append(f"- {title}, return {r[key]['return']:.2f} (std {r[key]['std']:.2f}): {plan_text(r[key])}")
+        returns = {p["policy"]: p for p in r["policies"]}
+        lines += [f"- learned, {v}: return {returns[v]['return']:.2f}" for v in VIEWS if v in returns]
         tells = ", ".join(f"{k} {v if isinstance(v, bool) else round(v, 3)}" for k, v in r["tells"].items())
         lines.append(f"- tells of the best open-loop policy: {tells}")
+        lines += metric_lines(r)
         lines += [
             f"- replay {e}: `python benchmarks/sweep_rewards.py --replay {out / f}`" for e, f in r["witness"].items()
         ]
@@ -177,10 +213,22 @@ def markdown(document: dict[str, Any], clouds: list[Cloud], out: Path) -> str:
             f"- {s['scenario']} ({s['rules']} rules): {s['configurations']} weightings of {s['policies']} policies; "
             f"EVG > 0 in {s['share_evg_positive']:.1%}, EVG_norm ≥ 0.25 in {s['share_evg_norm_certifiable']:.1%}; "
             f"{s['configurations_per_minute']:,} weightings re-scored per minute",
+            *(f"  - {flip_text(name, flips)}" for name, flips in s["smallest_flips"].items()),
             "",
             f"  ![EVG against each weight](evg_by_weight-{s['scenario']}-{s['rules']}.png)",
         ]
     return "\n".join([*lines, ""])
+
+
+def flip_text(name: str, flips: list[dict[str, Any]]) -> str:
+    """The smallest change of one weight that takes EVG_norm below the bound."""
+    if not flips:
+        return f"{name}: EVG_norm is below the bound as it is"
+    first = flips[0]
+    if first["value"] is None:
+        return f"{name}: no change of a single weight, from nothing to four times, takes EVG_norm below the bound"
+    factor = "" if first["factor"] is None else f" (× {first['factor']:.2f})"
+    return f"{name}: the smallest flip is {first['weight']} = {first['value']:.3g}{factor}"
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
@@ -190,12 +238,14 @@ def returns_figure(rows: list[dict[str, Any]]) -> Any:
     """Bars of return with 95 % intervals: one panel a reward, one group a scenario."""
     rewards = list(dict.fromkeys((r["reward"], r["rules"]) for r in rows))
     names = list(dict.fromkeys(r["scenario"] for r in rows))
-    figure, axes = plt.subplots(
-        len(rewards), 1, figsize=(max(7.5, 2.4 * len(names)), 2.5 * len(rewards) + 0.9), squeeze=False, sharex=True
-    )
+    wide = min(40.0, max(7.5, 1.9 * len(names)))
+    figure, axes = plt.subplots(len(rewards), 1, figsize=(wide, 2.5 * len(rewards) + 0.9), squeeze=False, sharex=True)
     for axis, (reward, rules) in zip(axes[:, 0], rewards, strict=True):
         for x, name in enumerate(names):
-            row = next(r for r in rows if (r["reward"], r["rules"], r["scenario"]) == (reward, rules, name))
+            mine = [r for r in rows if (r["reward"], r["rules"], r["scenario"]) == (reward, rules, name)]
+            if not mine:
+                continue
+            row = mine[0]
             by_name = {p["policy"]: p for p in row["policies"]}
             shown = ("monitor", "heuristic", row["best_evidence_name"], row["best_open_loop_name"], "farming")
             for k, (label, policy) in enumerate(zip(COLOURS, shown, strict=True)):
@@ -208,7 +258,7 @@ def returns_figure(rows: list[dict[str, Any]]) -> Any:
         axis.set_ylabel("mean return")
         axis.set_title(f"reward {reward}, {rules} rules", fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xticks(range(len(names)), [n.replace("_", " ") for n in names], fontsize=9)
+    axes[-1, 0].set_xticks(range(len(names)), [n.replace("_", "\n") for n in names], fontsize=7.5)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=5, fontsize=8.5, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / figure.get_figheight()))

@@ -1,8 +1,9 @@
 """Find the weights of the `operational` reward: under which weights does reading pay, and the network stay safe?
 
-Plays a pool of policies once on the training scenarios under the `hardened` rules, then scores thousands of weightings from
-what they did. Without clip and cap a return is linear in the counts of what happened, so the scoring is exact. The choice:
-of the weightings that certify with a margin however single weights move, the one whose best policy prevents most exfil.
+Plays a pool of policies once on the training scenarios under the `hardened` rules, then scores thousands of weightings
+from what they did. Without clip and cap a return is linear in the counts of what happened, so the scoring is exact. The
+choice: of the weightings that certify with a margin however single weights move, the one whose best policy prevents
+most exfil.
 
     python benchmarks/search_reward.py --out out/reward
 """
@@ -28,27 +29,28 @@ from rich.table import Table
 from scipy.stats import qmc
 
 import scenarios
-from jaxsim import reward
-from jaxsim.audit import search, verdict
-from jaxsim.audit.rescore import is_blind, is_seeing
+from jaxsim import recurrent, reward
+from jaxsim.audit import checkpoint, search, verdict
+from jaxsim.audit.rescore import CERTIFIED_EVG_NORM, is_blind, is_seeing
 from jaxsim.policies import BASELINES, EVIDENCE
+from jaxsim.recurrent import PRIVILEGED
 from jaxsim.rollouts import episode_keys, rollout_many
 from jaxsim.types import RewardWeights
 from scenarios.generate import generate
 
 RULES = "hardened"
-PIVOTS = 8  # weightings under which the pool is searched
+PIVOTS = 4  # weightings under which the pool is searched
 # Ranges of the weights that vary; the exfil of -6 points sets the scale. `stage_left` holds with and without exfil.
 RANGES: dict[str, tuple[float, float]] = {
-    "detection": (0.0, 1.0),
-    "active_block": (0.0, 2.0),
-    "preemptive_block": (0.0, 0.5),
-    "containment_cost": (-0.3, 0.0),
-    "evidence": (0.0, 1.0),
+    "detection": (0.0, 0.5),
+    "active_block": (0.0, 1.5),
+    "preemptive_block": (0.0, 0.2),
+    "containment_cost": (-0.1, 0.0),
+    "evidence": (0.0, 0.5),
     "false_positive": (-1.0, 0.0),
-    "disruption": (-0.08, -0.005),
-    "stage_left": (0.1, 1.0),
-    "clean": (0.0, 2.0),
+    "disruption": (-0.06, -0.005),
+    "stage_left": (0.05, 1.0),
+    "clean": (0.0, 1.0),
 }
 FIXED = {"invalid_action": -0.6, "exfil": -6.0, "passive": 0.0, "disruption_cap": np.inf, "clip": np.inf}
 LINEAR = [n for n in RewardWeights._fields if n not in ("disruption_cap", "clip")]  # one for each of Signals, in order
@@ -83,10 +85,7 @@ def main() -> None:
     console = Console()
     args.out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    grounds = [
-        ground(arena, found, args.seed)
-        for arena, found in track(pooled(args, console), "playing the pool", console=console, transient=True)
-    ]
+    grounds = reread(args.pool) if args.pool else played(args, console)
     weights = draw(args.weightings, args.seed)
     scores = score(grounds, weights)
     rows = np.flatnonzero((scores.tau >= TAU) & (scores.evg_norm >= MARGIN))
@@ -122,7 +121,7 @@ def arguments() -> Any:
     """The command line."""
     p = cli.parser(__doc__)
     p.add_argument(
-        "--budget", choices=list(search.BUDGETS), default="tiny", help="of the pool's search (default: tiny)"
+        "--budget", choices=list(search.BUDGETS), default="pool", help="of the search for the pool (default: pool)"
     )
     p.add_argument(
         "--generated",
@@ -134,9 +133,27 @@ def arguments() -> Any:
     p.add_argument(
         "--weightings", type=cli.integer(64, 2**20), default=2**14, metavar="N", help="a power of two (default: 16384)"
     )
+    p.add_argument("--policies", type=Path, metavar="DIR", help="learned policies to put into the pool")
+    p.add_argument("--pool", type=Path, metavar="FILE", help="score the pool.npz of an earlier run again")
     cli.add_seed(p)
     p.add_argument("--out", type=Path, default=Path("out/reward"), metavar="DIR", help="folder of the report")
     return p.parse_args()
+
+
+def played(args: Any, console: Console) -> list[Ground]:
+    """Search and play; what was played is kept in pool.npz, so that `--pool` can score it again."""
+    searched, learned = pooled(args, console), learned_policies(args.policies)
+    grounds = [ground(a, f, learned, args.seed) for a, f in track(searched, "playing", console=console, transient=True)]
+    columns = {f"{g.name}/{field}": value for g in grounds for field, value in g._asdict().items() if field != "name"}
+    cli.write_whole(args.out / "pool.npz", lambda file: np.savez(file, **columns))
+    return grounds
+
+
+def reread(path: Path) -> list[Ground]:
+    """What `played` kept."""
+    with np.load(path, allow_pickle=False) as file:
+        names = dict.fromkeys(key.partition("/")[0] for key in file)
+        return [Ground(n, *(file[f"{n}/{field}"] for field in Ground._fields[1:])) for n in names]
 
 
 def pooled(args: Any, console: Console) -> list[tuple[search.Arena, search.Found]]:
@@ -152,14 +169,22 @@ def pooled(args: Any, console: Console) -> list[tuple[search.Arena, search.Found
     def advance(what: str) -> None:
         console.print(f"{time.perf_counter() - began:5.0f} s  {what}", highlight=False)
 
+    # Plans grow from single actions here: pairs are for the sweep.
     return list(zip(arenas, search.search(arenas, search.BUDGETS[args.budget], args.seed, advance), strict=True))
 
 
-def ground(arena: search.Arena, found: search.Found, seed: int) -> Ground:
+def learned_policies(folder: Path | None) -> list[search.Candidate]:
+    """Every checkpoint of a folder that is a defender, whatever reward it was trained for."""
+    found = [checkpoint.load(path) for path in sorted(folder.glob("*.safetensors"))] if folder else []
+    return [search.Candidate(c.view, recurrent.POLICIES[c.view], c.learned) for c in found if c.view != PRIVILEGED]
+
+
+def ground(arena: search.Arena, found: search.Found, learned: list[search.Candidate], seed: int) -> Ground:
     """Play the pool, half of the episodes for choosing and half for measuring."""
     pool = [search.Candidate(n, *BASELINES[n]) for n in ("monitor", "heuristic", "random")]
     family = search.sample_family(128, seed + 2)
     pool += [search.Candidate(search.EVIDENCE, EVIDENCE, search.take(family, i)) for i in range(128)]
+    pool += learned
     pool += [*found.open_loop, *found.positional, *found.farming, *found.pool]
     keys = episode_keys(jax.random.fold_in(jax.random.key(seed), 77), 512)
     signals: dict[int, np.ndarray] = {}
@@ -208,7 +233,7 @@ def as_weights(values: dict[str, float]) -> RewardWeights:
 def matrix(values: dict[str, np.ndarray]) -> np.ndarray:
     """(C, 13) weightings in the order of Signals."""
     many = len(next(iter(values.values())))
-    columns = {**FIXED, **values, "exfil_stage_left": values["stage_left"]}
+    columns: dict[str, Any] = {**FIXED, **values, "exfil_stage_left": values["stage_left"]}
     return np.stack([np.broadcast_to(columns[n], many) for n in LINEAR], axis=1)
 
 
@@ -245,7 +270,7 @@ def score_one(g: Ground, w: np.ndarray) -> Scores:
 
 
 def tau(returns: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
-    """(C,) Kendall's tau of the returns (C, P) against the outcomes (P, 4), over pairs where one dominates the other."""
+    """(C,) Kendall's tau of returns (C, P) against outcomes (P, 4), over the pairs where one outcome dominates."""
     better = np.all(outcomes[:, None] <= outcomes[None], axis=2) & np.any(outcomes[:, None] < outcomes[None], axis=2)
     i, j = np.nonzero(better)
     if len(i) > 4096:
@@ -279,7 +304,7 @@ def picture(scores: Scores, robust: np.ndarray, chosen: Scores, rows: np.ndarray
     front = [c for c in front if scores.evg_norm[c] > -0.5]
     axis.step(scores.prevented[front], scores.evg_norm[front], color="#0072B2", linewidth=1, label="Pareto front")
     axis.scatter(chosen.prevented, chosen.evg_norm, s=90, marker="*", c="#D55E00", label="operational", zorder=3)
-    axis.axhline(verdict.CERTIFIED_EVG_NORM, color="black", linewidth=0.7, linestyle=":")
+    axis.axhline(CERTIFIED_EVG_NORM, color="black", linewidth=0.7, linestyle=":")
     axis.set_ylim(-0.5, 1.1)
     axis.set_xlabel("share of exfils that the best policy prevents (worst scenario)")
     axis.set_ylabel("EVG_norm (worst scenario)")
@@ -299,10 +324,10 @@ def show(console: Console, document: dict[str, Any]) -> None:
     console.print(table)
     s = document["scores"]
     console.print(
-        f"{document['certifiable']} of {document['weightings']} weightings certify, {document['certifiable_when_moved']} "
-        f"when any weight moves 20 %. The choice, worst scenario: EVG_norm {s['evg_norm']:.2f} "
-        f"({document['worst_when_moved']:.2f} when moved), exfils prevented {s['prevented']:.0%}, tau {s['tau']:.2f}. "
-        f"{document['seconds']:.0f} s",
+        f"{document['certifiable']} of {document['weightings']} weightings certify, "
+        f"{document['certifiable_when_moved']} when any weight moves 20 %. The choice, worst scenario: EVG_norm "
+        f"{s['evg_norm']:.2f} ({document['worst_when_moved']:.2f} when moved), exfils prevented {s['prevented']:.0%}, "
+        f"tau {s['tau']:.2f}. {document['seconds']:.0f} s",
         highlight=False,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import cli
 
-for _package in ("scipy", "matplotlib", "rich"):
+for _package in ("scipy", "matplotlib", "rich", "safetensors"):
     cli.need(_package, "the sweep")
 
 import jax
@@ -19,15 +19,22 @@ import report
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jaxsim import reward
-from jaxsim.audit import rescore, search, verdict, witness
+import scenarios
+from jaxsim import recurrent, reward
+from jaxsim.audit import checkpoint, metrics, rescore, search, verdict, witness
+from jaxsim.audit.bootstrap import Estimate
 from jaxsim.policies import BASELINES
 from jaxsim.replays import load_record, play_record
 from jaxsim.rollouts import episode_keys
+from jaxsim.types import RewardWeights
 from jaxsim.version import SIMULATOR_VERSION
+from scenarios.generate import generate
 
-RULES_OF = {name: "classic" for name in reward.PRESETS}  # the rules that a preset was published for
+# The rules that a preset was made for.
+RULES_OF = {name: "hardened" if name == "operational" else "classic" for name in reward.PRESETS}
+POLICIES = Path(__file__).parent / "policies"  # learned policies, <rules>-<reward>-<view>.safetensors
 GRID = 9  # values of each weight around every preset
+METRIC_EPISODES = 1024
 EXPLOIT_POLICY = {verdict.OPEN_LOOP: "best_open_loop_name", verdict.FARMING: "farming"}
 
 
@@ -41,17 +48,15 @@ def main() -> None:
         return
     out = report.prepare(args.out)
     began = time.perf_counter()
-    rewards = args.reward or list(reward.PRESETS)
-    chosen = cli.chosen(args.scenario)
     budget = search.BUDGETS[args.budget]
     rows: list[dict[str, Any]] = []
     clouds: list[report.Cloud] = []
     # One run of the search per set of rules; all its rewards are scored from the same rollouts.
     groups: dict[str, list[str]] = {}
-    for name in rewards:
+    for name in args.reward or list(reward.PRESETS):
         groups.setdefault(args.rules or RULES_OF[name], []).append(name)
     for rules, names in groups.items():
-        more_rows, more_clouds = sweep(console, chosen, rules, names, args.personality, budget, args.seed, out)
+        more_rows, more_clouds = sweep(console, chosen(args, rules), rules, names, budget, out, args)
         rows += more_rows
         clouds += more_clouds
     document = {
@@ -69,17 +74,26 @@ def main() -> None:
     console.print(
         f"{document['seconds']:.0f} s; report in [bold]{out}[/bold] (report.md, report.json)", highlight=False
     )
-    if args.certify and any(r["verdict"] != verdict.CERTIFIED for r in rows):
-        failed = sum(r["verdict"] != verdict.CERTIFIED for r in rows)
+    failed = sum(not certified(r) for r in rows)
+    if args.certify and failed:
         console.print(f"[bold]not certified[/bold]: {failed} of {len(rows)} verdicts", highlight=False)
         raise SystemExit(1)
+
+
+def certified(row: dict[str, Any]) -> bool:
+    """Whether a verdict holds, also when single weights move, if that was asked for."""
+    return bool(row["verdict"] == verdict.CERTIFIED and not (row["moved"] and row["moved"]["not_certified"]))
 
 
 def arguments() -> Any:
     """The command line."""
     p = cli.parser(__doc__)
-    cli.add_scenarios(p)
-    p.add_argument("--rules", type=cli.one_of(RULES), metavar="NAME", help="rules (default: those of the reward)")
+    cli.add_scenarios(p, "the four published campaigns; under hardened rules their variants as well")
+    p.add_argument("--generated", type=cli.integer(0, 10_000), default=0, metavar="N", help="generated networks")
+    p.add_argument(
+        "--entities", type=cli.integer(10, 10_000), default=20, metavar="N", help="size of these (default: 20)"
+    )
+    p.add_argument("--rules", type=cli.rule_set, metavar="NAME", help=f"{cli.RULES_HELP} (default: the reward's own)")
     p.add_argument(
         "--reward",
         type=cli.one_of(reward.PRESETS),
@@ -89,6 +103,18 @@ def arguments() -> Any:
     )
     cli.add_personality(p)
     p.add_argument("--budget", choices=list(search.BUDGETS), default="small", help="how hard to search")
+    p.add_argument(
+        "--move",
+        type=cli.fraction,
+        default=0.0,
+        metavar="SHARE",
+        help="judge again with each weight this much off",
+    )
+    p.add_argument(
+        "--policies", type=Path, default=POLICIES, metavar="DIR",
+        help="learned policies to play as well, <rules>-<reward>-<view>.safetensors (default: those of the project)",
+    )  # fmt: skip
+    p.add_argument("--brief", action="store_true", help="verdicts only: no metrics of policies, no other weightings")
     cli.add_seed(p)
     p.add_argument("--out", type=Path, default=Path("out/sweep"), metavar="DIR", help="folder of the report")
     p.add_argument("--certify", action="store_true", help="exit with 1 unless every verdict is certified")
@@ -96,18 +122,47 @@ def arguments() -> Any:
     return p.parse_args()
 
 
+def chosen(args: Any, rules: str) -> list[scenarios.Scenario]:
+    """The scenarios to audit under some rules; generated ones are of the held-out split."""
+    if args.scenario:
+        many = cli.chosen(args.scenario)
+    elif args.generated:
+        many = []
+    else:
+        groups = ("published",) if rules.startswith("classic") else scenarios.GROUPS
+        many = [scenarios.load(name) for group in groups for name in scenarios.names(group)]
+    return many + [generate(seed, args.entities, "held_out") for seed in range(args.generated)]
+
+
+def learned(folder: Path, rules: str, name: str) -> dict[str, search.Candidate]:
+    """The learned policies for some rules and a reward, by view; none if the folder has none."""
+    found = {}
+    for view in recurrent.VIEWS:
+        path = folder / f"{rules}-{name}-{view}.safetensors"
+        if path.exists():
+            try:
+                found[view] = search.Candidate(view, recurrent.POLICIES[view], checkpoint.load(path).learned)
+            except ValueError as error:
+                cli.fail(str(error))
+    return found
+
+
+def moved_weights(name: str, share: float) -> dict[str, RewardWeights]:
+    """A preset's weighting with each weight in turn moved up and down; moving 0 or infinity changes nothing."""
+    base = reward.PRESETS[name]
+    moves = [(n, f) for n, w in base.items() for f in (1 - share, 1 + share) if share and w and np.isfinite(w)]
+    return {f"{name} {n}×{f:g}": reward.weights(name, **{n: base[n] * f}) for n, f in moves}
+
+
 def sweep(
-    console: Console,
-    chosen: list[Any],
-    rules: str,
-    names: list[str],
-    personality: str,
-    budget: search.Budget,
-    seed: int,
-    out: Path,
+    console: Console, chosen: list[Any], rules: str, names: list[str], budget: search.Budget, out: Path, args: Any
 ) -> tuple[list[dict[str, Any]], list[report.Cloud]]:
     """Search, judge and re-score under one set of rules."""
-    arenas = search.make_arenas(chosen, rules, {n: reward.weights(n) for n in names}, personality)
+    moved = {name: moved_weights(name, args.move) for name in names}
+    rewards = {n: reward.weights(n) for n in names} | {k: w for m in moved.values() for k, w in m.items()}
+    owner = names + [name for name, m in moved.items() for _ in m]  # the preset of each reward
+    arenas = search.make_arenas(chosen, rules, rewards, args.personality)
+    known = {name: learned(args.policies, rules, name) for name in names}
     rows: list[dict[str, Any]] = []
     clouds: list[report.Cloud] = []
     columns = (
@@ -119,31 +174,40 @@ def sweep(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(rules, total=search.steps(arenas) + (len(names) + 1) * len(arenas))
+        task = progress.add_task(rules, total=search.steps(arenas) + (1 if args.brief else 2) * len(arenas))
 
         def advance(what: str) -> None:
             progress.update(task, advance=1, description=what)
 
-        found = search.search(arenas, budget, seed, advance)
+        found = search.search(arenas, budget, args.seed, advance)
         # The key of the report is another branch than that of the search: no episode is in both.
-        report_seed = seed + 1_000_003
+        report_seed = args.seed + 1_000_003
         keys = episode_keys(jax.random.key(report_seed), budget.report)
-        for r, name in enumerate(names):
-            for arena, best in zip(arenas, found, strict=True):
-                advance(f"{arena.scenario.id}: verdict of {name}")
-                rows.append(judged(arena, best, r, keys, seed, report_seed, out))
         for arena, best in zip(arenas, found, strict=True):
-            advance(f"{arena.scenario.id}: re-scoring")
-            clouds.append(rescored(arena, best, keys[: budget.select // 2], budget.configs, seed))
+            advance(f"{arena.scenario.id}: verdict")
+            finals = [verdict.finalists(best, r, known[name]) for r, name in enumerate(owner)]
+            played = verdict.play(arena, finals, keys)
+            judged = [verdict.judge(arena, p, r, args.seed, keys) for r, p in enumerate(played)]
+            for r, name in enumerate(names):
+                row = judged[r]
+                describe(row, arena, finals[r], r, report_seed, out)
+                others = [j for j, o in zip(judged[len(names) :], owner[len(names) :], strict=True) if o == name]
+                row["moved"] = summary_of_moves(row, others, args.move) if others else None
+                row["metrics"] = None if args.brief else measured(row, arena, finals[r], r, keys[:METRIC_EPISODES])
+                rows.append(row)
+            if not args.brief:
+                advance(f"{arena.scenario.id}: re-scoring")
+                pool = [*best.pool, *(c for n in names for v, c in known[n].items() if v != recurrent.PRIVILEGED)]
+                few = keys[: budget.select // 2]
+                clouds.append(rescored(arena, pool, names, few, budget.configs, args.seed))
+    rows.sort(key=lambda row: names.index(row["reward"]))
     return rows, clouds
 
 
-def judged(
-    arena: search.Arena, best: search.Found, r: int, keys: jax.Array, seed: int, report_seed: int, out: Path
-) -> dict[str, Any]:
-    """One verdict row, with what the best policies do in words and a witness file for every exploit."""
-    named = verdict.finalists(best, r)
-    row = verdict.judge(arena, verdict.play(arena, named, keys), r, seed)
+def describe(
+    row: dict[str, Any], arena: search.Arena, named: dict[str, search.Candidate], r: int, report_seed: int, out: Path
+) -> None:
+    """Put into a row what the best policies do, in words, and write a witness file for every exploit."""
     by_name = {p["policy"]: p for p in row["policies"]}
 
     def best_of(name: str) -> dict[str, Any]:
@@ -164,24 +228,58 @@ def judged(
         name = f"{row['scenario']}-{row['rules']}-{row['reward']}-{exploit}.json"
         cli.write_json(out / "witnesses" / name, record)
         row["witness"][exploit] = f"witnesses/{name}"
-    return row
 
 
-def rescored(arena: search.Arena, best: search.Found, keys: jax.Array, configs: int, seed: int) -> report.Cloud:
+def summary_of_moves(row: dict[str, Any], others: list[dict[str, Any]], share: float) -> dict[str, Any]:
+    """How a verdict fares when single weights move."""
+    lowest = min(others, key=lambda j: j["evg_norm_ci"][0] if np.isfinite(j["evg_norm_ci"][0]) else -np.inf)
+    return {
+        "share": share,
+        "weightings": len(others),
+        "same_verdict": sum(j["verdict"] == row["verdict"] for j in others),
+        "not_certified": [j["reward"] for j in others if j["verdict"] != verdict.CERTIFIED],
+        "lowest_evg_norm": {"reward": lowest["reward"], "value": lowest["evg_norm"], "ci": lowest["evg_norm_ci"]},
+    }
+
+
+def measured(
+    row: dict[str, Any], arena: search.Arena, named: dict[str, search.Candidate], r: int, keys: jax.Array
+) -> dict[str, Any]:
+    """What tells a policy that reads, of the best evidence-using policy; and how far the open-loop one is from it."""
+    best, plan = named[row["best_evidence_name"]], named["open-loop"]
+
+    def plain(e: Estimate) -> list[float]:
+        return [float(x) for x in e]
+
+    return {
+        "policy": row["best_evidence_name"],
+        "shuffle_drop": {k: plain(e) for k, e in metrics.shuffle_drop(arena, best, keys, r).items()},
+        "harm_monotonicity": {t: plain(metrics.harm_monotonicity(arena, best, keys, r, t)) for t in verdict.HARM_TICKS},
+        "relisting_gap": plain(metrics.relisting_gap(arena, best, keys, r)),
+        "relisting_gap_open_loop": plain(metrics.relisting_gap(arena, plan, keys, r)) if plan.kind == "plan" else None,
+        "farming_slope": plain(metrics.farming_slope(arena, named["farming"], keys, r)),
+    }
+
+
+def rescored(
+    arena: search.Arena, survivors: list[search.Candidate], names: list[str], keys: jax.Array, configs: int, seed: int
+) -> report.Cloud:
     """EVG of thousands of weightings, from the rollouts of everything that survived the search."""
     monitor = search.Candidate("monitor", *BASELINES["monitor"])
     heuristic = search.Candidate("heuristic", *BASELINES["heuristic"])
     half = len(keys) // 2
     began = time.perf_counter()
-    pool = [monitor, heuristic, *best.pool]
+    pool = [monitor, heuristic, *survivors]
     ledgers = [rescore.record(arena, pool, k) for k in (keys[:half], keys[half:])]
     weights = rescore.sobol_weights(configs, seed)
     scored = time.perf_counter()
     evg, norm = rescore.gaps(ledgers[0], ledgers[1], weights)
     seconds = time.perf_counter() - scored
     grids: dict[str, dict[str, np.ndarray]] = {}
-    for r, name in enumerate(arena.rewards):
-        base = jax.tree.map(lambda x, r=r: x[r], arena.params.reward)
+    flips: dict[str, list[dict[str, Any]]] = {}
+    for name in names:
+        base = reward.weights(name)
+        flips[name] = [f._asdict() for f in metrics.smallest_flip(ledgers[1], ledgers[0], base)]
         moved, moves = rescore.grid_weights(base, GRID)
         gap, _ = rescore.gaps(ledgers[0], ledgers[1], moved)
         values = np.asarray([v for _, v in moves])
@@ -196,7 +294,8 @@ def rescored(arena: search.Arena, best: search.Found, keys: jax.Array, configs: 
         "rollout_seconds": round(scored - began, 2),
         "configurations_per_minute": round(60 * configs / seconds),
         "share_evg_positive": float((evg > 0).mean()),
-        "share_evg_norm_certifiable": float((np.nan_to_num(norm, nan=-1.0) >= verdict.CERTIFIED_EVG_NORM).mean()),
+        "share_evg_norm_certifiable": float((np.nan_to_num(norm, nan=-1.0) >= rescore.CERTIFIED_EVG_NORM).mean()),
+        "smallest_flips": flips,
         "best_evg_norm": float(np.nanmax(norm)) if np.isfinite(norm).any() else None,
     }
     return report.Cloud(summary, {k: np.asarray(v) for k, v in weights._asdict().items()}, evg, grids)

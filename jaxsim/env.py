@@ -170,8 +170,8 @@ class Env:
 def make(
     scenario: str | Path | scenarios.Scenario,
     *,
-    rules: str = "classic",
-    reward: str | Mapping[str, float] = "evidence",
+    rules: str = "hardened",
+    reward: str | Mapping[str, float] = "operational",
     personality: str = "any",
     dims: Dims | None = None,
     auto_reset: bool = False,

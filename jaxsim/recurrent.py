@@ -21,7 +21,7 @@ from chex import Array
 
 from jaxsim.attacker import ready
 from jaxsim.policies import Policy
-from jaxsim.types import CONFIRMED, CUT_OFF, IDLE, Dims, Observation, State
+from jaxsim.types import CONFIRMED, CUT_OFF, IDLE, RUNNING, Dims, Observation, State
 
 SEEING, MASKED, PRIVILEGED = "seeing", "masked", "privileged"
 VIEWS = (SEEING, MASKED, PRIVILEGED)
@@ -29,7 +29,7 @@ SIGNALS = 5
 PERSONALITIES = 3
 FADE = 4.0  # ticks in which the newest alert or result fades to 1/e
 ENTITY_FEATURES = 26
-OVERALL_FEATURES = 12
+OVERALL_FEATURES = 18
 HEADS = 4  # logits of an entity: INVESTIGATE, cut off (isolate or revoke), BLOCK_EGRESS, PATCH_ASSET
 ILLEGAL = np.float32(-1e9)
 
@@ -51,11 +51,19 @@ class Weights(NamedTuple):
     wait_pooled: Array  # (2H,), logit of MONITOR
     wait_overall: Array  # (OVERALL_FEATURES,)
     wait_bias: Array  # ()
-    value_pooled: Array  # (2H, H), return to come
-    value_overall: Array  # (OVERALL_FEATURES, H)
-    value_bias: Array  # (H,)
-    value_out: Array  # (H,)
-    value_out_bias: Array  # ()
+
+
+class Critic(NamedTuple):
+    """The value function that training needs and play does not. It has no memory: it is given the truth."""
+
+    embed: Array  # (ENTITY_FEATURES, H)
+    embed_overall: Array  # (OVERALL_FEATURES, H)
+    embed_bias: Array  # (H,)
+    mix: Array  # (2H, H), from the mean and the maximum of all embeddings
+    mix_overall: Array  # (OVERALL_FEATURES, H)
+    mix_bias: Array  # (H,)
+    out: Array  # (H,)
+    out_bias: Array  # ()
 
 
 class Learned(NamedTuple):
@@ -73,17 +81,8 @@ class Features(NamedTuple):
     exists: Array  # (N,) bool
 
 
-def init_weights(key: Array, width: int = 16) -> Weights:
-    """Small random weights; the output layers begin near zero, MONITOR ahead, so that play begins quietly."""
-    h, f, g = width, ENTITY_FEATURES, OVERALL_FEATURES
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed": (f, h), "embed_overall": (g, h), "embed_bias": (h,),
-        "gru_own": (h, 3 * h), "gru_pooled": (2 * h, 3 * h), "gru_memory": (h, 3 * h), "gru_bias": (3 * h,),
-        "act_own": (h, HEADS), "act_memory": (h, HEADS), "act_pooled": (2 * h, HEADS), "act_bias": (HEADS,),
-        "wait_pooled": (2 * h,), "wait_overall": (g,), "wait_bias": (),
-        "value_pooled": (2 * h, h), "value_overall": (g, h), "value_bias": (h,),
-        "value_out": (h,), "value_out_bias": (),
-    }  # fmt: skip
+def _draw(key: Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Normal weights of variance 1 / inputs, a hundredth of that in the layers that give logits; biases 0."""
 
     def draw(name: str, k: Array) -> Array:
         shape = shapes[name]
@@ -92,9 +91,29 @@ def init_weights(key: Array, width: int = 16) -> Weights:
         gain = 0.1 if name.startswith(("act", "wait")) else 1.0
         return jax.random.normal(k, shape) * np.float32(gain / np.sqrt(shape[0]))
 
-    keys = jax.random.split(key, len(shapes))
-    drawn = {name: draw(name, k) for name, k in zip(Weights._fields, keys, strict=True)}
-    return Weights(**drawn)._replace(wait_bias=jnp.float32(3.0))
+    return {name: draw(name, k) for name, k in zip(shapes, jax.random.split(key, len(shapes)), strict=True)}
+
+
+def init_weights(key: Array, width: int = 16) -> Weights:
+    """Small random weights, MONITOR ahead, so that play begins quietly."""
+    h, f, g = width, ENTITY_FEATURES, OVERALL_FEATURES
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed": (f, h), "embed_overall": (g, h), "embed_bias": (h,),
+        "gru_own": (h, 3 * h), "gru_pooled": (2 * h, 3 * h), "gru_memory": (h, 3 * h), "gru_bias": (3 * h,),
+        "act_own": (h, HEADS), "act_memory": (h, HEADS), "act_pooled": (2 * h, HEADS), "act_bias": (HEADS,),
+        "wait_pooled": (2 * h,), "wait_overall": (g,), "wait_bias": (),
+    }  # fmt: skip
+    return Weights(**_draw(key, shapes))._replace(wait_bias=jnp.float32(3.0))
+
+
+def init_critic(key: Array, width: int = 32) -> Critic:
+    """Random weights of the value function."""
+    h, f, g = width, ENTITY_FEATURES, OVERALL_FEATURES
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed": (f, h), "embed_overall": (g, h), "embed_bias": (h,),
+        "mix": (2 * h, h), "mix_overall": (g, h), "mix_bias": (h,), "out": (h,), "out_bias": (),
+    }  # fmt: skip
+    return Critic(**_draw(key, shapes))
 
 
 # --- features -------------------------------------------------------------------------------------------------------
@@ -131,7 +150,7 @@ def evidence_features(dims: Dims, obs: Observation) -> Array:
 
 
 def hidden_features(dims: Dims, state: State) -> tuple[Array, Array]:
-    """(N, 4) and (3,): the truth that only a privileged policy gets."""
+    """(N, 4) and (7,): the truth that only a privileged policy gets, and the critic."""
     entity, targets = np.arange(dims.entities), state.targets[:, : dims.stages]
     possible = (state.status == IDLE) & ~state.contained & state.attack
     k = jnp.maximum(state.stage, 0)
@@ -142,7 +161,10 @@ def hidden_features(dims: Dims, state: State) -> tuple[Array, Array]:
     now = (state.stage >= 0) & jnp.any(targets[:, k][:, None] == entity[None], axis=0)
     per_entity = jnp.stack([state.compromised, now, aimed(possible & ready(state)), aimed(possible)], axis=1)
     left = jnp.where(state.stage >= 0, (state.stage_end - state.tick).astype(jnp.float32) / 10.0, 0.0)
-    overall = jnp.stack([state.attack.astype(jnp.float32), (state.stage >= 0).astype(jnp.float32), left])
+    wait = jnp.maximum(state.next_start - state.tick, 0).astype(jnp.float32) / 10.0
+    gone = state.exfil | (state.end != RUNNING)
+    facts = [state.attack, state.stage >= 0, gone, state.earned, state.succeeded > 0]
+    overall = jnp.stack([*(x.astype(jnp.float32) for x in facts), left, jnp.where(state.attack, wait, 0.0)])
     return per_entity.astype(jnp.float32), overall
 
 
@@ -157,12 +179,13 @@ def features(dims: Dims, view: str, seen: Any) -> Features:
     place = index.astype(np.float32) / last.astype(jnp.float32)
     own = [obs.exists, asset, obs.value, place, index == 0, *obs.marks[:CONFIRMED]]
     evidence = jnp.zeros((n, 14)) if view == MASKED else evidence_features(dims, obs)
-    hidden, truth = (jnp.zeros((n, 4)), jnp.zeros(3)) if state is None else hidden_features(dims, state)
+    hidden, truth = (jnp.zeros((n, 4)), jnp.zeros(7)) if state is None else hidden_features(dims, state)
 
     horizon, tick = obs.horizon.astype(jnp.float32), obs.tick.astype(jnp.float32)
     cut_off = jnp.sum(obs.value * obs.marks[CUT_OFF].astype(jnp.float32))
     shown = jnp.sum(obs.alerts.number >= 0, dtype=jnp.float32) / 12.0 * np.float32(view != MASKED)
-    clock = [tick / horizon, tick / 100.0, (horizon - tick) / 100.0, jnp.exp(tick / -5.0), cut_off, shown]
+    size = [jnp.log2(1.0 + x.astype(jnp.float32)) / 10.0 for x in of_a_kind]
+    clock = [tick / horizon, tick / 100.0, (horizon - tick) / 100.0, jnp.exp(tick / -5.0), cut_off, shown, *size]
     who = (obs.personality == np.arange(PERSONALITIES)).astype(jnp.float32)
     own_columns = jnp.stack([jnp.asarray(x).astype(jnp.float32) for x in own], axis=1)
     return Features(
@@ -182,8 +205,8 @@ def pool(x: Array, exists: Array) -> Array:
     return jnp.concatenate([mean, jnp.max(jnp.where(there, x, -2.0), axis=0)])
 
 
-def forward(dims: Dims, w: Weights, memory: Array, f: Features) -> tuple[Array, Array, Array]:
-    """One tick: ((dims.actions,) logits, () value, (N, H) memory) from the (N, H) memory before it."""
+def forward(dims: Dims, w: Weights, memory: Array, f: Features) -> tuple[Array, Array]:
+    """One tick: ((dims.actions,) logits, (N, H) memory) from the (N, H) memory before it."""
     embedded = jnp.tanh(f.entity @ w.embed + (f.overall @ w.embed_overall + w.embed_bias)[None])
     given = embedded @ w.gru_own + (pool(embedded, f.exists) @ w.gru_pooled + w.gru_bias)[None]
     u, r, c = jnp.split(given, 3, axis=1)
@@ -198,8 +221,13 @@ def forward(dims: Dims, w: Weights, memory: Array, f: Features) -> tuple[Array, 
     a = dims.assets
     wait = jnp.reshape(pooled @ w.wait_pooled + f.overall @ w.wait_overall + w.wait_bias, (1,))
     logits = jnp.concatenate([wait, investigate, cut_off[:a], egress[:a], patch[:a], cut_off[a:]])
-    hidden = jnp.tanh(pooled @ w.value_pooled + f.overall @ w.value_overall + w.value_bias)
-    return logits, hidden @ w.value_out + w.value_out_bias, memory
+    return logits, memory
+
+
+def criticise(c: Critic, f: Features) -> Array:
+    """() value, in units of the trainer's, of privileged features."""
+    embedded = jnp.tanh(f.entity @ c.embed + (f.overall @ c.embed_overall + c.embed_bias)[None])
+    return jnp.tanh(pool(embedded, f.exists) @ c.mix + f.overall @ c.mix_overall + c.mix_bias) @ c.out + c.out_bias
 
 
 def no_history(dims: Dims, w: Weights) -> Array:
@@ -221,7 +249,7 @@ def _init(dims: Dims, p: Learned) -> Array:
 
 
 def _act(view: str, dims: Dims, p: Learned, memory: Array, seen: Any, noise: Array) -> tuple[Array, Array]:
-    logits, _, memory = forward(dims, p.weights, memory, features(dims, view, seen))
+    logits, memory = forward(dims, p.weights, memory, features(dims, view, seen))
     best = jnp.argmax(logits).astype(jnp.int32)
     return jnp.where(p.greedy, best, sample(logits, noise[0])), memory
 

@@ -151,10 +151,13 @@ def _rollout(
 
     many = jax.tree.leaves(parameters)[0].shape[0]
     carry = over_lanes(begin)(parameters, keys, jnp.zeros((many, len(keys))))
-    look = jax.vmap(jax.vmap(lambda state: env.observe(dims, state, params)))
+
+    def look(state: State) -> Observation:
+        return env.observe(dims, state, params)
 
     def step(carry: Any) -> Any:
-        return over_lanes(tick)(parameters, keys, (exchange(look(carry[0]), shuffle), carry))
+        obs = exchange(jax.vmap(jax.vmap(look))(carry[0]), shuffle)
+        return over_lanes(tick)(parameters, keys, (obs, carry))
 
     if ticks is None:
         carry = jax.lax.while_loop(lambda c: jnp.any(c[0].end == RUNNING), lambda c: step(c)[0], carry)

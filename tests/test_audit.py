@@ -22,8 +22,8 @@ from jaxsim.types import CONFIRMED, INVESTIGATE, RewardWeights
 ROOT = Path(__file__).parent.parent
 SUPPLY = "supply_chain_token_drift"
 TINY = search.Budget(
-    single_ticks=3,
-    pair_ticks=3,
+    ticks=(0, 1, 2),
+    pairs=2**13,
     beam=2,
     depth=2,
     prefix=1,
@@ -50,7 +50,8 @@ def found(arena: Arena) -> search.Found:
 @pytest.fixture(scope="module")
 def rows(arena: Arena, found: search.Found) -> list[dict[str, Any]]:
     keys = episode_keys(jax.random.key(99), TINY.report)
-    return [verdict.judge(arena, verdict.play(arena, verdict.finalists(found, r), keys), r, 0) for r in range(2)]
+    played = verdict.play(arena, [verdict.finalists(found, r) for r in range(2)], keys)
+    return [verdict.judge(arena, p, r, 0, keys) for r, p in enumerate(played)]
 
 
 def plan(arena: Arena, *texts: str) -> np.ndarray:
@@ -78,13 +79,19 @@ def test_search_is_reproducible(arena: Arena, found: search.Found) -> None:
 
 
 def test_plan_enumeration_is_exhaustive(arena: Arena) -> None:
-    dims = arena.env.dims
-    singles, pairs = search.single_plans(dims, 3, 3), search.pair_plans(dims, 3, 3)
+    dims, ticks = arena.env.dims, (0, 2, 5)
     acts = dims.actions - 1
+    singles, pairs = search.single_plans(dims, ticks), search.pair_plans(dims, ticks, 3 * acts**2)
     assert len(singles) == 1 + 3 * acts and len(pairs) == 3 * acts**2
-    assert len(np.unique(np.concatenate([singles, pairs]), axis=0)) == len(singles) + len(pairs)
-    grown = search.extend_plans(search.legal_actions(arena), pairs[:1])
+    both = np.concatenate([singles, pairs])
+    assert len(np.unique(both, axis=0)) == len(both)
+    assert not np.delete(both, ticks, axis=1).any() and both.shape[1] == 6
+    # No room for three ticks: two are left, and then none.
+    assert len(search.pair_plans(dims, ticks, 3 * acts**2 - 1)) == acts**2
+    assert len(search.pair_plans(dims, ticks, acts**2 - 1)) == 0
+    grown = search.extend_plans(search.legal_actions(arena), pairs[:1], ticks)
     assert (grown != 0).sum(axis=1).tolist() == [3] * acts, "one idle tick, one more action each"
+    assert len(search.extend_plans(search.legal_actions(arena), grown, ticks)) == 0
 
 
 def test_farm_loops_only_contain_entities_that_exist(arena: Arena) -> None:
@@ -109,7 +116,7 @@ def test_farming_policy_investigates_then_repeats(arena: Arena) -> None:
 
 
 def test_returns_of_pads_without_changing_results(arena: Arena) -> None:
-    plans = search.single_plans(arena.env.dims, 2, 2)[:5]
+    plans = search.single_plans(arena.env.dims, (0, 1))[:5]
     keys = episode_keys(jax.random.key(1), 16)
     padded = search.returns_of(arena, PLAN, plans, keys)
     direct, _ = rollout_many(arena.env, arena.params, PLAN, plans, keys)

@@ -70,7 +70,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
-    """All scenarios, two baselines and a plan, 40 episodes."""
+    """All scenarios under the default rules and reward, two baselines and a plan, 40 episodes."""
     folder = tmp_path_factory.mktemp("evaluate")
     plan = "plan:MONITOR;ISOLATE_ASSET assets[0]"
     policies = ["random", "monitor", plan]
@@ -83,7 +83,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, An
 
 def test_rows_follow_their_schema(rows: list[dict[str, Any]]) -> None:
     jsonschema.validate(rows, ROWS)
-    assert [r["scenario"] for r in rows[::3]] == list(scenarios.names())
+    assert [r["scenario"] for r in rows[::3]] == [name for g in scenarios.GROUPS for name in scenarios.names(g)]
+    assert {(r["rules"], r["reward"]) for r in rows} == {("hardened", "operational")}
     assert {r["n"] for r in rows} == {40}
 
 
@@ -99,7 +100,8 @@ def test_monitor_neither_contains_nor_confirms(rows: list[dict[str, Any]]) -> No
 
 def test_plan_of_known_value(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    evaluate.main(["--scenario", SUPPLY, "--policy", KNOWN_PLAN, "--episodes", "50", "--json", str(path)])
+    classic = ["--rules", "classic", "--reward", "evidence"]
+    evaluate.main(["--scenario", SUPPLY, *classic, "--policy", KNOWN_PLAN, "--episodes", "50", "--json", str(path)])
     (row,) = json.loads(path.read_text())
     assert row["mean_return"] == pytest.approx(7.302, abs=5e-4)
     assert row["std_return"] == 0
@@ -126,7 +128,9 @@ def test_same_seed_same_rows_and_one_episode_has_no_error(tmp_path: Path) -> Non
         (["--policy", "plan:"], ["--policy", "empty", "write actions"]),
         (["--policy", "plan:ISOLATE ci-runner-01"], ["--policy", "'ISOLATE'", "ISOLATE_ASSET"]),
         (["--policy", KNOWN_PLAN], ["--policy", "ci-runner-01", "federated_identity_takeover has no entity"]),
-        (["--rules", "modern"], ["--rules", "'modern'", "classic"]),
+        (["--rules", "modern"], ["--rules", "'modern'", "classic, hardened"]),
+        (["--rules", "hardened-evidnce"], ["--rules", "'evidnce'", "evidence_once"]),
+        (["--rules", "hardened+persistence"], ["--rules", "'persistence'", "on already"]),
         (["--reward", "evidnce"], ["--reward", "'evidnce'", "did you mean evidence?"]),
         (["--episodes", "0"], ["--episodes", "'0'", "whole number from 1"]),
         (["--episodes", "1e3"], ["--episodes", "'1e3'", "whole number"]),

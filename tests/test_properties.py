@@ -226,7 +226,8 @@ def test_what_is_contained_is_blocked_and_what_falls_is_compromised(example: Exa
     r = run(example)
     state, x = r.played.state, r.arrays
     padded = np.concatenate([state.marks, np.zeros_like(state.marks[..., :1])], axis=3)  # entity -1 has no marks
-    on_asset, on_identity = padded[..., x.stage_asset], padded[..., x.stage_identity]
+    target = x.targets[:, : DIMS.stages]
+    on_asset, on_identity = padded[..., target[0]], padded[..., target[1]]
     contained = on_asset[:, :, CUT_OFF] | on_identity[:, :, CUT_OFF] | (on_asset[:, :, EGRESS_BLOCKED] & x.stage_exfil)
     assert np.array_equal(state.contained, contained)
     assert np.array_equal(state.patched, on_asset[:, :, PATCHED])
@@ -236,8 +237,8 @@ def test_what_is_contained_is_blocked_and_what_falls_is_compromised(example: Exa
 
     fallen = np.zeros_like(padded[:, :, 0])
     for s in range(len(example.scenario.stages)):
-        for target, takes in zip((x.stage_asset[s], x.stage_identity[s]), x.stage_compromises[s], strict=True):
-            fallen[..., target] |= (state.status[..., s] == SUCCEEDED) & takes
+        for entity, takes in zip(target[:, s], x.stage_compromises[s], strict=True):
+            fallen[..., entity] |= (state.status[..., s] == SUCCEEDED) & takes
     assert np.array_equal(state.compromised, fallen[..., :-1])
 
 
@@ -359,6 +360,24 @@ WORKED = [
         {"detection": 6.0, "disruption": -0.8, "invalid_action": -0.6},
         4.6,
     ),
+    # The reward of the hardened rules: an isolation of a confirmed target that stops the stage in progress.
+    Worked(
+        "operational",
+        {"evidence_backed": 1, "active_blocks": 1, "containments": 1, "load": 1},
+        {"evidence_bonus": 0.1, "containment": 1.0, "disruption": -0.025},
+        1.075,
+    ),
+    Worked("operational", {"preemptive_blocks": 3, "containments": 1}, {}, 0.0),
+    # Never clipped: 0.025 x 400 = 10, and -6 + 0.15 x 2 on top of it.
+    Worked("operational", {"load": 400}, {"disruption": -10.0}, -10.0),
+    Worked(
+        "operational",
+        {"load": 400, "exfil": 1, "exfil_stages_left": 2},
+        {"disruption": -10.0, "terminal": -5.7},
+        -15.7,
+    ),
+    Worked("operational", {"clean": 1}, {"terminal": 0.4}, 0.4),
+    Worked("operational", {"stages_left": 3, "passive": 1}, {"terminal": 0.45}, 0.45),
 ]
 
 

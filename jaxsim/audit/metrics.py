@@ -1,7 +1,7 @@
 """What tells a reward that pays for reading and defending from one that pays for something else.
 
 Every metric is a difference of mean returns over the same episodes, in points of reward r of the arena, or a share of
-one. Intervals are 95 % percentile bootstrap over episodes, as in `verdict`: paired, because both sides meet the same
+one. Intervals are 95 % percentile bootstrap over episodes, see `bootstrap`: paired, because both sides meet the same
 luck. J(p) is the mean return of policy p.
 """
 
@@ -16,15 +16,15 @@ from chex import Array
 
 from jaxsim import attacker, env, reward
 from jaxsim.audit import rescore
+from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
+from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
 from jaxsim.audit.search import Arena, Candidate
-from jaxsim.audit.verdict import CERTIFIED_EVG_NORM, Estimate, estimate, resampled_means
 from jaxsim.noise import Noise
 from jaxsim.policies import BASELINES, Policy
 from jaxsim.rollouts import CHANNELS, rollout_many, start, tick_noise
 from jaxsim.types import RUNNING, Dims, Params, RewardWeights, ScenarioArrays, State
 
 WAYS = {name: (name,) for name in CHANNELS} | {"all": CHANNELS}  # to exchange observations
-NONE = Estimate(float("nan"), float("nan"), float("nan"))
 RELISTINGS = 4  # random orders of the entities
 # Of a weight: 2^(1/16) apart, from a sixteenth to four times as much, and nothing at all.
 FACTORS = (0.0, *(2.0 ** (np.delete(np.arange(-64, 33), 64) / 16)).tolist())
@@ -188,7 +188,7 @@ def farming_slope(
 
 
 class Flip(NamedTuple):
-    """The smallest change of one weight alone that takes EVG_norm below `verdict.CERTIFIED_EVG_NORM`."""
+    """The smallest change of one weight alone that takes EVG_norm below `rescore.CERTIFIED_EVG_NORM`."""
 
     weight: str
     value: float | None  # its new value, None if none does it

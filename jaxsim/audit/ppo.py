@@ -1,6 +1,7 @@
 """Proximal policy optimisation of the recurrent policy, over whole episodes of many scenarios at once.
 
-PPO: Schulman et al. 2017, arXiv:1707.06347; advantages: Schulman et al. 2016, arXiv:1506.02438 (GAE). The network is
+PPO: Schulman et al. 2017, arXiv:1707.06347; advantages: Schulman et al. 2016, arXiv:1506.02438 (GAE). The value
+function is given the truth, which only the policy must not see (Pinto et al. 2017, arXiv:1710.06542). The network is
 trained through the whole episode (back-propagation through time), undiscounted, since an episode has a horizon. It may
 begin as a copy of a teacher (behaviour cloning), from which PPO then departs.
 """
@@ -18,7 +19,7 @@ from chex import Array
 from jaxsim import env, recurrent, reward
 from jaxsim.noise import Noise
 from jaxsim.policies import Policy
-from jaxsim.recurrent import Features, Weights, forward
+from jaxsim.recurrent import Critic, Features, Weights, forward
 from jaxsim.rollouts import start, tick_noise
 from jaxsim.types import RUNNING, Dims, Params
 
@@ -28,17 +29,16 @@ class Settings(NamedTuple):
 
     updates: int = 200
     clone_updates: int = 40  # of behaviour cloning, before PPO; 0 without a teacher
-    value_updates: int = 10  # of PPO with the policy held still, so that cloning is not undone by a raw value function
     lanes: int = 128
     epochs: int = 3
     minibatches: int = 4
     width: int = 16
+    critic_width: int = 32
     learning_rate: float = 1e-3  # falls linearly to 0
     clone_rate: float = 3e-3
     gae_lambda: float = 0.95
     clip: float = 0.2
-    entropy: float = 0.003
-    value_weight: float = 0.5
+    entropy: float = 0.005
     max_gradient: float = 0.5
     value_scale: float = 5.0  # points per unit of the value head
 
@@ -46,14 +46,22 @@ class Settings(NamedTuple):
 class Batch(NamedTuple):
     """What an update learns from; leading axes T ticks, then L lanes."""
 
-    features: Features
+    features: Features  # that the policy sees
+    truth: Features  # that the critic sees
     action: Array  # (T, L) int32
     log_p: Array  # (T, L) float32
-    value: Array  # (T, L) float32, points
     reward: Array  # (T, L) float32, points
     live: Array  # (T, L) float32, 1 while the episode runs
     advantage: Array  # (T, L) float32
     target: Array  # (T, L) float32, points
+
+
+class Learner(NamedTuple):
+    """All that training changes."""
+
+    weights: Weights
+    critic: Critic
+    memory: Any  # the optimiser's, of (weights, critic)
 
 
 class Report(NamedTuple):
@@ -65,7 +73,7 @@ class Report(NamedTuple):
 
 
 def collect(
-    dims: Dims, view: str, teacher: Policy | None, taught: Any, weights: Weights, many: Params, key: Array, ticks: int,
+    dims: Dims, view: str, teacher: Policy | None, taught: Any, learner: Learner, many: Params, key: Array, ticks: int,
     settings: Settings,
 ) -> Batch:  # fmt: skip
     """Play whole episodes with the network, or with the teacher; `many` has a leading axis of scenarios."""
@@ -74,7 +82,7 @@ def collect(
     index = jax.random.randint(which, (settings.lanes,), 0, scenarios)
     params = jax.tree.map(lambda x: x[index], many)
     keys = jax.random.split(luck, settings.lanes)
-    policy = recurrent.POLICIES[view]
+    policy, weights = recurrent.POLICIES[view], learner.weights
 
     def begin(k: Array, p: Params) -> Any:
         own = teacher.init(dims, taught) if teacher else ()
@@ -85,7 +93,9 @@ def collect(
         block = tick_noise(k, state.tick + 1)
         obs = env.observe(dims, state, p)
         seen = recurrent.features(dims, view, (obs, state) if policy.privileged else obs)
-        logits, value, memory = forward(dims, weights, memory, seen)
+        truth = recurrent.features(dims, recurrent.PRIVILEGED, (obs, state))
+        logits, memory = forward(dims, weights, memory, seen)
+        value = recurrent.criticise(learner.critic, truth) * settings.value_scale
         if teacher:
             given = (obs, state) if teacher.privileged else obs
             action, own = teacher.act(dims, taught, own, given, block[Noise.POLICY_VERB :])
@@ -95,13 +105,13 @@ def collect(
         live = (state.end == RUNNING).astype(jnp.float32)
         state, signals = env.transition(dims, state, action, block, p)
         points = reward.total(reward.channels(signals, p.reward), p.reward)
-        return (state, memory, own), (seen, action, log_p, value * settings.value_scale, points, live)
+        return (state, memory, own), (seen, truth, action, log_p, value, points, live)
 
     def step(carry: Any, _: None) -> Any:
         return jax.vmap(tick)(keys, params, carry)
 
     carry = jax.vmap(begin)(keys, params)
-    _, (seen, action, log_p, value, points, live) = jax.lax.scan(step, carry, length=ticks)
+    _, (seen, truth, action, log_p, value, points, live) = jax.lax.scan(step, carry, length=ticks)
 
     def back(carry: tuple[Array, Array], row: tuple[Array, Array, Array]) -> Any:
         advantage, next_value = carry
@@ -112,43 +122,45 @@ def collect(
 
     zero = jnp.zeros(settings.lanes, jnp.float32)
     _, advantage = jax.lax.scan(back, (zero, zero), (points, value, live), reverse=True)
-    return Batch(seen, action, log_p, value, points, live, advantage, advantage + value)
+    return Batch(seen, truth, action, log_p, points, live, advantage, advantage + value)
 
 
-def replay_network(dims: Dims, weights: Weights, seen: Features) -> tuple[Array, Array]:
-    """Log-probabilities (T, L, actions) and values (T, L) of the network on features (T, L, ...)."""
+def replay_network(dims: Dims, weights: Weights, seen: Features) -> Array:
+    """Log-probabilities (T, L, actions) of the network on features (T, L, ...)."""
 
     def step(memory: Array, f: Features) -> Any:
-        logits, value, memory = jax.vmap(partial(forward, dims, weights))(memory, f)
-        return memory, (jax.nn.log_softmax(logits), value)
+        logits, memory = jax.vmap(partial(forward, dims, weights))(memory, f)
+        return memory, jax.nn.log_softmax(logits)
 
     lanes = seen.overall.shape[1]
     memory = jnp.zeros((lanes, *recurrent.no_history(dims, weights).shape), jnp.float32)
-    _, (log_p, value) = jax.lax.scan(step, memory, seen)
-    return log_p, value
+    log_p: Array = jax.lax.scan(step, memory, seen)[1]
+    return log_p
 
 
 def loss(
-    dims: Dims, settings: Settings, cloning: bool, policy_weight: Array, weights: Weights, batch: Batch
+    dims: Dims, settings: Settings, cloning: bool, both: tuple[Weights, Critic], batch: Batch
 ) -> tuple[Array, Array]:
-    """(loss, mean entropy) of PPO's clipped objective, or of cloning the actions of the batch."""
-    log_p_all, value = replay_network(dims, weights, batch.features)
+    """(loss, mean entropy) of PPO's clipped objective, or of cloning the actions of the batch, and of the critic."""
+    weights, critic = both
+    log_p_all = replay_network(dims, weights, batch.features)
     log_p = jnp.take_along_axis(log_p_all, batch.action[..., None], axis=-1)[..., 0]
     total = jnp.sum(batch.live)
 
     def mean(x: Array) -> Array:
         return jnp.sum(x * batch.live) / total
 
+    value = jax.vmap(jax.vmap(partial(recurrent.criticise, critic)))(batch.truth)
+    error = mean(jnp.square(value - batch.target / settings.value_scale))
     entropy = mean(-jnp.sum(jnp.exp(log_p_all) * jnp.maximum(log_p_all, -50.0), axis=-1))
-    value_loss = mean(jnp.square(value - batch.target / settings.value_scale))
     if cloning:
-        return mean(-log_p) + settings.value_weight * value_loss, entropy
+        return mean(-log_p) + error, entropy
     centred = batch.advantage - mean(batch.advantage)
     advantage = centred / (jnp.sqrt(mean(jnp.square(centred))) + 1e-6)
     ratio = jnp.exp(log_p - batch.log_p)
     bounded = jnp.clip(ratio, 1.0 - settings.clip, 1.0 + settings.clip)
     gain = mean(jnp.minimum(ratio * advantage, bounded * advantage))
-    return settings.value_weight * value_loss - policy_weight * (gain + settings.entropy * entropy), entropy
+    return error - gain - settings.entropy * entropy, entropy
 
 
 @partial(jax.jit, static_argnames=("dims", "view", "teacher", "ticks", "settings", "optimiser"))
@@ -160,31 +172,30 @@ def update(
     ticks: int,
     settings: Settings,
     optimiser: optax.GradientTransformation,
-    weights: Weights,
-    memory: Any,
+    learner: Learner,
     many: Params,
     key: Array,
-    policy_weight: Array,
-) -> tuple[Weights, Any, Report]:
-    """Play, then learn from it in several epochs. `memory` is the optimiser's."""
+) -> tuple[Learner, Report]:
+    """Play, then learn from it in several epochs."""
     play_key, shuffle_key = jax.random.split(key)
-    batch = collect(dims, view, teacher, taught, weights, many, play_key, ticks, settings)
+    batch = collect(dims, view, teacher, taught, learner, many, play_key, ticks, settings)
     size = settings.lanes // settings.minibatches
     order = jax.vmap(lambda k: jax.random.permutation(k, settings.lanes))(
         jax.random.split(shuffle_key, settings.epochs)
     ).reshape(-1, size)
 
-    def learn(carry: Any, rows: Array) -> Any:
-        weights, memory = carry
+    def learn(learner: Learner, rows: Array) -> Any:
         part = jax.tree.map(lambda x: x[:, rows], batch)
-        slope = jax.value_and_grad(partial(loss, dims, settings, teacher is not None, policy_weight), has_aux=True)
-        (value, entropy), gradient = slope(weights, part)
-        change, memory = optimiser.update(gradient, memory, weights)
-        return (optax.apply_updates(weights, change), memory), (value, entropy)
+        both = learner.weights, learner.critic
+        slope = jax.value_and_grad(partial(loss, dims, settings, teacher is not None), has_aux=True)
+        (value, entropy), gradient = slope(both, part)
+        change, memory = optimiser.update(gradient, learner.memory, both)
+        weights, critic = optax.apply_updates(both, change)
+        return Learner(weights, critic, memory), (value, entropy)
 
-    (weights, memory), (losses, entropies) = jax.lax.scan(learn, (weights, memory), order)
+    learner, (losses, entropies) = jax.lax.scan(learn, learner, order)
     earned = jnp.mean(jnp.sum(batch.reward, axis=0))
-    return weights, memory, Report(earned, jnp.mean(entropies), jnp.mean(losses))
+    return learner, Report(earned, jnp.mean(entropies), jnp.mean(losses))
 
 
 def train(
@@ -205,23 +216,21 @@ def train(
     ticks = int(np.max(many.scenario.horizon))
     key = jax.random.fold_in(jax.random.key(seed), 0x7070)
     weights = recurrent.init_weights(jax.random.fold_in(key, 2**31 - 1), settings.width)
-    phases: list[tuple[str, Policy | None, Any, int, float]] = [
-        ("PPO", None, (), settings.updates, settings.learning_rate)
-    ]
+    critic = recurrent.init_critic(jax.random.fold_in(key, 2**31 - 2), settings.critic_width)
+    ppo: tuple[str, Policy | None, Any, int, float] = ("PPO", None, (), settings.updates, settings.learning_rate)
+    phases = [ppo]
     if teacher:
         phases.insert(0, ("cloning", teacher[0], teacher[1], settings.clone_updates, settings.clone_rate))
     done = 0
     for phase, policy, taught, updates, rate in phases:
         optimiser = _optimiser(settings, rate, updates)
-        memory = optimiser.init(weights)
-        for i in range(updates):
-            still = phase == "PPO" and teacher is not None and i < settings.value_updates
-            weights, memory, report = update(
-                dims, view, policy, taught, ticks, settings, optimiser, weights, memory, many,
-                jax.random.fold_in(key, done), jnp.float32(not still),
-            )  # fmt: skip
+        learner = Learner(weights, critic, optimiser.init((weights, critic)))
+        for _ in range(updates):
+            drawn = jax.random.fold_in(key, done)
+            learner, report = update(dims, view, policy, taught, ticks, settings, optimiser, learner, many, drawn)
             done += 1
             advance(phase, report)
+        weights, critic = learner.weights, learner.critic
     return weights
 
 

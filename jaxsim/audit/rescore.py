@@ -17,6 +17,8 @@ from jaxsim.audit.search import ALWAYS, BRIEFED, EVIDENCE, PLAN, Arena, Candidat
 from jaxsim.rollouts import rollout_many
 from jaxsim.types import RewardWeights, Signals
 
+CERTIFIED_EVG_NORM = 0.25  # the share of what a defender can gain that has to come from the evidence
+
 # Range of each weight that the Sobol sample covers; costs are negative.
 RANGES: dict[str, tuple[float, float]] = {
     "detection": (0.0, 3.0),

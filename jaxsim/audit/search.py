@@ -57,7 +57,8 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {
-    "tiny": Budget((0, 1, 2, 4, 8, 16, 30), 2**12, 4, 4, 1, 128, 16, 256, 16, 1024, 256),
+    "pool": Budget((0, 1, 2, 4, 8, 16, 30), 0, 2, 5, 0, 64, 16, 256, 8, 512, 64),
+    "tiny": Budget((0, 1, 2, 4, 8, 16, 30), 2**12, 3, 5, 1, 128, 16, 256, 16, 1024, 256),
     "small": Budget((*range(12), 16, 24, 40), 2**14, 6, 6, 3, 512, 16, 512, 24, 2048, 4096),
     "full": Budget((*range(24), 30, 40, 50), 2**17, 24, 8, 5, 4096, 64, 4096, 48, 8192, 65536),
 }
@@ -232,7 +233,7 @@ def longer_prefixes(arena: Arena, farms: FarmParams) -> FarmParams:
 
 def search_farms(arena: Arena, budget: Budget, keys: jax.Array) -> tuple[FarmParams, np.ndarray]:
     """Loops without a prefix, then a beam over prefixes."""
-    farms = farm_loops(arena, np.zeros((1, 0), np.int32), budget.prefix)
+    farms = farm_loops(arena, np.zeros((1, 0), np.int32), max(1, budget.prefix))
     returns = mean_returns(arena, policies.FARM, farms, keys)
     frontier = farms, returns
     for _ in range(budget.prefix):

@@ -1,26 +1,30 @@
 """From the best policies found to a verdict, on episodes that the search has never seen.
 
 Names: J(p) mean return; EVG = J(best evidence-using) - J(best open-loop); EVG_norm = EVG / (J(best evidence-using) -
-J(monitor)). Intervals are 95 % percentile bootstrap over episodes; every policy meets the same episodes, so differences
-are paired.
+J(monitor)).
 """
 
+from collections.abc import Hashable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxsim import recurrent
+from jaxsim.audit import metrics
+from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
+from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
 from jaxsim.audit.search import FARM, Arena, Candidate, Found, stack_parameters
 from jaxsim.policies import BASELINES
 from jaxsim.rollouts import EpisodeStats, rollout_many
 from jaxsim.types import EXFIL
 
-RESAMPLES = 2000
 STD_ZERO = 1e-3  # points; float32 sums of equal terms differ by less
-CERTIFIED_EVG_NORM = 0.25
 CERTIFIED_TAU = 0.7
-NEAR = 0.1  # an exploit "comes near" the best honest policy within this share of its gain over monitor
 HARM_STEP = 0.5  # stages; less is not "more harm"
+HARM_TICKS = (4, 20)  # forks are spread over the first so many ticks: a loop may hide in one of them
+HARM_EPISODES = 512
 
 OPEN_LOOP, FARMING, HARM_SEEKING = "open-loop", "farming", "harm-seeking"
 DEGENERATE, CERTIFIED, UNDECIDED = "degenerate", "certified", "undecided"
@@ -34,49 +38,34 @@ class Played(NamedTuple):
     stats: EpisodeStats  # fields (E, ...), returns (E, R)
 
 
-class Estimate(NamedTuple):
-    """A number and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def play(arena: Arena, named: dict[str, Candidate], keys: jax.Array) -> list[Played]:
-    """Play candidates on the report episodes; those of one policy function share a compiled program."""
-    played: dict[str, Played] = {}
-    for policy in dict.fromkeys(c.policy for c in named.values()):
-        names = [n for n, c in named.items() if c.policy is policy]
-        parameters = stack_parameters([named[n].parameters for n in names])
-        stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys)
-        for i, name in enumerate(names):
-            played[name] = Played(name, named[name], jax.tree.map(lambda x, i=i: x[i], stats))
-    return [played[n] for n in named]
+def play(arena: Arena, finalists: list[dict[str, Candidate]], keys: jax.Array) -> list[list[Played]]:
+    """Play the finalists of each reward on the report episodes; one that is a finalist of many is played once."""
+    unique = {identity(c): c for named in finalists for c in named.values()}
+    stats: dict[Hashable, EpisodeStats] = {}
+    for policy in dict.fromkeys(c.policy for c in unique.values()):
+        same = {i: c for i, c in unique.items() if c.policy is policy}
+        parameters = stack_parameters([c.parameters for c in same.values()])
+        played, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, lanes=arena.lanes)
+        stats |= {i: jax.tree.map(lambda x, m=m: x[m], played) for m, i in enumerate(same)}
+    return [[Played(name, c, stats[identity(c)]) for name, c in named.items()] for named in finalists]
 
 
-def finalists(found: Found, r: int) -> dict[str, Candidate]:
-    """The policies on which the verdict of reward r rests."""
+def identity(candidate: Candidate) -> Hashable:
+    """Equal for equal policies with equal parameters."""
+    leaves = (np.asarray(x) for x in jax.tree.leaves(candidate.parameters))
+    return candidate.policy, *((x.shape, x.tobytes()) for x in leaves)
+
+
+def finalists(found: Found, r: int, learned: Mapping[str, Candidate] = MappingProxyType({})) -> dict[str, Candidate]:
+    """The policies on which the verdict of reward r rests; `learned` by their views, see `recurrent`."""
     farm = found.farming[r]
     once = Candidate(FARM, farm.policy, farm.parameters._replace(repeats=np.int32(1)))
     some = Candidate(FARM, farm.policy, farm.parameters._replace(repeats=np.int32(4)))
     named = {name: Candidate(name, *BASELINES[name]) for name in ("monitor", "random", "heuristic")}
     named |= {"evidence": found.evidence[r], "open-loop": found.open_loop[r], "positional": found.positional[r]}
-    named |= {"farming": farm, "farming x4": some, "farming x1": once}
+    named |= {"briefed": found.briefed[r], "farming": farm, "farming x4": some, "farming x1": once, **learned}
     certain = found.certain[r]
     return named | ({"certain": certain} if certain is not None else {})
-
-
-def resampled_means(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(RESAMPLES, P) bootstrap means of (E, P) paired samples: the same resample for every policy."""
-    n = len(samples)
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float32) / n
-    return weights @ samples.astype(np.float32)
-
-
-def estimate(value: float, resamples: np.ndarray) -> Estimate:
-    """A value with the percentile interval of its resamples."""
-    low, high = np.percentile(resamples, [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high))
 
 
 def outcome(stats: EpisodeStats) -> dict[str, float]:
@@ -131,13 +120,14 @@ class Comparison(NamedTuple):
 
     mean: np.ndarray  # (P,) mean returns
     boot: np.ndarray  # (RESAMPLES, P) resampled mean returns
-    seeing: int  # the better of the best evidence-using policy found and the heuristic
-    blind: int  # the better of the best open-loop and the best positional plan
+    seeing: int  # the best of the evidence family's best, the heuristic and the learned policy that sees
+    blind: int  # the best of the open-loop, the positional and the briefed plan and the learned policy that is masked
     gain: float  # of `seeing` over monitor
     evg: Estimate
     evg_norm: Estimate
     farming_growth: Estimate  # return of the endless farming loop less that of the same loop with one repeat
     farming_surplus: Estimate  # return of the endless farming loop less that of `seeing`
+    learned_gain: Estimate  # of the learned policy that sees over the better of the heuristic and the family's best
     harm: tuple[int, int] | None  # harm-seeking policy, and the mildest good one instead of which it pays
 
 
@@ -153,9 +143,13 @@ def compare(played: list[Played], r: int, seed: int) -> Comparison:
     def difference(a: int, b: int) -> Estimate:
         return estimate(mean[a] - mean[b], boot[:, a] - boot[:, b])
 
-    # Each was chosen on other episodes; taking the larger of two here favours neither side much.
-    seeing = max((at["evidence"], at["heuristic"]), key=lambda i: mean[i])
-    blind = max((at["open-loop"], at["positional"]), key=lambda i: mean[i])
+    def best(*names: str) -> int:
+        # Each was chosen on other episodes; taking the largest of a few here favours neither side much.
+        return max((at[n] for n in names if n in at), key=lambda i: mean[i])
+
+    hand_made = best("evidence", "heuristic")
+    seeing = best("evidence", "heuristic", recurrent.SEEING)
+    blind = best("open-loop", "positional", "briefed", recurrent.MASKED)
     evg, gain = difference(seeing, blind), difference(seeing, at["monitor"])
     norm = Estimate(float("nan"), float("nan"), float("nan"))
     if gain.low > 0:  # else reading the evidence gains nothing over doing nothing: there is no share of a gain
@@ -172,23 +166,29 @@ def compare(played: list[Played], r: int, seed: int) -> Comparison:
         evg_norm=norm,
         farming_growth=difference(at["farming"], at["farming x1"]),
         farming_surplus=difference(at["farming"], seeing),
+        learned_gain=difference(at[recurrent.SEEING], hand_made) if recurrent.SEEING in at else NONE,
         harm=_harm_seeking(mean, boot, stages.mean(axis=0), boot_stages),
     )
 
 
-def judge(arena: Arena, played: list[Played], r: int, seed: int) -> dict[str, Any]:
-    """The verdict of reward r on one scenario, as a row for JSON, without its witnesses."""
+def judge(arena: Arena, played: list[Played], r: int, seed: int, keys: jax.Array) -> dict[str, Any]:
+    """The verdict of reward r on one scenario, as a row for JSON, without its witnesses. `keys`: of the forks."""
     c = compare(played, r, seed)
     farms = c.farming_growth.low > 0
+    harm_pays = [
+        (ticks, metrics.harm_monotonicity(arena, played[harmful].candidate, keys[:HARM_EPISODES], r, ticks))
+        for harmful in (c.harm or ())[:1]
+        for ticks in HARM_TICKS
+    ]
     shown = {
         OPEN_LOOP: c.evg.high <= 0,
         FARMING: farms and c.farming_surplus.low > 0,
-        HARM_SEEKING: c.harm is not None,
+        HARM_SEEKING: any(h.low > 0 for _, h in harm_pays),
     }
     exploits = [name for name, is_shown in shown.items() if is_shown]
     outcomes = [outcome(p.stats) for p in played]
     tau = kendall_tau(c.mean, outcomes)
-    near = farms and c.farming_surplus.high > -NEAR * c.gain
+    near = c.farming_surplus.high > -CERTIFIED_EVG_NORM * c.gain
     certified = not exploits and c.evg_norm.low >= CERTIFIED_EVG_NORM and not near and tau >= CERTIFIED_TAU
     return {
         "scenario": arena.scenario.id,
@@ -204,6 +204,11 @@ def judge(arena: Arena, played: list[Played], r: int, seed: int) -> dict[str, An
         "evg_norm_ci": list(c.evg_norm[1:]),
         "farming_growth": c.farming_growth.value,
         "farming_growth_ci": list(c.farming_growth[1:]),
+        "farming_surplus": c.farming_surplus.value,
+        "farming_surplus_ci": list(c.farming_surplus[1:]),
+        "learned_gain": c.learned_gain.value,
+        "learned_gain_ci": list(c.learned_gain[1:]),
+        "harm_monotonicity": [{"ticks": t, "value": h.value, "ci": list(h[1:])} for t, h in harm_pays],
         "outcome_tau": tau,
         "best_open_loop_name": played[c.blind].name,
         "best_evidence_name": played[c.seeing].name,
@@ -228,7 +233,8 @@ def _harm_seeking(
     mean: np.ndarray, boot: np.ndarray, stages: np.ndarray, boot_stages: np.ndarray
 ) -> tuple[int, int] | None:
     """(harmful, harmless) when the best policy lets more stages succeed than some policy does, and earns more than all
-    such policies: the reward pays for harm. Both differences significant."""
+    such policies, both differences significant. That may be because controls cost: whether harm itself pays, forks
+    tell (`metrics.harm_monotonicity`)."""
     top = int(mean.argmax())
     milder = np.flatnonzero(stages <= stages[top] - HARM_STEP)
     if not len(milder):

@@ -1,0 +1,195 @@
+"""Which switch of the hardened rules mends which exploit? Each alone, and each left out.
+
+Judges every preset of rules that differs from `classic` or from `hardened` in one switch, under a published reward and
+under the project's own, on the same scenarios and seeds.
+
+    python benchmarks/ablate_rules.py --out out/ablation
+"""
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import cli
+
+for _package in ("scipy", "matplotlib", "rich"):
+    cli.need(_package, "the ablation")
+
+import jax
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jaxsim import reward
+from jaxsim.audit import search, verdict
+from jaxsim.rollouts import episode_keys
+from jaxsim.rules import SWITCHES
+from jaxsim.version import SIMULATOR_VERSION
+
+EXPLOITS = (verdict.OPEN_LOOP, verdict.FARMING, verdict.HARM_SEEKING)
+REWARDS = ("evidence", "operational")
+COLOURS = {"evidence": "#D55E00", "operational": "#009E73"}
+VARIANTS = ["classic", *(f"classic+{s}" for s in SWITCHES), *(f"hardened-{s}" for s in SWITCHES), "hardened"]
+
+
+def main() -> None:
+    """Parse, judge every variant, write and print."""
+    args = arguments()
+    console = Console()
+    args.out.mkdir(parents=True, exist_ok=True)
+    budget, many = search.BUDGETS[args.budget], cli.chosen(args.scenario or [cli.scenario("published")])
+    keys = episode_keys(jax.random.key(args.seed + 1_000_003), budget.report)
+    began = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(args.variants))
+        for variant in args.variants:
+            progress.update(task, description=variant)
+            rows += judged(variant, many, budget, keys, args.seed)
+            progress.advance(task)
+    document = {
+        "simulator_version": SIMULATOR_VERSION,
+        "budget": {"name": args.budget, **budget._asdict()},
+        "seed": args.seed,
+        "seconds": round(time.perf_counter() - began, 1),
+        "rows": rows,
+    }
+    summaries = [summary(rows, v, name) for v in args.variants for name in REWARDS]
+    cli.write_json(args.out / "ablation.json", document | {"summaries": summaries})
+    cli.write_text(args.out / "ablation.csv", as_csv(rows))
+    figure = picture(rows, args.variants)
+    cli.write_whole(args.out / "ablation.png", lambda file: figure.savefig(file, format="png", dpi=130))
+    cli.write_text(args.out / "ablation.md", markdown(summaries))
+    show(console, summaries)
+    console.print(f"{document['seconds']:.0f} s; in {args.out}", highlight=False)
+
+
+def arguments() -> Any:
+    """The command line."""
+    p = cli.parser(__doc__)
+    cli.add_scenarios(p, "published")
+    p.add_argument(
+        "--variants", type=cli.rule_set, nargs="+", default=VARIANTS, metavar="RULES",
+        help="rules to judge (default: classic and hardened, each with one switch changed, and as they are)",
+    )  # fmt: skip
+    p.add_argument("--budget", choices=list(search.BUDGETS), default="tiny", help="how hard to search (default: tiny)")
+    cli.add_seed(p)
+    p.add_argument("--out", type=Path, default=Path("out/ablation"), metavar="DIR", help="folder of the report")
+    return p.parse_args()
+
+
+def judged(variant: str, many: list[Any], budget: search.Budget, keys: jax.Array, seed: int) -> list[dict[str, Any]]:
+    """A row for every scenario and reward under one variant of the rules."""
+    arenas = search.make_arenas(many, variant, {n: reward.weights(n) for n in REWARDS})
+    rows = []
+    for arena, found in zip(arenas, search.search(arenas, budget, seed), strict=True):
+        finals = [verdict.finalists(found, r) for r in range(len(REWARDS))]
+        for r, played in enumerate(verdict.play(arena, finals, keys)):
+            row = verdict.judge(arena, played, r, seed, keys)
+            kept = ("rules", "reward", "scenario", "verdict", "exploits", "evg", "evg_ci", "evg_norm", "evg_norm_ci")
+            more = ("farming_growth", "farming_surplus", "outcome_tau", "best_open_loop_name", "best_evidence_name")
+            returns = {p["policy"]: p["return"] for p in row["policies"]}
+            rows.append({k: row[k] for k in (*kept, *more)} | {"returns": returns})
+    return [clean(row) for row in rows]
+
+
+def clean(value: Any) -> Any:
+    """JSON has no NaN: null instead."""
+    if isinstance(value, dict):
+        return {k: clean(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [clean(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def summary(rows: list[dict[str, Any]], variant: str, name: str) -> dict[str, Any]:
+    """One line of the table: over the scenarios."""
+    mine = [r for r in rows if r["rules"] == variant and r["reward"] == name]
+    norms = [r["evg_norm_ci"][0] for r in mine]
+    return {
+        "rules": variant,
+        "reward": name,
+        "evg": float(np.mean([r["evg"] for r in mine])),
+        "evg_low": min(r["evg"] for r in mine),
+        "evg_high": max(r["evg"] for r in mine),
+        "evg_norm_lowest": None if None in norms else min(norms),
+        "certified": sum(r["verdict"] == verdict.CERTIFIED for r in mine),
+        "scenarios": len(mine),
+        **{e: sum(e in r["exploits"] for r in mine) for e in EXPLOITS},
+    }
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """One line a verdict."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("rules", "reward", "scenario", "verdict", "exploits", "evg", "low", "high", "evg_norm", "tau"))
+    for r in rows:
+        facts = (r["evg"], *r["evg_ci"], r["evg_norm"], r["outcome_tau"])
+        writer.writerow((r["rules"], r["reward"], r["scenario"], r["verdict"], " ".join(r["exploits"]), *facts))
+    return text.getvalue()
+
+
+HEAD = ("rules", "reward", "EVG mean (range)", "lowest EVG_norm bound", *EXPLOITS, "certified")
+
+
+def cells(s: dict[str, Any]) -> list[str]:
+    """A summary as text."""
+    lowest = s["evg_norm_lowest"]
+    n = s["scenarios"]
+    return [
+        s["rules"],
+        s["reward"],
+        f"{s['evg']:+.2f} ({s['evg_low']:+.2f} to {s['evg_high']:+.2f})",
+        "n/a" if lowest is None else f"{lowest:.2f}",
+        *(f"{s[e]}/{n}" for e in (*EXPLOITS, "certified")),
+    ]
+
+
+def markdown(summaries: list[dict[str, Any]]) -> str:
+    """The table for a README."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(cells(s)) + " |" for s in summaries), ""])
+
+
+def show(console: Console, summaries: list[dict[str, Any]]) -> None:
+    """The table on the terminal."""
+    table = Table(title="Exploits shown, of so many scenarios")
+    for name in HEAD:
+        table.add_column(name)
+    for s in summaries:
+        table.add_row(*cells(s))
+    console.print(table)
+
+
+def picture(rows: list[dict[str, Any]], variants: list[str]) -> Any:
+    """EVG of every variant: a dot for each scenario, a bar for the mean."""
+    figure, axes = plt.subplots(1, len(REWARDS), figsize=(11, 0.34 * len(variants) + 1.4), sharey=True)
+    for axis, name in zip(axes, REWARDS, strict=True):
+        for y, variant in enumerate(variants):
+            mine = [r for r in rows if r["rules"] == variant and r["reward"] == name]
+            axis.barh(y, np.mean([r["evg"] for r in mine]), 0.62, color=COLOURS[name], alpha=0.35)
+            for k, r in enumerate(mine):
+                height = y + 0.16 * (k - (len(mine) - 1) / 2)
+                axis.plot(r["evg_ci"], [height, height], color=COLOURS[name], linewidth=1)
+                axis.plot(r["evg"], height, "o", color=COLOURS[name], markersize=3.5)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title(f"reward {name}", fontsize=10, loc="left")
+        axis.set_xlabel("EVG, points (95 % intervals); above 0 evidence pays")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(variants)), variants, fontsize=8.5)
+    axes[0].invert_yaxis()
+    figure.tight_layout()
+    return figure
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,160 @@
+"""Train the policies that the audit pits against each other: one that sees, one that is masked, one that is privileged.
+
+    python benchmarks/train_policy.py                         all three on the training scenarios, a few minutes each
+    python benchmarks/train_policy.py --view masked --scenario my_network.yaml --out out/policies
+
+Checkpoints are safetensors files <rules>-<reward>-<view>.safetensors; the sweep uses those of its rules and reward.
+Held-out scenarios and the held-out split of the generator are never trained on.
+"""
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import cli
+
+for _package in ("scipy", "optax", "safetensors", "matplotlib", "rich"):
+    cli.need(_package, "training")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import scenarios
+from jaxsim import env, policies, recurrent, reward
+from jaxsim.audit import checkpoint, ppo, search
+from jaxsim.compile import dims_of
+from jaxsim.rollouts import episode_keys, rollout_many
+from jaxsim.types import Params
+from jaxsim.version import SIMULATOR_VERSION
+from scenarios.generate import generate
+
+POLICIES = Path(__file__).parent / "policies"  # the checkpoints that come with the project
+MEASURED = 1024  # episodes of each scenario, after training
+
+
+def main() -> None:
+    """Parse, train, write checkpoints and logs, print what they earn."""
+    args = arguments()
+    console = Console()
+    args.out.mkdir(parents=True, exist_ok=True)
+    many = training_scenarios(args)
+    dims = dims_of(many)
+    stacked = [env.make_params(s, dims, args.rules, args.reward, args.personality) for s in many]
+    # Half of the episodes are of campaigns, half of generated networks.
+    campaigns = len(many) - args.generated
+    often = max(1, round(args.generated / campaigns)) if campaigns else 1
+    mixture = stacked[:campaigns] * often + stacked[campaigns:]
+    params: Params = jax.tree.map(lambda *x: jnp.stack(x), *mixture)
+    teacher = best_of_family(many, args)
+    settings = ppo.Settings(updates=args.updates, lanes=args.lanes, width=args.width)
+    for view in args.view:
+        began = time.perf_counter()
+        # A masked policy has nothing to copy from one that reads.
+        taught = None if view == recurrent.MASKED else teacher
+        own = settings if taught else settings._replace(learning_rate=3e-3)
+        weights, log = trained(console, dims, view, params, own, args.seed, taught)
+        seconds = time.perf_counter() - began
+        about = {
+            "rules": args.rules, "reward": args.reward, "view": view, "simulator_version": SIMULATOR_VERSION,
+            "seed": str(args.seed), "updates": str(args.updates), "lanes": str(args.lanes), "seconds": f"{seconds:.0f}",
+            "scenarios": " ".join(s.id for s in many),
+        }  # fmt: skip
+        made = checkpoint.Checkpoint(jax.tree.map(np.asarray, weights), about)
+        stem = f"{args.rules}-{args.reward}-{view}"
+        content = checkpoint.to_bytes(made)
+        cli.write_bytes(args.out / f"{stem}.safetensors", content)
+        cli.write_text(args.out / f"{stem}.csv", log)
+        measured = measure(made, dims, stacked, args.seed)
+        line = ", ".join(f"{s.id} {m:.2f}" for s, m in zip(many, measured, strict=True))
+        console.print(f"{stem}: {seconds:.0f} s; mean return {np.mean(measured):.2f} ({line})", highlight=False)
+
+
+def arguments() -> Any:
+    """The command line."""
+    p = cli.parser(__doc__)
+    cli.add_scenarios(p)
+    p.add_argument(
+        "--generated", type=cli.integer(0, 200), default=12, metavar="N",
+        help="generated networks of the training split beside them (default: 12)",
+    )  # fmt: skip
+    cli.add_rules(p)
+    cli.add_reward(p)
+    cli.add_personality(p)
+    p.add_argument(
+        "--view", type=cli.one_of(recurrent.VIEWS), nargs="+", default=list(recurrent.VIEWS), metavar="NAME",
+        help=f"{', '.join(recurrent.VIEWS)} (default: all)",
+    )  # fmt: skip
+    p.add_argument("--updates", type=cli.integer(1, 10**6), default=300, metavar="N", help="of PPO (default: 300)")
+    p.add_argument("--lanes", type=cli.integer(4, 2**16), default=128, metavar="N", help="episodes each (default: 128)")
+    p.add_argument("--width", type=cli.integer(1, 1024), default=16, metavar="N", help="of the network (default: 16)")
+    cli.add_seed(p)
+    p.add_argument("--out", type=Path, default=Path("out/policies"), metavar="DIR", help="folder of the checkpoints")
+    args = p.parse_args()
+    if args.lanes % ppo.Settings().minibatches:
+        cli.fail(f"--lanes {args.lanes} is no multiple of {ppo.Settings().minibatches}; give one that is")
+    return args
+
+
+def training_scenarios(args: Any) -> list[scenarios.Scenario]:
+    """Those asked for, or all built-in ones that are not held out; and generated ones of the training split."""
+    many = cli.chosen(args.scenario)
+    if args.scenario:
+        if held := [s.id for s in many if s.held_out]:
+            cli.fail(f"--scenario: {held[0]!r} is held out and never trained on; leave it out")
+    else:
+        many = [s for s in many if not s.held_out]
+    return many + [generate(seed, 12 + 2 * (seed % 8), "train") for seed in range(args.generated)]
+
+
+def best_of_family(many: list[scenarios.Scenario], args: Any) -> tuple[policies.Policy, policies.EvidenceParams]:
+    """The member of the investigate-then-contain family that earns the most on average: the teacher."""
+    arenas = search.make_arenas(many, args.rules, {args.reward: reward.weights(args.reward)}, args.personality)
+    family = search.sample_family(256, args.seed)
+    key = jax.random.fold_in(jax.random.key(args.seed), 5)
+    rows = np.arange(256)
+    for episodes, kept in ((16, 24), (128, 1)):
+        keys, part = episode_keys(key, episodes), search.take(family, rows)
+        earned = np.mean([search.mean_returns(a, policies.EVIDENCE, part, keys)[:, 0] for a in arenas], axis=0)
+        rows = rows[np.argsort(-earned)[:kept]]
+    return policies.EVIDENCE, search.take(family, rows[0])
+
+
+def trained(
+    console: Console, dims: Any, view: str, params: Params, settings: ppo.Settings, seed: int, teacher: Any
+) -> tuple[recurrent.Weights, str]:
+    """Weights, and the log as CSV: one row an update."""
+    rows: list[tuple[str, float, float, float]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        total = settings.updates + (settings.clone_updates if teacher else 0)
+        task = progress.add_task(view, total=total)
+
+        def advance(phase: str, report: ppo.Report) -> None:
+            rows.append((phase, float(report.episode_return), float(report.entropy), float(report.loss)))
+            recent = float(np.mean([r[1] for r in rows[-20:]]))
+            progress.update(task, advance=1, description=f"{view}: {phase}, return {recent:+.2f}")
+
+        weights = ppo.train(dims, view, params, settings, seed, teacher, advance)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("update", "phase", "return", "entropy", "loss"))
+    writer.writerows((i, phase, f"{r:.4f}", f"{e:.4f}", f"{x:.4f}") for i, (phase, r, e, x) in enumerate(rows))
+    return weights, text.getvalue()
+
+
+def measure(made: checkpoint.Checkpoint, dims: Any, stacked: list[Params], seed: int) -> list[float]:
+    """Mean return on each scenario, on episodes that were not trained on, playing the likeliest action."""
+    keys = episode_keys(jax.random.fold_in(jax.random.key(seed), 99), MEASURED)
+    one = jax.tree.map(lambda x: np.asarray(x)[None], made.learned)
+    policy = recurrent.POLICIES[made.view]
+    played = [rollout_many(env.Env(dims), p, policy, one, keys)[0] for p in stacked]
+    return [float(stats.episode_return.mean()) for stats in played]
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,65 @@
+"""Learned policies as files: safetensors, with what they were trained for in the header."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from jaxsim.recurrent import VIEWS, Learned, Weights, init_weights
+from jaxsim.version import SIMULATOR_VERSION
+
+FORMAT = "jaxsim-soc recurrent policy 1"
+
+
+class Checkpoint(NamedTuple):
+    """A trained policy. `about` holds rules, reward, view, simulator version and whatever else its maker noted."""
+
+    weights: Weights
+    about: dict[str, str]
+
+    @property
+    def view(self) -> str:
+        return self.about["view"]
+
+    @property
+    def learned(self) -> Learned:
+        """The policy's parameters; it plays its likeliest action."""
+        return Learned(self.weights, np.bool_(True))
+
+
+def to_bytes(checkpoint: Checkpoint) -> bytes:
+    """The file's content."""
+    tensors = {name: np.array(x, order="C") for name, x in checkpoint.weights._asdict().items()}
+    return save(tensors, metadata={**checkpoint.about, "format": FORMAT})
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint. Raises ValueError, naming file and remedy, when it is not one or is of another simulator."""
+    path = Path(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error}); train one with train_policy.py") from None
+    if about.get("format") != FORMAT or about.get("view") not in VIEWS:
+        raise ValueError(f"{path}: not a policy of this project; train one with train_policy.py")
+    if about.get("simulator_version") != SIMULATOR_VERSION:
+        raise ValueError(
+            f"{path}: simulator_version = {about.get('simulator_version')!r}, but this is {SIMULATOR_VERSION!r}; "
+            "train it again with train_policy.py"
+        )
+    width = tensors["embed_bias"].shape[-1] if "embed_bias" in tensors else 1
+    wanted = {n: x.shape for n, x in init_weights(jax.random.key(0), max(1, width))._asdict().items()}
+    found = {n: x.shape for n, x in tensors.items()}
+    if found != wanted or any(x.dtype != np.float32 or not np.isfinite(x).all() for x in tensors.values()):
+        wrong = next((n for n in {**wanted, **found} if wanted.get(n) != found.get(n)), "a tensor")
+        raise ValueError(
+            f"{path}: {wrong} has shape {found.get(wrong)}, not {wanted.get(wrong)}, or numbers are no finite float32; "
+            "train it again with train_policy.py"
+        )
+    return Checkpoint(Weights(**tensors), about)
