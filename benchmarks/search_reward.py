@@ -2,8 +2,8 @@
 
 Plays a pool of policies once on the training scenarios under the `hardened` rules, then scores thousands of weightings
 from what they did. Without clip and cap a return is linear in the counts of what happened, so the scoring is exact. The
-choice: of the weightings that certify with a margin however single weights move, the one whose best policy prevents
-most exfil.
+choice: of the weightings that certify with a margin however single weights move, those whose best policy prevents most
+exfil, and of these the one with the largest EVG_norm when moved. Detection and evidence are always worth something.
 
     python benchmarks/search_reward.py --out out/reward
 """
@@ -42,11 +42,11 @@ RULES = "hardened"
 PIVOTS = 4  # weightings under which the pool is searched
 # Ranges of the weights that vary; the exfil of -6 points sets the scale. `stage_left` holds with and without exfil.
 RANGES: dict[str, tuple[float, float]] = {
-    "detection": (0.0, 0.5),
+    "detection": (0.02, 0.2),
     "active_block": (0.0, 1.5),
     "preemptive_block": (0.0, 0.2),
-    "containment_cost": (-0.1, 0.0),
-    "evidence": (0.0, 0.5),
+    "containment_cost": (-0.03, 0.0),
+    "evidence": (0.02, 0.2),
     "false_positive": (-1.0, 0.0),
     "disruption": (-0.06, -0.005),
     "stage_left": (0.05, 1.0),
@@ -57,6 +57,7 @@ LINEAR = [n for n in RewardWeights._fields if n not in ("disruption_cap", "clip"
 MARGIN = 0.35  # EVG_norm that every single move of a weight by MOVE must leave, over all scenarios
 MOVE = 0.2
 TAU = 0.9
+SAME = 0.02  # shares of exfils prevented that differ less are held to be the same
 HARM = ("exfil_rate", "stages_succeeded", "downtime", "false_positive_containments")
 
 
@@ -95,7 +96,8 @@ def main() -> None:
     able = np.flatnonzero(robust >= MARGIN)
     if not len(able):
         cli.fail("no weighting certifies with the margin; search more (--weightings) or harder (--budget)")
-    best = able[scores.prevented[able].argmax()]
+    safest = able[scores.prevented[able] >= scores.prevented[able].max() - SAME]
+    best = safest[robust[safest].argmax()]
     chosen = {n: float(f"{v[best]:.2g}") for n, v in weights.items()}
     rounded = score(grounds, {n: np.asarray([v]) for n, v in chosen.items()})
     document = {
@@ -210,12 +212,17 @@ def ground(arena: search.Arena, found: search.Found, learned: list[search.Candid
 
 
 def draw(many: int, seed: int) -> dict[str, np.ndarray]:
-    """(C,) values of the weights that vary, spread evenly; each is exactly 0 in one weighting of four, if it may be."""
+    """(C,) values of the weights that vary, spread evenly; each is exactly 0 in one weighting of four, if it may be.
+
+    A stage compromises at most two targets. What they can pay, once each, is never more than the stage costs: so no
+    weighting pays a defender to let an attack go on.
+    """
     u = qmc.Sobol(2 * len(RANGES), rng=np.random.default_rng(seed)).random(many)
     columns = {}
     for i, (name, (lo, hi)) in enumerate(RANGES.items()):
         value = lo + (hi - lo) * u[:, 2 * i]
         columns[name] = np.where((lo * hi == 0.0) & (u[:, 2 * i + 1] < 0.25), 0.0, value)
+    columns["stage_left"] = np.maximum(columns["stage_left"], 2.0 * (columns["detection"] + columns["evidence"]))
     return columns
 
 

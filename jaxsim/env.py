@@ -179,8 +179,9 @@ def make(
     """An environment and its parameters, by names.
 
     `scenario` is a built-in name, the path of a scenario file, or a loaded scenario; `reward` a preset's name or all
-    weights by name; `dims` larger sizes to pad to, so that params of several scenarios can be stacked. Raises
-    `scenarios.ScenarioError` for a bad scenario and ValueError for an unknown name or a bad weight.
+    weights by name; `dims` larger sizes to pad to, so that params of several scenarios can be stacked. The rules and
+    the reward of the published simulator are "classic" and "evidence". Raises `scenarios.ScenarioError` for a bad
+    scenario and ValueError for an unknown name or a bad weight.
     """
     loaded = scenario if isinstance(scenario, scenarios.Scenario) else scenarios.load(scenario)
     dims = dims or dims_of([loaded])

@@ -189,11 +189,12 @@ def rollout_many(
     if unknown := set(shuffle) - set(CHANNELS):
         raise ValueError(f"observation channel {min(unknown)!r} is unknown; choose among {', '.join(CHANNELS)}")
     many = jax.tree.leaves(parameters)[0].shape[0]
-    chunk = min(many, max(1, lanes // len(keys)))
+    # A power of two, so that searches of many sizes share few compiled programs.
+    chunk = min(1 << (many - 1).bit_length(), max(1, lanes // len(keys)))
     ticks = int(np.max(params.scenario.horizon)) if record else None
     parts = []
     for i in range(0, many, chunk):
-        # The last chunk is filled up, so that every chunk runs the same compiled program.
+        # The last chunk is filled up, and cut again below.
         rows = np.minimum(np.arange(i, i + chunk), many - 1)
         part = jax.tree.map(lambda x, rows=rows: jnp.asarray(x)[rows], parameters)
         stats, trajectory = _rollout(env_.dims, policy, part, params, keys, ticks, tuple(sorted(shuffle)))

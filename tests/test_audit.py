@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import sweep_rewards
 
 import scenarios
 from jaxsim import reward
-from jaxsim.audit import rescore, search, verdict, witness
+from jaxsim.audit import bootstrap, rescore, search, verdict, witness
 from jaxsim.audit.search import Arena, Candidate
 from jaxsim.policies import BASELINES, FARM, PLAN, FarmParams
 from jaxsim.replays import load_record, play_record
@@ -31,9 +32,10 @@ TINY = search.Budget(
     screen=16,
     select=64,
     kept=24,
-    report=256,
+    report=512,
     configs=64,
 )
+REPORT_KEYS = episode_keys(jax.random.key(99), TINY.report)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +50,13 @@ def found(arena: Arena) -> search.Found:
 
 
 @pytest.fixture(scope="module")
-def rows(arena: Arena, found: search.Found) -> list[dict[str, Any]]:
-    keys = episode_keys(jax.random.key(99), TINY.report)
-    played = verdict.play(arena, [verdict.finalists(found, r) for r in range(2)], keys)
-    return [verdict.judge(arena, p, r, 0, keys) for r, p in enumerate(played)]
+def played(arena: Arena, found: search.Found) -> list[list[verdict.Played]]:
+    return verdict.play(arena, [verdict.finalists(found, r) for r in range(2)], REPORT_KEYS)
+
+
+@pytest.fixture(scope="module")
+def rows(arena: Arena, played: list[list[verdict.Played]]) -> list[dict[str, Any]]:
+    return [verdict.judge(arena, p, r, 0, REPORT_KEYS) for r, p in enumerate(played)]
 
 
 def plan(arena: Arena, *texts: str) -> np.ndarray:
@@ -69,6 +74,31 @@ def test_search_finds_the_blind_optimum_and_the_farm(arena: Arena, rows: list[di
         assert best["return"] >= 7.2 and best["std"] < verdict.STD_ZERO and best["tells"]["suspicious"]
     assert verdict.FARMING in evidence["exploits"] and verdict.HARM_SEEKING in evidence["exploits"]
     assert linear["exploits"] == [verdict.OPEN_LOOP], "without an evidence bonus there is nothing to farm"
+
+
+def test_harm_seeking_needs_that_harm_itself_pays(
+    arena: Arena, played: list[list[verdict.Played]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy that earns more and stops less is not enough: that may be because controls cost."""
+    monkeypatch.setattr(verdict.metrics, "harm_monotonicity", lambda *args: bootstrap.Estimate(0.1, -0.1, 0.3))
+    row = verdict.judge(arena, played[1], 1, 0, REPORT_KEYS)
+    assert row["harm_seeker"] is not None and verdict.HARM_SEEKING not in row["exploits"]
+    assert [(h["ticks"], h["ci"]) for h in row["harm_monotonicity"]] == [(t, [-0.1, 0.3]) for t in verdict.HARM_TICKS]
+
+
+def test_a_finalist_of_many_rewards_is_played_once(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle, first = Candidate("monitor", *BASELINES["monitor"]), Candidate("plan", PLAN, np.asarray([0, 3], np.int32))
+    counted = []
+
+    def spy(env: Any, params: Any, policy: Any, parameters: Any, keys: Any, **options: Any) -> Any:
+        counted.append(jax.tree.leaves(parameters)[0].shape[0])
+        return rollout_many(env, params, policy, parameters, keys, **options)
+
+    monkeypatch.setattr(verdict, "rollout_many", spy)
+    both = verdict.play(arena, [{"monitor": idle, "a": first}, {"b": first}], REPORT_KEYS[:16])
+    assert counted == [2]
+    assert [[p.name for p in of_one] for of_one in both] == [["monitor", "a"], ["b"]]
+    np.testing.assert_array_equal(both[0][1].stats.episode_return, both[1][0].stats.episode_return)
 
 
 def test_search_is_reproducible(arena: Arena, found: search.Found) -> None:
@@ -173,8 +203,8 @@ def test_bootstrap_is_paired_and_covers() -> None:
     rng = np.random.default_rng(0)
     luck = rng.normal(size=(400, 1)) * 10
     samples = luck + np.asarray([[0.0, 1.0]]) + rng.normal(size=(400, 2)) * 0.1
-    boot = verdict.resampled_means(samples, rng)
-    paired = verdict.estimate(1.0, boot[:, 1] - boot[:, 0])
+    boot = bootstrap.resampled_means(samples, rng)
+    paired = bootstrap.estimate(1.0, boot[:, 1] - boot[:, 0])
     assert paired.high - paired.low < 0.05, "the shared luck cancels"
     assert 1.5 < np.diff(np.percentile(boot[:, 0], [2.5, 97.5]))[0] < 2.5  # 2 x 1.96 x 10 / 20
 
@@ -220,7 +250,9 @@ def sweep(*args: str) -> subprocess.CompletedProcess[str]:
     ("args", "words"),
     [
         (("--reward", "evidense"), ("--reward", "evidense", "evidence")),
-        (("--rules", "hard"), ("--rules", "hard", "classic")),
+        (("--rules", "hard"), ("--rules", "hard", "classic, hardened")),
+        (("--rules", "hardened-evidnce"), ("--rules", "evidnce", "evidence_once")),
+        (("--move", "2"), ("--move", "'2'", "below 1")),
         (("--scenario", "supply"), ("supply", "supply_chain_token_drift")),
         (("--out", "/dev/null/x"), ("--out", "/dev/null/x")),
         (("--replay", "/nonexistent.json"), ("/nonexistent.json",)),
@@ -240,9 +272,40 @@ def test_replay_refuses_a_record_of_other_rules(tmp_path: Path) -> None:
     assert done.returncode == 2 and "version = '0'" in done.stderr and str(path) in done.stderr
 
 
+def test_weights_move_one_at_a_time() -> None:
+    moved = sweep_rewards.moved_weights("operational", 0.25)
+    base = reward.weights("operational")._asdict()
+    found = {}
+    for name, weights in moved.items():
+        ((weight, value),) = [(k, float(v)) for k, v in weights._asdict().items() if float(v) != float(base[k])]
+        found[name] = weight, round(value / float(base[weight]), 6)
+    assert found["operational clean×0.75"] == ("clean", 0.75)
+    movable = [w for w, v in base.items() if v and np.isfinite(v)]
+    assert sorted(found.values()) == sorted((w, f) for w in movable for f in (0.75, 1.25))
+    assert sweep_rewards.moved_weights("operational", 0.0) == {}
+
+
+def test_what_certify_asks_for() -> None:
+    row = {"verdict": verdict.CERTIFIED, "moved": None}
+    assert sweep_rewards.certified(row)
+    assert sweep_rewards.certified(row | {"moved": {"not_certified": []}})
+    assert not sweep_rewards.certified(row | {"moved": {"not_certified": ["operational clean×0.8"]}})
+    assert not sweep_rewards.certified(row | {"verdict": verdict.UNDECIDED})
+
+
+def test_a_bad_learned_policy_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep_rewards.learned(tmp_path, "classic", "linear") == {}
+    (tmp_path / "classic-linear-masked.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(SystemExit):
+        sweep_rewards.learned(tmp_path, "classic", "linear")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "classic-linear-masked.safetensors" in said and "train_policy.py" in said
+
+
 @pytest.mark.slow
 def test_sweep_end_to_end(tmp_path: Path) -> None:
-    done = sweep("--scenario", SUPPLY, "--reward", "evidence", "--certify", "--out", str(tmp_path))
+    options = ("--budget", "tiny", "--move", "0.2", "--certify", "--out", str(tmp_path))
+    done = sweep("--scenario", SUPPLY, "--rules", "classic", "--reward", "evidence", *options)
     assert done.returncode == 1, done.stderr
     document = json.loads((tmp_path / "report.json").read_text())
     (row,) = document["verdicts"]
@@ -250,6 +313,11 @@ def test_sweep_end_to_end(tmp_path: Path) -> None:
     assert {"scenario", "rules", "reward", "exploits", "evg", "evg_ci", "evg_norm", "tells"} <= set(row)
     assert {"return", "std", "plan"} <= set(row["best_open_loop"])
     assert {"return", "std", "params"} <= set(row["best_evidence"]) and {"return", "plan"} <= set(row["farming"])
+    movable = [w for w in reward.PRESETS["evidence"].values() if w and np.isfinite(w)]
+    assert row["moved"]["same_verdict"] <= row["moved"]["weightings"] == 2 * len(movable)
+    assert set(row["moved"]["lowest_evg_norm"]) == {"reward", "value", "ci"}
+    assert {"shuffle_drop", "harm_monotonicity", "relisting_gap", "farming_slope"} <= set(row["metrics"])
+    assert row["metrics"]["farming_slope"][1] > 0
     for file in ("report.md", "verdicts.csv", "returns.png", *row["witness"].values()):
         assert (tmp_path / file).stat().st_size > 100
     assert not list(tmp_path.rglob("*.part"))

@@ -53,8 +53,9 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             f"{path}: simulator_version = {about.get('simulator_version')!r}, but this is {SIMULATOR_VERSION!r}; "
             "train it again with train_policy.py"
         )
-    width = tensors["embed_bias"].shape[-1] if "embed_bias" in tensors else 1
-    wanted = {n: x.shape for n, x in init_weights(jax.random.key(0), max(1, width))._asdict().items()}
+    width = max(1, tensors["embed_bias"].size) if "embed_bias" in tensors else 1
+    shapes = jax.eval_shape(lambda key: init_weights(key, width), jax.random.key(0))  # allocates nothing
+    wanted = {n: x.shape for n, x in shapes._asdict().items()}
     found = {n: x.shape for n, x in tensors.items()}
     if found != wanted or any(x.dtype != np.float32 or not np.isfinite(x).all() for x in tensors.values()):
         wrong = next((n for n in {**wanted, **found} if wanted.get(n) != found.get(n)), "a tensor")

@@ -87,13 +87,8 @@ def make_arenas(
 
 def returns_of(arena: Arena, policy: Policy, parameters: Any, keys: jax.Array) -> np.ndarray:
     """(M, E, R) returns of M policies in the E episodes of `keys`."""
-    many = jax.tree.leaves(parameters)[0].shape[0]
-    chunk = max(1, arena.lanes // len(keys))
-    # Whole chunks only: one compiled shape for any number of policies.
-    rows = np.minimum(np.arange(-(-many // chunk) * chunk), many - 1)
-    padded = jax.tree.map(lambda x: np.asarray(x)[rows], parameters)
-    stats, _ = rollout_many(arena.env, arena.params, policy, padded, keys, lanes=arena.lanes)
-    return stats.episode_return[:many]
+    stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, lanes=arena.lanes)
+    return stats.episode_return
 
 
 def mean_returns(arena: Arena, policy: Policy, parameters: Any, keys: jax.Array) -> np.ndarray:
