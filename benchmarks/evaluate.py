@@ -17,14 +17,14 @@ import jax
 import numpy as np
 
 import scenarios
-from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Env, Policy, parse_plan, rollout
+from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Env, Policy, parse_plan, recurrent, rollout
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
 from jaxsim.policies import PLAN
 from jaxsim.types import EXFIL
 
 Z95 = 1.96  # half a 95 % interval, in standard errors
-PLAN_PREFIX = "plan:"
+PLAN_PREFIX, LEARNED_SUFFIX = "plan:", ".safetensors"
 # Okabe and Ito's colours: told apart by colour-blind people as well. Hatches go on when they run out.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")
 HATCHES = ("", "//", "..", "xx")
@@ -37,7 +37,11 @@ Row = dict[str, Any]
 
 def policy_name(text: str) -> str:
     """The type of one value of --policy; a plan's actions are checked once the scenarios are known."""
-    return text if text.startswith(PLAN_PREFIX) else cli.one_of([*BASELINES, f"{PLAN_PREFIX}ACTION;ACTION"])(text)
+    return (
+        text
+        if text.startswith(PLAN_PREFIX) or text.endswith(LEARNED_SUFFIX)
+        else cli.one_of([*BASELINES, f"{PLAN_PREFIX}ACTION;ACTION", f"FILE{LEARNED_SUFFIX}"])(text)
+    )
 
 
 def parse_args(argv: Sequence[str] | None) -> Any:
@@ -50,7 +54,7 @@ def parse_args(argv: Sequence[str] | None) -> Any:
         nargs="+",
         action="extend",
         metavar="NAME",
-        help=f"{', '.join(BASELINES)}, or plan:ACTION;ACTION;… with actions such as MONITOR, 'ISOLATE_ASSET "
+        help=f"{', '.join(BASELINES)}, a learned policy's FILE{LEARNED_SUFFIX}, or plan:ACTION;ACTION;… with actions such as MONITOR, 'ISOLATE_ASSET "
         "ci-runner-01' or 'REVOKE_IDENTITY identities[2]', MONITOR after its end "
         f"(default: {' '.join(BASELINES)})",
     )
@@ -79,10 +83,23 @@ def plans(names: Sequence[str], scenario: scenarios.Scenario, dims: Dims) -> dic
     return found
 
 
+def learned(path: str) -> tuple[Policy, Any]:
+    """A policy that train_policy.py made. Fails when the file is not one."""
+    cli.need("safetensors", "a learned policy")
+    from jaxsim.audit import checkpoint
+
+    try:
+        made = checkpoint.load(path)
+    except ValueError as error:
+        cli.fail(f"--policy: {error}")
+    return recurrent.POLICIES[made.view], made.learned
+
+
 def policies(names: Sequence[str], scenario: scenarios.Scenario, dims: Dims) -> dict[str, tuple[Policy, Any]]:
     """Each policy and its parameters. Plans, monitor among them, get one length: they share a compiled program."""
     chosen = {name: BASELINES[name] for name in names if name in BASELINES}
     chosen |= {name: (PLAN, actions) for name, actions in plans(names, scenario, dims).items()}
+    chosen |= {name: learned(name) for name in names if name.endswith(LEARNED_SUFFIX)}
     longest = max([len(parameters) for policy, parameters in chosen.values() if policy == PLAN], default=0)
     return {
         name: (policy, np.pad(parameters, (0, longest - len(parameters))) if policy == PLAN else parameters)

@@ -58,7 +58,7 @@ class Budget(NamedTuple):
 
 BUDGETS = {
     "pool": Budget((0, 1, 2, 4, 8, 16, 30), 0, 2, 5, 0, 64, 16, 256, 8, 512, 64),
-    "tiny": Budget((0, 1, 2, 4, 8, 16, 30), 2**12, 3, 5, 1, 128, 16, 256, 16, 1024, 256),
+    "tiny": Budget((0, 1, 2, 4, 8, 16, 30), 2**10, 2, 5, 1, 128, 16, 256, 16, 1024, 256),
     "small": Budget((*range(12), 16, 24, 40), 2**14, 6, 6, 3, 512, 16, 512, 24, 2048, 4096),
     "full": Budget((*range(24), 30, 40, 50), 2**17, 24, 8, 5, 4096, 64, 4096, 48, 8192, 65536),
 }
@@ -372,13 +372,20 @@ def _search_one(
 
     advance(f"{name}: always the same action")
     always = legal_actions(arena)
-    constant = mean_returns(arena, policies.ALWAYS, always, select_keys)
-    in_select = np.stack([mean_returns(arena, policies.PLAN, c.parameters[None], select_keys)[0] for c in open_loop])
+    constant = refine(
+        arena,
+        ALWAYS,
+        policies.ALWAYS,
+        always,
+        mean_returns(arena, policies.ALWAYS, always, screen_keys),
+        budget,
+        select_keys,
+    )
+    pool += constant.pool
     for r in range(len(arena.rewards)):
-        champion = Candidate(ALWAYS, policies.ALWAYS, always[constant[:, r].argmax()])
-        pool.append(champion)
-        if constant[:, r].max() > in_select[r, r]:
-            open_loop[r] = champion
+        champion, plan = constant.returns[:, :, r].mean(axis=1).max(), refined.returns[:, :, r].mean(axis=1).max()
+        if champion > plan:
+            open_loop[r] = constant.best[r]
 
     advance(f"{name}: farming loops")
     farms, returns = search_farms(arena, budget, screen_keys)
