@@ -54,7 +54,8 @@ def parse_args(argv: Sequence[str] | None) -> Any:
         nargs="+",
         action="extend",
         metavar="NAME",
-        help=f"{', '.join(BASELINES)}, a learned policy's FILE{LEARNED_SUFFIX}, or plan:ACTION;ACTION;… with actions such as MONITOR, 'ISOLATE_ASSET "
+        help=f"{', '.join(BASELINES)}, a learned policy's FILE{LEARNED_SUFFIX}, or plan:ACTION;ACTION;… with "
+        "actions such as MONITOR, 'ISOLATE_ASSET "
         "ci-runner-01' or 'REVOKE_IDENTITY identities[2]', MONITOR after its end "
         f"(default: {' '.join(BASELINES)})",
     )

@@ -41,8 +41,9 @@ def main() -> None:
     """Parse, train, write checkpoints and logs, print what they earn."""
     args = arguments()
     console = Console()
-    args.out.mkdir(parents=True, exist_ok=True)
     many = training_scenarios(args)
+    start = begun(args)
+    args.out.mkdir(parents=True, exist_ok=True)
     dims = dims_of(many)
     stacked = [env.make_params(s, dims, args.rules, args.reward, args.personality) for s in many]
     # Half of the episodes are of campaigns, half of generated networks.
@@ -50,18 +51,20 @@ def main() -> None:
     often = max(1, round(args.generated / campaigns)) if campaigns else 1
     mixture = stacked[:campaigns] * often + stacked[campaigns:]
     params: Params = jax.tree.map(lambda *x: jnp.stack(x), *mixture)
-    teacher = best_of_family(many, args)
-    settings = ppo.Settings(updates=args.updates, lanes=args.lanes, width=args.width)
+    teacher = None if start or args.view == [recurrent.MASKED] else best_of_family(many, args)
+    width = start.weights.embed_bias.size if start else args.width
+    settings = ppo.Settings(updates=args.updates, lanes=args.lanes, width=width, entropy=args.entropy)
     for view in args.view:
         began = time.perf_counter()
         # A masked policy has nothing to copy from one that reads.
         taught = None if view == recurrent.MASKED else teacher
-        own = settings if taught else settings._replace(learning_rate=3e-3)
-        weights, log = trained(console, dims, view, params, own, args.seed, taught)
+        own = settings if taught or start else settings._replace(learning_rate=3e-3)
+        weights, log = trained(console, dims, view, params, own, args.seed, taught, start)
         seconds = time.perf_counter() - began
         about = {
             "rules": args.rules, "reward": args.reward, "view": view, "simulator_version": SIMULATOR_VERSION,
             "seed": str(args.seed), "updates": str(args.updates), "lanes": str(args.lanes), "seconds": f"{seconds:.0f}",
+            "entropy": str(args.entropy), "start": start.about.get("updates", "") if start else "",
             "scenarios": " ".join(s.id for s in many),
         }  # fmt: skip
         made = checkpoint.Checkpoint(jax.tree.map(np.asarray, weights), about)
@@ -89,15 +92,32 @@ def arguments() -> Any:
         "--view", type=cli.one_of(recurrent.VIEWS), nargs="+", default=list(recurrent.VIEWS), metavar="NAME",
         help=f"{', '.join(recurrent.VIEWS)} (default: all)",
     )  # fmt: skip
+    p.add_argument("--start", type=Path, metavar="FILE", help="go on from this checkpoint instead of from a teacher")
     p.add_argument("--updates", type=cli.integer(1, 10**6), default=300, metavar="N", help="of PPO (default: 300)")
     p.add_argument("--lanes", type=cli.integer(4, 2**16), default=128, metavar="N", help="episodes each (default: 128)")
     p.add_argument("--width", type=cli.integer(1, 1024), default=16, metavar="N", help="of the network (default: 16)")
+    p.add_argument(
+        "--entropy", type=cli.fraction, default=0.02, metavar="WEIGHT", help="of the bonus on entropy (default: 0.02)"
+    )
     cli.add_seed(p)
     p.add_argument("--out", type=Path, default=Path("out/policies"), metavar="DIR", help="folder of the checkpoints")
     args = p.parse_args()
     if args.lanes % ppo.Settings().minibatches:
         cli.fail(f"--lanes {args.lanes} is no multiple of {ppo.Settings().minibatches}; give one that is")
     return args
+
+
+def begun(args: Any) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from. Fails when it is of another view or cannot be read."""
+    if args.start is None:
+        return None
+    try:
+        start = checkpoint.load(args.start)
+    except ValueError as error:
+        cli.fail(f"--start: {error}")
+    if args.view != [start.view]:
+        cli.fail(f"--start: {str(args.start)!r} is a {start.view} policy; give --view {start.view}")
+    return start
 
 
 def training_scenarios(args: Any) -> list[scenarios.Scenario]:
@@ -125,7 +145,14 @@ def best_of_family(many: list[scenarios.Scenario], args: Any) -> tuple[policies.
 
 
 def trained(
-    console: Console, dims: Any, view: str, params: Params, settings: ppo.Settings, seed: int, teacher: Any
+    console: Console,
+    dims: Any,
+    view: str,
+    params: Params,
+    settings: ppo.Settings,
+    seed: int,
+    teacher: Any,
+    start: checkpoint.Checkpoint | None,
 ) -> tuple[recurrent.Weights, str]:
     """Weights, and the log as CSV: one row an update."""
     rows: list[tuple[str, float, float, float]] = []
@@ -139,7 +166,7 @@ def trained(
             recent = float(np.mean([r[1] for r in rows[-20:]]))
             progress.update(task, advance=1, description=f"{view}: {phase}, return {recent:+.2f}")
 
-        weights = ppo.train(dims, view, params, settings, seed, teacher, advance)
+        weights = ppo.train(dims, view, params, settings, seed, teacher, advance, start.weights if start else None)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("update", "phase", "return", "entropy", "loss"))

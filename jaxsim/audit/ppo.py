@@ -7,7 +7,7 @@ begin as a copy of a teacher (behaviour cloning), from which PPO then departs.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +28,7 @@ class Settings(NamedTuple):
     """How to train. An update plays `lanes` whole episodes, each of a scenario drawn at random."""
 
     updates: int = 200
-    clone_updates: int = 40  # of behaviour cloning, before PPO; 0 without a teacher
+    clone_updates: int = 25  # of behaviour cloning, before PPO; 0 without a teacher
     lanes: int = 128
     epochs: int = 3
     minibatches: int = 4
@@ -38,7 +38,7 @@ class Settings(NamedTuple):
     clone_rate: float = 3e-3
     gae_lambda: float = 0.95
     clip: float = 0.2
-    entropy: float = 0.005
+    entropy: float = 0.02
     max_gradient: float = 0.5
     value_scale: float = 5.0  # points per unit of the value head
 
@@ -206,16 +206,18 @@ def train(
     seed: int,
     teacher: tuple[Policy, Any] | None = None,
     advance: Callable[[str, Report], None] = lambda phase, report: None,
+    start_weights: Weights | None = None,
 ) -> Weights:
     """Train on the scenarios of `many`, Params with a leading axis. `advance(phase, report)` follows each update.
 
-    Raises ValueError when `lanes` is no multiple of `minibatches`.
+    The policy starts from `start_weights` if given. Raises ValueError when `lanes` is no multiple of `minibatches`.
     """
     if settings.lanes % settings.minibatches:
         raise ValueError(f"lanes = {settings.lanes} is no multiple of minibatches = {settings.minibatches}")
     ticks = int(np.max(many.scenario.horizon))
     key = jax.random.fold_in(jax.random.key(seed), 0x7070)
-    weights = recurrent.init_weights(jax.random.fold_in(key, 2**31 - 1), settings.width)
+    fresh = recurrent.init_weights(jax.random.fold_in(key, 2**31 - 1), settings.width)
+    weights = fresh if start_weights is None else jax.tree.map(jnp.asarray, start_weights)
     critic = recurrent.init_critic(jax.random.fold_in(key, 2**31 - 2), settings.critic_width)
     ppo: tuple[str, Policy | None, Any, int, float] = ("PPO", None, (), settings.updates, settings.learning_rate)
     phases = [ppo]
@@ -234,6 +236,7 @@ def train(
     return weights
 
 
+@cache
 def _optimiser(settings: Settings, rate: float, updates: int) -> optax.GradientTransformation:
     steps = updates * settings.epochs * settings.minibatches
     schedule = optax.linear_schedule(rate, 0.0, steps)
