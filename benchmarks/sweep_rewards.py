@@ -193,7 +193,9 @@ def sweep(
                 describe(row, arena, finals[r], r, report_seed, out)
                 others = [j for j, o in zip(judged[len(names) :], owner[len(names) :], strict=True) if o == name]
                 row["moved"] = summary_of_moves(row, others, args.move) if others else None
-                row["metrics"] = None if args.brief else measured(row, arena, finals[r], r, keys[:METRIC_EPISODES])
+                # Of a degenerate reward the witnesses say enough.
+                skipped = args.brief or row["verdict"] == verdict.DEGENERATE
+                row["metrics"] = None if skipped else measured(row, arena, finals[r], r, keys[:METRIC_EPISODES])
                 rows.append(row)
             if not args.brief:
                 advance(f"{arena.scenario.id}: re-scoring")
