@@ -143,6 +143,11 @@ CELLS = list(itertools.product(SCENARIOS, twin.PERSONALITIES))
 HARDENED = {name: scenarios.load(name) for name in scenarios.names("hardened")}
 HARDENED_DIMS = dims_of(list(HARDENED.values()))
 CAMPAIGN_CELLS = list(itertools.product(CAMPAIGNS | HARDENED, twin.PERSONALITIES))
+# Of these pytest takes one personality for each hardened campaign, where episodes are long; `--episodes` takes all.
+TESTED_CELLS = [
+    *itertools.product(CAMPAIGNS, twin.PERSONALITIES),
+    *zip(HARDENED, itertools.cycle(twin.PERSONALITIES)),
+]
 
 EPISODES = 300  # of each cell, step by step
 SWITCHED = 80  # of each cell, step by step, each under other rules
@@ -585,18 +590,24 @@ def test_random_play_leaves_nothing_out() -> None:
 @pytest.mark.parametrize("switch", [s for s in SWITCHES if s != "hide_personality"])
 @pytest.mark.parametrize("personality", ["stealthy", "opportunistic"])
 def test_a_wrong_switch_is_noticed(switch: str, personality: str) -> None:
-    """In random play each switch makes a difference that the comparison sees."""
-    plans, each, played = random_play("routine", personality, classic=False)
-    reader, wrong = Reader(SCENARIOS["routine"], personality), 0
+    """In random play each switch makes a difference that the comparison sees, in one scenario or another."""
+    assert any(is_noticed(name, switch, personality) for name in ("routine", "branching", "supply_chain_token_drift"))
+
+
+def is_noticed(name: str, switch: str, personality: str) -> bool:
+    """Whether the twin with the switch off differs somewhere from an episode with the switch on."""
+    plans, each, played = random_play(name, personality, classic=False)
+    reader = Reader(SCENARIOS[name], personality)
     for e, own in enumerate(each):
-        if wrong == 0 and getattr(own, switch) == getattr(twin.HARDENED, switch):
+        if getattr(own, switch) == getattr(twin.HARDENED, switch):
             episode = rows(jax.tree.map(lambda x, e=e: x[e], played), int(played.state.tick[e, -1]))
             flipped = own._replace(**{switch: getattr(twin.CLASSIC, switch)})
             try:
-                wrong += first_difference(reader, plans[e].tolist(), episode, flipped) is not None
+                if first_difference(reader, plans[e].tolist(), episode, flipped) is not None:
+                    return True
             except AssertionError:  # not even dealt by such rules, or over too soon
-                wrong += 1
-    assert wrong
+                return True
+    return False
 
 
 WATCHED = (
@@ -1007,7 +1018,7 @@ def compare_all(name: str, personality: str, policy: str, theirs: np.ndarray) ->
 
 
 @pytest.mark.parametrize("policy", ALL_POLICIES)
-@pytest.mark.parametrize(("name", "personality"), CAMPAIGN_CELLS)
+@pytest.mark.parametrize(("name", "personality"), TESTED_CELLS)
 def test_means_equal_the_twins(name: str, personality: str, policy: str) -> None:
     episodes = int(TWIN_EPISODES * (HARDENED_SHARE if name in HARDENED else 1))
     compared = compare_all(name, personality, policy, twin_sample(name, personality, policy, episodes))
@@ -1015,7 +1026,7 @@ def test_means_equal_the_twins(name: str, personality: str, policy: str) -> None
 
 
 @pytest.mark.parametrize("policy", ALL_POLICIES)
-@pytest.mark.parametrize(("name", "personality"), CAMPAIGN_CELLS)
+@pytest.mark.parametrize(("name", "personality"), TESTED_CELLS)
 def test_a_rollout_adds_up_what_the_twin_does(name: str, personality: str, policy: str) -> None:
     """The first episodes of the same rollouts, one by one on the same noise: every number that is kept of them."""
     episodes, left_out = 10, 0

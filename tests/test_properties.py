@@ -364,20 +364,21 @@ WORKED = [
     Worked(
         "operational",
         {"evidence_backed": 1, "active_blocks": 1, "containments": 1, "load": 1},
-        {"evidence_bonus": 0.1, "containment": 1.0, "disruption": -0.025},
-        1.075,
+        {"evidence_bonus": 0.042, "containment": 1.3, "disruption": -0.052},
+        1.29,
     ),
-    Worked("operational", {"preemptive_blocks": 3, "containments": 1}, {}, 0.0),
-    # Never clipped: 0.025 x 400 = 10, and -6 + 0.15 x 2 on top of it.
-    Worked("operational", {"load": 400}, {"disruption": -10.0}, -10.0),
+    # 3 x 0.052.
+    Worked("operational", {"preemptive_blocks": 3, "containments": 1}, {"containment": 0.156}, 0.156),
+    # Never clipped: 0.052 x 200 = 10.4, and -6 + 0.16 x 2 on top of it.
+    Worked("operational", {"load": 200}, {"disruption": -10.4}, -10.4),
     Worked(
         "operational",
-        {"load": 400, "exfil": 1, "exfil_stages_left": 2},
-        {"disruption": -10.0, "terminal": -5.7},
-        -15.7,
+        {"load": 200, "exfil": 1, "exfil_stages_left": 2},
+        {"disruption": -10.4, "terminal": -5.68},
+        -16.08,
     ),
-    Worked("operational", {"clean": 1}, {"terminal": 0.4}, 0.4),
-    Worked("operational", {"stages_left": 3, "passive": 1}, {"terminal": 0.45}, 0.45),
+    Worked("operational", {"clean": 1}, {"terminal": 0.21}, 0.21),
+    Worked("operational", {"stages_left": 3, "passive": 1}, {"terminal": 0.48}, 0.48),
 ]
 
 

@@ -24,6 +24,7 @@ from jaxsim.rules import PERSONALITIES
 from jaxsim.types import INVESTIGATE, Dims, Params, RewardWeights
 
 PLAN, BRIEFED, ALWAYS, FARM, EVIDENCE = "plan", "briefed", "always", "farm", "evidence"
+CHEAPER = (0.4, 0.15, 0.0)  # see `scout`
 FOREVER = np.int32(2**30)
 STEADY = 1e-4  # points; float32 sums of equal terms differ by less
 
@@ -58,8 +59,8 @@ class Budget(NamedTuple):
 
 BUDGETS = {
     "pool": Budget((0, 1, 2, 4, 8, 16, 30), 0, 2, 5, 0, 64, 16, 256, 8, 512, 64),
-    "tiny": Budget((0, 1, 2, 4, 8, 16, 30), 2**10, 2, 5, 1, 128, 16, 256, 16, 1024, 256),
-    "small": Budget((*range(12), 16, 24, 40), 2**14, 6, 6, 3, 512, 16, 512, 24, 2048, 4096),
+    "tiny": Budget((0, 2, 4, 8, 16, 30), 2**10, 2, 4, 1, 128, 16, 256, 16, 1024, 256),
+    "small": Budget((*range(8), 10, 14, 20, 30), 2**14, 4, 5, 3, 512, 16, 512, 24, 2048, 4096),
     "full": Budget((*range(24), 30, 40, 50), 2**17, 24, 8, 5, 4096, 64, 4096, 48, 8192, 65536),
 }
 
@@ -180,19 +181,31 @@ def screen_plans(arena: Arena, budget: Budget, keys: jax.Array) -> Screened:
     return Screened(plans, played.mean(axis=1), np.ptp(played, axis=1))
 
 
+def scout(arena: Arena) -> Arena:
+    """The arena with more rewards behind its own, under which plans grow: each with its controls made cheaper.
+
+    Where one control costs more than it saves and several together do not, a beam under the reward itself never gets to
+    them. Under the cheaper ones it does, and every plan on the way is scored by the reward itself.
+    """
+    own = arena.params.reward
+    costs = ("disruption", "false_positive", "containment_cost")
+    first = jax.tree.map(lambda w: w[:1], own)
+    cheaper = [first._replace(**{n: getattr(first, n) * share for n in costs}) for share in CHEAPER]
+    rewards = jax.tree.map(lambda *w: jnp.concatenate(w), own, *cheaper)
+    names = (*arena.rewards, *(f"controls × {share}" for share in CHEAPER))
+    return arena._replace(params=arena.params._replace(reward=rewards), rewards=names)
+
+
 def grow_plans(
     arena: Arena, budget: Budget, plans: np.ndarray, returns: np.ndarray, keys: jax.Array
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Beam search: the best plans get one more action, until no reward gains or `depth` is reached."""
-    frontier, best = (plans, returns), returns.max(axis=0)
-    for _ in range(budget.depth - 2):
+    """Beam search: the best plans under each reward get one more action, `depth` actions at most."""
+    frontier = plans, returns
+    for _ in range(budget.depth - 1):
         best_so_far = frontier[0][best_rows(frontier[1], budget.beam)]
         grown = extend_plans(legal_actions(arena), best_so_far, budget.ticks)
         frontier = grown, mean_returns(arena, policies.PLAN, grown, keys)
         plans, returns = (np.concatenate(x) for x in zip((plans, returns), frontier, strict=True))
-        if np.all(frontier[1].max(axis=0) <= best):
-            break
-        best = np.maximum(best, frontier[1].max(axis=0))
     return plans, returns
 
 
@@ -338,9 +351,10 @@ def search(
     screened = []
     for arena in arenas:
         advance(f"{arena.scenario.id}: open-loop plans")
-        screened.append(screen_plans(arena, budget, screen_keys))
+        screened.append(screen_plans(scout(arena), budget, screen_keys))
     # A positional plan knows list positions only: it is the one plan that does best on average over all scenarios.
-    plans, average = screened[0].plans, np.mean([s.returns for s in screened], axis=0)
+    own = len(arenas[0].rewards)
+    plans, average = screened[0].plans, np.mean([s.returns[:, :own] for s in screened], axis=0)
     rows = best_rows(average, budget.kept)
     advance("positional plans")
     finals = np.mean([mean_returns(a, policies.PLAN, plans[rows], select_keys) for a in arenas], axis=0)
@@ -363,9 +377,11 @@ def _search_one(
     screen_keys, select_keys = keys
     name = arena.scenario.id
     advance(f"{name}: longer plans")
-    plans, returns = grow_plans(arena, budget, screened.plans, screened.returns, screen_keys)
+    own = len(arena.rewards)
+    plans, returns = grow_plans(scout(arena), budget, screened.plans, screened.returns, screen_keys)
+    returns = returns[:, :own]
     # The best plan may vary; the best of those that never do is a finding of its own.
-    steady = best_rows(np.where(screened.spread < STEADY, screened.returns, -np.inf), budget.beam)
+    steady = best_rows(np.where(screened.spread < STEADY, screened.returns, -np.inf)[:, :own], budget.beam)
     refined = refine(arena, PLAN, policies.PLAN, plans, returns, budget, select_keys, also=steady.tolist())
     open_loop, pool = refined.best, refined.pool
     briefed = brief(refined, personalities_of(arena, select_keys))
