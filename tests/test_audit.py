@@ -304,7 +304,7 @@ def test_a_bad_learned_policy_is_one_line(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.slow
 def test_sweep_end_to_end(tmp_path: Path) -> None:
-    options = ("--budget", "tiny", "--move", "0.2", "--certify", "--out", str(tmp_path))
+    options = ("--budget", "tiny", "--certify", "--out", str(tmp_path))
     done = sweep("--scenario", SUPPLY, "--rules", "classic", "--reward", "evidence", *options)
     assert done.returncode == 1, done.stderr
     document = json.loads((tmp_path / "report.json").read_text())
@@ -313,11 +313,7 @@ def test_sweep_end_to_end(tmp_path: Path) -> None:
     assert {"scenario", "rules", "reward", "exploits", "evg", "evg_ci", "evg_norm", "tells"} <= set(row)
     assert {"return", "std", "plan"} <= set(row["best_open_loop"])
     assert {"return", "std", "params"} <= set(row["best_evidence"]) and {"return", "plan"} <= set(row["farming"])
-    movable = [w for w in reward.PRESETS["evidence"].values() if w and np.isfinite(w)]
-    assert row["moved"]["same_verdict"] <= row["moved"]["weightings"] == 2 * len(movable)
-    assert set(row["moved"]["lowest_evg_norm"]) == {"reward", "value", "ci"}
-    assert {"shuffle_drop", "harm_monotonicity", "relisting_gap", "farming_slope"} <= set(row["metrics"])
-    assert row["metrics"]["farming_slope"][1] > 0
+    assert row["moved"] is None and row["metrics"] is None, "nobody asked, and of a degenerate reward no one needs them"
     for file in ("report.md", "verdicts.csv", "returns.png", *row["witness"].values()):
         assert (tmp_path / file).stat().st_size > 100
     assert not list(tmp_path.rglob("*.part"))

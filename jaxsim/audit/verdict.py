@@ -23,6 +23,8 @@ from jaxsim.types import EXFIL
 STD_ZERO = 1e-3  # points; float32 sums of equal terms differ by less
 CERTIFIED_TAU = 0.7
 HARM_STEP = 0.5  # stages; less is not "more harm"
+# Differences of outcomes that count, per episode; smaller ones are the luck of the draw.
+MATERIAL = {"exfil_rate": 0.01, "stages_succeeded": 0.05, "downtime": 0.5, "false_positive_containments": 0.05}
 HARM_TICKS = (4, 20)  # forks are spread over the first so many ticks: a loop may hide in one of them
 HARM_EPISODES = 512
 
@@ -102,14 +104,15 @@ def tells(played: Played, r: int, horizon: int) -> dict[str, float | bool]:
 def kendall_tau(returns: np.ndarray, outcomes: list[dict[str, float]]) -> float:
     """Kendall's tau of returns against outcomes, over the pairs where one outcome vector dominates the other.
 
-    Dominance (no worse in exfil, stages, downtime and false positives, better in one) needs no weights. NaN if no pair.
+    Dominance (no worse in exfil, stages, downtime and false positives, better in one by more than MATERIAL) needs no
+    weights. NaN if no pair.
     """
-    names = ("exfil_rate", "stages_succeeded", "downtime", "false_positive_containments")
-    harm = np.asarray([[o[n] for n in names] for o in outcomes])
+    harm = np.asarray([[o[n] for n in MATERIAL] for o in outcomes])
+    step = np.asarray(list(MATERIAL.values()))
     score, pairs = 0, 0
     for i in range(len(harm)):
         for j in range(len(harm)):
-            if np.all(harm[i] <= harm[j]) and np.any(harm[i] < harm[j] - 1e-9):
+            if np.all(harm[i] <= harm[j]) and np.any(harm[i] < harm[j] - step):
                 pairs += 1
                 score += int(np.sign(returns[i] - returns[j]))
     return score / pairs if pairs else float("nan")
