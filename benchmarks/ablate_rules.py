@@ -23,6 +23,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import report
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -98,16 +99,7 @@ def judged(variant: str, many: list[Any], budget: search.Budget, keys: jax.Array
             more = ("farming_growth", "farming_surplus", "outcome_tau", "best_open_loop_name", "best_evidence_name")
             returns = {p["policy"]: p["return"] for p in row["policies"]}
             rows.append({k: row[k] for k in (*kept, *more)} | {"returns": returns})
-    return [clean(row) for row in rows]
-
-
-def clean(value: Any) -> Any:
-    """JSON has no NaN: null instead."""
-    if isinstance(value, dict):
-        return {k: clean(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [clean(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    return [report.plain(row) for row in rows]
 
 
 def summary(rows: list[dict[str, Any]], variant: str, name: str) -> dict[str, Any]:

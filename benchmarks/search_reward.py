@@ -58,7 +58,6 @@ MARGIN = 0.35  # EVG_norm that every single move of a weight by MOVE must leave,
 MOVE = 0.2
 TAU = 0.9
 SAME = 0.02  # shares of exfils prevented that differ less are held to be the same
-HARM = ("exfil_rate", "stages_succeeded", "downtime", "false_positive_containments")
 
 
 class Ground(NamedTuple):
@@ -67,7 +66,7 @@ class Ground(NamedTuple):
     name: str
     chosen: np.ndarray  # (P, 13) mean signals
     measured: np.ndarray  # (P, 13)
-    outcomes: np.ndarray  # (P, 4) HARM, on the measuring seeds
+    outcomes: np.ndarray  # (P, 4) mean `verdict.harm`, on the measuring seeds
     seeing: np.ndarray  # (P,) bool
     blind: np.ndarray  # (P,) bool
 
@@ -198,7 +197,7 @@ def ground(arena: search.Arena, found: search.Found, learned: list[search.Candid
         sums = np.stack(stats.signals, axis=-1)
         for m, i in enumerate(members):
             one = jax.tree.map(lambda x, m=m: x[m, 256:], stats)
-            harm[i] = np.asarray([verdict.outcome(one)[h] for h in HARM])
+            harm[i] = verdict.harm(one).mean(axis=0)
             signals[i] = np.stack([sums[m, :256].mean(axis=0), sums[m, 256:].mean(axis=0)])
     both = np.stack([signals[i] for i in range(len(pool))])
     kinds = [c.kind for c in pool]
@@ -278,8 +277,7 @@ def score_one(g: Ground, w: np.ndarray) -> Scores:
 
 def tau(returns: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
     """(C,) Kendall's tau of returns (C, P) against outcomes (P, 4), over the pairs where one outcome dominates."""
-    better = np.all(outcomes[:, None] <= outcomes[None], axis=2) & np.any(outcomes[:, None] < outcomes[None], axis=2)
-    i, j = np.nonzero(better)
+    i, j = verdict.dominated(outcomes, 0.0)
     if len(i) > 4096:
         some = np.random.default_rng(0).choice(len(i), 4096, replace=False)
         i, j = i[some], j[some]

@@ -22,16 +22,20 @@ def dims_of(many: Sequence[scenarios.Scenario]) -> Dims:
 
 def check_fits(scenario: scenarios.Scenario, dims: Dims) -> None:
     """Raise ScenarioError, naming the size, when a scenario does not fit `dims`."""
-    own = dims_of([scenario])
+    check_sizes(scenario.id, dims_of([scenario]), dims)
+
+
+def check_sizes(what: str, own: Dims, dims: Dims) -> None:
+    """Raise ScenarioError, naming the size, when what needs the sizes `own` does not fit `dims`."""
     for field in ("assets", "identities", "stages", "max_lag", "benign"):
         size, room = getattr(own, field), getattr(dims, field)
         if size > room:
             raise scenarios.ScenarioError(
-                f"{scenario.id}: {field} = {size} does not fit the padding of {room}; "
+                f"{what}: {field} = {size} does not fit the padding of {room}; "
                 f"compile it with Dims({field}={size}) or more"
             )
     if max(dims.assets, dims.identities) > MAX_OF_A_KIND:
-        raise scenarios.ScenarioError(f"{scenario.id}: at most {MAX_OF_A_KIND} assets and as many identities")
+        raise scenarios.ScenarioError(f"{what}: at most {MAX_OF_A_KIND} assets and as many identities")
 
 
 def compile_scenario(scenario: scenarios.Scenario, dims: Dims) -> ScenarioArrays:

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-import scenarios
-from jaxsim.telemetry import MAX_OF_A_KIND
+from jaxsim.compile import check_sizes
 from jaxsim.types import Dims, ScenarioArrays
 from scenarios.generate import BENIGN_SIGNALS, EXFIL, HORIZON, Networks
 
@@ -31,7 +30,7 @@ def dims_of_networks(networks: Networks) -> Dims:
 
 def compile_networks(networks: Networks, dims: Dims) -> ScenarioArrays:
     """Arrays of all the networks, leading axis K. Raises ScenarioError when one does not fit `dims`."""
-    _check_fit(networks, dims)
+    check_sizes("generated networks", dims_of_networks(networks), dims)
     n, a, s = networks, dims.assets, dims.stages
     here = [_within(n.asset_count, a), _within(n.identity_count, dims.identities)]
     stage, benign = _within(n.stage_count, s), _within(n.benign_count, dims.benign)
@@ -83,19 +82,6 @@ def compile_networks(networks: Networks, dims: Dims) -> ScenarioArrays:
         benign_strength=of_benign(n.benign_strength, np.float32),
         benign_signal=of_benign(BENIGN_SIGNALS[n.benign], np.int32),
     )
-
-
-def _check_fit(networks: Networks, dims: Dims) -> None:
-    own = dims_of_networks(networks)
-    for field in ("assets", "identities", "stages", "max_lag", "benign"):
-        size, room = getattr(own, field), getattr(dims, field)
-        if size > room:
-            raise scenarios.ScenarioError(
-                f"generated networks: {field} = {size} does not fit the padding of {room}; "
-                f"compile them with Dims({field}={size}) or more"
-            )
-    if max(dims.assets, dims.identities) > MAX_OF_A_KIND:
-        raise scenarios.ScenarioError(f"generated networks: at most {MAX_OF_A_KIND} assets and as many identities")
 
 
 def _within(count: NDArray[np.int64], room: int) -> NDArray[np.bool_]:

@@ -46,8 +46,8 @@ def unit(bits: Array) -> Array:
 def scramble(seed: Array, index: Array) -> Array:
     """uint32 keys whose order is a random permutation of different indices; both uint32. No two keys are equal.
 
-    The finaliser of MurmurHash3 (Appleby, public domain), a bijection, of the Weyl sequence of `seed`. Costs a tenth of
-    drawing a uniform for each index, which counts where every step may begin an episode.
+    The finaliser of MurmurHash3 (Appleby, public domain), a bijection, of the Weyl sequence of `seed`: cheap, which
+    counts where every step may begin an episode.
     """
     h = seed + index * np.uint32(0x9E3779B9)
     h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)

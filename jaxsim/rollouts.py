@@ -82,6 +82,8 @@ def exchange(obs: Observation, channels: tuple[str, ...]) -> Observation:
 
     Its own clock and inventory stay. The neighbour is another episode of the same policy at the same tick.
     """
+    if not channels:
+        return obs
     other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=1), obs)
     if "alerts" in channels:
         obs = obs._replace(alerts=other.alerts)

@@ -207,14 +207,23 @@ def test_bootstrap_is_paired_and_covers() -> None:
 
 
 def test_kendall_tau_counts_dominated_pairs() -> None:
-    def outcome(exfil: float, downtime: float) -> dict[str, float]:
-        return {"exfil_rate": exfil, "stages_succeeded": 0.0, "downtime": downtime, "false_positive_containments": 0.0}
-
-    outcomes = [outcome(0.0, 0.0), outcome(0.5, 0.0), outcome(1.0, 0.0), outcome(0.0, 9.0)]
-    assert verdict.kendall_tau(np.asarray([3.0, 2.0, 1.0, 0.0]), outcomes) == 1.0
-    assert verdict.kendall_tau(np.asarray([1.0, 2.0, 3.0, 4.0]), outcomes) == -1.0
+    """Four policies, the same in every episode: (exfil, stages, downtime, false positives)."""
+    harms = np.tile(np.asarray([[0.0, 0, 0, 0], [0.5, 0, 0, 0], [1, 0, 0, 0], [0, 0, 9, 0]]), (8, 1, 1))
+    assert verdict.kendall_tau(np.asarray([3.0, 2.0, 1.0, 0.0]), harms) == 1.0
+    assert verdict.kendall_tau(np.asarray([1.0, 2.0, 3.0, 4.0]), harms) == -1.0
     # Of the four comparable pairs (0-1, 0-2, 1-2, 0-3) one is the wrong way round.
-    assert verdict.kendall_tau(np.asarray([3.0, 1.0, 2.0, 0.0]), outcomes) == 0.5
+    assert verdict.kendall_tau(np.asarray([3.0, 1.0, 2.0, 0.0]), harms) == 0.5
+
+
+def test_kendall_tau_leaves_out_the_luck_of_the_draw() -> None:
+    """One stage more in 1 of 1,000 episodes is luck, in 30 it is not; nor is it where the luck is shared."""
+    shared = np.random.default_rng(0).poisson(3.0, 1000).astype(float)
+    for unlucky, tau in ((1, None), (30, -1.0)):
+        harms = np.zeros((1000, 2, 4))
+        harms[:, :, 1] = shared[:, None]
+        harms[:unlucky, 1, 1] += 1
+        found = verdict.kendall_tau(np.asarray([0.0, 1.0]), harms)
+        assert np.isnan(found) if tau is None else found == tau
 
 
 def test_harm_seeking_needs_more_harm_and_more_return() -> None:

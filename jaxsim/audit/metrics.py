@@ -18,10 +18,10 @@ from jaxsim import attacker, env, reward
 from jaxsim.audit import rescore
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
 from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
-from jaxsim.audit.search import Arena, Candidate
+from jaxsim.audit.search import Arena, Candidate, returns_of
 from jaxsim.noise import Noise
 from jaxsim.policies import BASELINES, Policy
-from jaxsim.rollouts import CHANNELS, rollout_many, start, tick_noise
+from jaxsim.rollouts import CHANNELS, start, tick_noise
 from jaxsim.types import RUNNING, Dims, Params, RewardWeights, ScenarioArrays, State
 
 WAYS = {name: (name,) for name in CHANNELS} | {"all": CHANNELS}  # to exchange observations
@@ -34,8 +34,7 @@ STEPS = 41  # values tried over its range for a weight that no factor moves
 def _returns(arena: Arena, candidate: Candidate, keys: Array, r: int, shuffle: tuple[str, ...] = ()) -> np.ndarray:
     """(E,) returns of one policy."""
     one = jax.tree.map(lambda x: jnp.asarray(x)[None], candidate.parameters)
-    stats, _ = rollout_many(arena.env, arena.params, candidate.policy, one, keys, shuffle=shuffle)
-    return stats.episode_return[0, :, r]
+    return returns_of(arena, candidate.policy, one, keys, shuffle)[0, :, r]
 
 
 def _mean(samples: np.ndarray) -> Estimate:
@@ -178,10 +177,10 @@ def farming_slope(
     farm = candidate.parameters
     loops = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], len(repeats), axis=0), farm)
     loops = loops._replace(repeats=np.asarray(repeats, np.int32))
-    stats, _ = rollout_many(arena.env, arena.params, candidate.policy, loops, keys, lanes=arena.lanes)
+    returns = returns_of(arena, candidate.policy, loops, keys)
     x = np.asarray(repeats, np.float64) - np.mean(repeats)
     # The slope is linear in the returns, so the mean of the episodes' slopes is the slope of the mean.
-    return _mean(x @ stats.episode_return[:, :, r] / (x @ x))
+    return _mean(x @ returns[:, :, r] / (x @ x))
 
 
 # --- does it hang on one number? ------------------------------------------------------------------------------------

@@ -86,9 +86,11 @@ def make_arenas(
     return arenas
 
 
-def returns_of(arena: Arena, policy: Policy, parameters: Any, keys: jax.Array) -> np.ndarray:
-    """(M, E, R) returns of M policies in the E episodes of `keys`."""
-    stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, lanes=arena.lanes)
+def returns_of(
+    arena: Arena, policy: Policy, parameters: Any, keys: jax.Array, shuffle: tuple[str, ...] = ()
+) -> np.ndarray:
+    """(M, E, R) returns of M policies in the E episodes of `keys`; `shuffle` as in `rollout_many`."""
+    stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, lanes=arena.lanes, shuffle=shuffle)
     return stats.episode_return
 
 

@@ -23,8 +23,7 @@ from jaxsim.types import EXFIL
 STD_ZERO = 1e-3  # points; float32 sums of equal terms differ by less
 CERTIFIED_TAU = 0.7
 HARM_STEP = 0.5  # stages; less is not "more harm"
-# Differences of outcomes that count, per episode; smaller ones are the luck of the draw.
-MATERIAL = {"exfil_rate": 0.01, "stages_succeeded": 0.05, "downtime": 0.5, "false_positive_containments": 0.05}
+Z95 = 1.96  # standard errors within which a paired difference of outcomes is the luck of the draw
 HARM_TICKS = (4, 20)  # forks are spread over the first so many ticks: a loop may hide in one of them
 HARM_EPISODES = 512
 
@@ -72,13 +71,20 @@ def finalists(found: Found, r: int, learned: Mapping[str, Candidate] = MappingPr
 
 def outcome(stats: EpisodeStats) -> dict[str, float]:
     """The outcome vector, which no reward weight touches: means per episode; less is better but for the last."""
+    exfil, stages, downtime, false_positives = harm(stats).mean(axis=0).tolist()
     return {
-        "exfil_rate": float((stats.end == EXFIL).mean()),
-        "stages_succeeded": float(stats.succeeded.mean()),
-        "downtime": float(stats.downtime.mean()),
-        "false_positive_containments": float(stats.signals.false_positives.mean()),
+        "exfil_rate": exfil,
+        "stages_succeeded": stages,
+        "downtime": downtime,
+        "false_positive_containments": false_positives,
         "first_containment": float(stats.first_containment.mean()),
     }
+
+
+def harm(stats: EpisodeStats) -> np.ndarray:
+    """(E, 4): exfil, stages succeeded, downtime and false-positive containments of each episode; less is better."""
+    columns = (stats.end == EXFIL, stats.succeeded, stats.downtime, stats.signals.false_positives)
+    return np.stack(columns, axis=1).astype(np.float64)
 
 
 def tells(played: Played, r: int, horizon: int) -> dict[str, float | bool]:
@@ -101,21 +107,26 @@ def tells(played: Played, r: int, horizon: int) -> dict[str, float | bool]:
     }
 
 
-def kendall_tau(returns: np.ndarray, outcomes: list[dict[str, float]]) -> float:
-    """Kendall's tau of returns against outcomes, over the pairs where one outcome vector dominates the other.
+def kendall_tau(returns: np.ndarray, harms: np.ndarray) -> float:
+    """Kendall's tau of returns, (P,), against harms, (E, P, 4), over the pairs where one policy's outcome dominates.
 
-    Dominance (no worse in exfil, stages, downtime and false positives, better in one by more than MATERIAL) needs no
-    weights. NaN if no pair.
+    Dominance (no worse in any kind of harm, less of one by more than chance) needs no weights. NaN if no pair.
     """
-    harm = np.asarray([[o[n] for n in MATERIAL] for o in outcomes])
-    step = np.asarray(list(MATERIAL.values()))
-    score, pairs = 0, 0
-    for i in range(len(harm)):
-        for j in range(len(harm)):
-            if np.all(harm[i] <= harm[j]) and np.any(harm[i] < harm[j] - step):
-                pairs += 1
-                score += int(np.sign(returns[i] - returns[j]))
-    return score / pairs if pairs else float("nan")
+    mean = harms.mean(axis=0)
+    covariance = np.stack([np.cov(harms[:, :, h], rowvar=False, bias=True) for h in range(mean.shape[1])], axis=-1)
+    own = np.einsum("iih->ih", covariance)
+    # Of the paired difference of two policies. Rounding may take it below 0.
+    variance = np.maximum(own[:, None] + own[None] - 2 * covariance, 0.0)
+    i, j = dominated(mean, Z95 * np.sqrt(variance / len(harms)))
+    return float(np.sign(returns[i] - returns[j]).mean()) if len(i) else float("nan")
+
+
+def dominated(mean: np.ndarray, chance: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (i, j), two (pairs,) indices into mean harms (P, H): i is no worse than j in any, better in one by more
+    than `chance`, (P, P, H) or one number."""
+    less = mean[None] - mean[:, None]
+    i, j = np.nonzero(np.all(less >= 0, axis=2) & np.any(less > chance, axis=2))
+    return i, j
 
 
 class Comparison(NamedTuple):
@@ -154,7 +165,7 @@ def compare(played: list[Played], r: int, seed: int) -> Comparison:
     seeing = best("evidence", "heuristic", recurrent.SEEING)
     blind = best("open-loop", "positional", "briefed", recurrent.MASKED)
     evg, gain = difference(seeing, blind), difference(seeing, at["monitor"])
-    norm = Estimate(float("nan"), float("nan"), float("nan"))
+    norm = NONE
     if gain.low > 0:  # else reading the evidence gains nothing over doing nothing: there is no share of a gain
         norm = estimate(
             evg.value / gain.value, (boot[:, seeing] - boot[:, blind]) / (boot[:, seeing] - boot[:, at["monitor"]])
@@ -190,7 +201,7 @@ def judge(arena: Arena, played: list[Played], r: int, seed: int, keys: jax.Array
     }
     exploits = [name for name, is_shown in shown.items() if is_shown]
     outcomes = [outcome(p.stats) for p in played]
-    tau = kendall_tau(c.mean, outcomes)
+    tau = kendall_tau(c.mean, np.stack([harm(p.stats) for p in played], axis=1))
     near = c.farming_surplus.high > -CERTIFIED_EVG_NORM * c.gain
     certified = not exploits and c.evg_norm.low >= CERTIFIED_EVG_NORM and not near and tau >= CERTIFIED_TAU
     return {
