@@ -12,7 +12,8 @@ import cli
 
 from jaxsim.compile import compile_scenario
 from jaxsim.generated import compile_networks, dims_of_networks
-from scenarios.generate import draw, scenario
+from scenarios.generate import scenario
+from scenarios.networks import draw
 
 
 def direct(count: int, entities: int) -> None:

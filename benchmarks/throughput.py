@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import twin
+import twin_policies
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -37,7 +38,11 @@ from jaxsim.reward import channels, total
 from jaxsim.types import RUNNING, Params, State
 
 INCLUDES = "noise, policy, transition, observation, reward, auto-reset"
-TWIN_POLICIES = {"random": twin.random_policy, "monitor": twin.monitor, "heuristic": twin.heuristic}
+TWIN_POLICIES = {
+    "random": twin_policies.random_policy,
+    "monitor": twin_policies.monitor,
+    "heuristic": twin_policies.heuristic,
+}
 CURVES = {
     "batch": (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536),
     "entities": (10, 30, 100, 300, 1000, 3000, 10000),
@@ -123,13 +128,13 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - before
 
 
-def scalar_rate(scenario: scenarios.Scenario, policy: twin.Policy, least: int, rng: random.Random) -> float:
+def scalar_rate(scenario: scenarios.Scenario, policy: twin_policies.Policy, least: int, rng: random.Random) -> float:
     """Steps a second of the scalar twin over `least` steps or some more, attackers drawn uniformly."""
     weights, count = twin.REWARDS["evidence"], 0
     before = time.perf_counter()
     while count < least:
         who = rng.choice(list(twin.PERSONALITIES))
-        count += int(twin.episode(scenario, who, policy, weights, rng)["length"])
+        count += int(twin_policies.episode(scenario, who, policy, weights, rng)["length"])
     return count / (time.perf_counter() - before)
 
 

@@ -1,6 +1,6 @@
 """Generated networks -> arrays padded to `Dims`, without a detour through scenarios. NumPy only; nothing is traced.
 
-    networks = scenarios.generate.draw(range(1000), entities=20)
+    networks = scenarios.networks.draw(range(1000), entities=20)
     dims = dims_of_networks(networks)
     arrays = compile_networks(networks, dims)
 
@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from jaxsim.compile import check_sizes
 from jaxsim.types import Dims, ScenarioArrays
-from scenarios.generate import BENIGN_SIGNALS, EXFIL, HORIZON, Networks
+from scenarios.networks import BENIGN_SIGNALS, EXFIL, HORIZON, Networks
 
 
 def dims_of_networks(networks: Networks) -> Dims:

@@ -65,7 +65,8 @@ def _validate(paths: Sequence[str]) -> int:
 
 def _generate(args: argparse.Namespace) -> int:
     # Only here, so that nothing else needs NumPy.
-    from scenarios.generate import MAX_ENTITIES, MAX_SEED, MIN_ENTITIES, SPLITS, generate
+    from scenarios.generate import generate
+    from scenarios.networks import MAX_ENTITIES, MAX_SEED, MIN_ENTITIES, SPLITS
 
     try:
         entities = _whole("--entities", args.entities, MIN_ENTITIES, MAX_ENTITIES)

@@ -94,17 +94,11 @@ Id = Annotated[str, Field(pattern=ID_PATTERN)]
 Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 Line = Annotated[str, Field(pattern=LINE_PATTERN, max_length=120)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Ticks = Annotated[int, Field(ge=1, le=MAX_TICKS)]
+LagTicks = Annotated[int, Field(ge=0, le=MAX_LAG)]
 # Lists and tuples are both fine where a sequence is wanted; what is in them stays strict.
-Dwell = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=MAX_TICKS)], Annotated[int, Field(ge=1, le=MAX_TICKS)]],
-    Field(strict=False),
-    AfterValidator(_ordered),
-]
-Lag = Annotated[
-    tuple[Annotated[int, Field(ge=0, le=MAX_LAG)], Annotated[int, Field(ge=0, le=MAX_LAG)]],
-    Field(strict=False),
-    AfterValidator(_ordered),
-]
+Dwell = Annotated[tuple[Ticks, Ticks], Field(strict=False), AfterValidator(_ordered)]
+Lag = Annotated[tuple[LagTicks, LagTicks], Field(strict=False), AfterValidator(_ordered)]
 StageIds = Annotated[tuple[Id, ...], Field(strict=False, max_length=MAX_STAGES), _at_most(MAX_STAGES)]
 Tactic = Annotated[
     str,
@@ -301,7 +295,7 @@ class Scenario(_Plain):
         description="true or false: whether the scenario is kept out of training data",
         examples=[True],
     )
-    horizon: Annotated[int, Field(ge=1, le=MAX_TICKS)] = Field(
+    horizon: Ticks = Field(
         description=f"the length of the longest episode in ticks, a whole number from 1 to {MAX_TICKS}",
         examples=[70],
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import twin
-from test_parity import CAMPAIGNS, HARDENED, PLAN_TICKS, PRESETS, Played, Reader, play_one, rows, stack
+from parity import CAMPAIGNS, HARDENED, PLAN_TICKS, PRESETS, Played, Reader, play_one, rows, stack
 
 import jaxsim
 import scenarios

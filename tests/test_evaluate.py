@@ -9,21 +9,13 @@ import cli
 import evaluate
 import jsonschema
 import pytest
+from twin import CHANNELS
 
 import scenarios
 
 SUPPLY = "supply_chain_token_drift"
 KNOWN_PLAN = "plan:MONITOR;ISOLATE_ASSET ci-runner-01"
 NUMBER, RATE = {"type": "number"}, {"type": "number", "minimum": 0, "maximum": 1}
-CHANNELS = (
-    "detection",
-    "containment",
-    "evidence_bonus",
-    "false_positive",
-    "disruption",
-    "invalid_action",
-    "terminal",
-)
 ROW = {
     "scenario": {"type": "string"},
     "personality": {"enum": ["stealthy", "aggressive", "opportunistic", "any"]},

@@ -17,7 +17,8 @@ from jaxsim.generated import compile_networks, dims_of_networks
 from jaxsim.types import ScenarioArrays
 from scenarios import attack
 from scenarios.__main__ import main
-from scenarios.generate import (
+from scenarios.generate import generate, scenario
+from scenarios.networks import (
     BENIGN,
     EXFIL,
     HORIZON,
@@ -30,8 +31,6 @@ from scenarios.generate import (
     TECHNIQUES,
     Networks,
     draw,
-    generate,
-    scenario,
 )
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import train_policy
+from parity import NO_IDENTITIES
 from safetensors.numpy import load_file, save_file
-from test_parity import NO_IDENTITIES
 
 import scenarios
 from jaxsim import actions, env, recurrent

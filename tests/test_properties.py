@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_parity import Played, Reader, play, skipped, three_rewards
+from parity import Played, Reader, play, skipped, three_rewards
 
 import scenarios
 from jaxsim import env, names, reward, rules

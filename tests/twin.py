@@ -12,7 +12,7 @@ Where the rules can be read in two ways, the reading taken is a switch below.
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,9 +24,6 @@ ACTED_MEANS_CONTAINED = False  # "the defender acted": only containments count, 
 PASSIVE_ON_EXFIL = False  # the penalty for never acting is paid when the data got out as well
 START_AFTER_EXFIL = True  # so it may on the tick on which the data got out, where that ends the episode
 MOVED_KEEP_ORDER = True  # stages put last one after the other stay in the order in which they were preferred
-CHOOSE_ONLY_TARGETED = False  # heuristic: the alert it looks at is chosen among those that name a target
-FALL_BACK_TO_IDENTITY = False  # heuristic: once an alert's asset is isolated, go for the identity it also names
-PATCH_ON_NOISE = True  # heuristic: an asset named only by a background_noise alert is patched too
 
 # ---- constants -----------------------------------------------------------------------------------
 
@@ -637,159 +634,3 @@ def terminal(tick: Tick, weights: Weights) -> float:
 def total(channels: dict[str, float], weights: Weights) -> float:
     bound = weights["clip"]
     return clip(sum(channels.values()) - channels["terminal"], -bound, bound) + channels["terminal"]
-
-
-# ---- policies ------------------------------------------------------------------------------------
-# A policy reads of the state only what a defender may see: the tick, the controls, what is confirmed, the
-# alerts and the forensic results. Its memory is one set of targets, empty at reset.
-
-Policy = Callable[[State, set[str], Draws], Action]
-
-
-def monitor(state: State, memory: set[str], u: Draws) -> Action:
-    return MONITOR, None
-
-
-def random_policy(state: State, memory: set[str], u: Draws) -> Action:
-    assets, identities = list(state.criticality), list(state.privilege)
-    targets: dict[str, Sequence[str | None]] = {
-        MONITOR: [None],
-        INVESTIGATE: assets + identities,
-        ISOLATE: assets,
-        BLOCK_EGRESS: assets,
-        PATCH: assets,
-        REVOKE: identities,
-    }
-    verb = pick(u.policy_verb, [verb for verb in VERBS if targets[verb]])
-    return verb, pick(u.policy_target, targets[verb])
-
-
-def plan(actions: Sequence[Action]) -> Policy:
-    """The given actions in order, then MONITOR."""
-
-    def follow(state: State, memory: set[str], u: Draws) -> Action:
-        return actions[state.tick] if state.tick < len(actions) else (MONITOR, None)
-
-    return follow
-
-
-def heuristic(state: State, memory: set[str], u: Draws) -> Action:
-    """The first rule that applies; the memory holds what this policy has investigated."""
-    return (
-        contain_confirmed(state)
-        or contain_suspect(state)
-        or investigate_suspect(state, memory)
-        or patch_named(state)
-        or (MONITOR, None)
-    )
-
-
-def contain_confirmed(state: State) -> Action | None:
-    if not state.confirmed:
-        return None
-    for asset in state.criticality:
-        if asset in state.confirmed and asset not in state.isolated:
-            return ISOLATE, asset
-    for identity in state.privilege:
-        if identity in state.confirmed and identity not in state.revoked:
-            return REVOKE, identity
-    return None
-
-
-def worst_alert(state: State) -> Alert | None:
-    """The alert in view of the highest severity, the earliest of equals, whether or not it names anything."""
-    worst = None
-    for alert in state.alerts:
-        if alert.signal == NOISE or (CHOOSE_ONLY_TARGETED and not (alert.asset or alert.identity)):
-            continue
-        if worst is None or alert.severity > worst.severity:
-            worst = alert
-    return worst
-
-
-def contain_suspect(state: State) -> Action | None:
-    alert = worst_alert(state)
-    if alert is None:
-        return None
-    asset, identity = alert.asset, alert.identity
-    if asset and asset not in state.isolated and alert.severity >= 0.48:
-        if alert.signal == "egress_anomaly" and asset not in state.egress_blocked:
-            return BLOCK_EGRESS, asset
-        return ISOLATE, asset
-    by_identity = not asset or (FALL_BACK_TO_IDENTITY and asset in state.isolated)
-    if by_identity and identity and identity not in state.revoked and alert.severity >= 0.52:
-        return REVOKE, identity
-    return None
-
-
-def investigate_suspect(state: State, memory: set[str]) -> Action | None:
-    alert = worst_alert(state)
-    if alert is None or alert.severity < 0.26:
-        return None
-    target = alert.asset or alert.identity
-    if target is None or target in memory:
-        return None
-    memory.add(target)
-    return INVESTIGATE, target
-
-
-def patch_named(state: State) -> Action | None:
-    named = {alert.asset for alert in state.alerts if PATCH_ON_NOISE or alert.signal != NOISE}
-    for asset in state.criticality:
-        if asset in named and asset not in state.patched:
-            return PATCH, asset
-    return None
-
-
-# ---- whole episodes ------------------------------------------------------------------------------
-
-
-class Stat(NamedTuple):
-    mean: float
-    sd: float
-
-
-def episode(
-    scenario: Any,
-    personality: str,
-    policy: Policy,
-    weights: Weights,
-    rng: random.Random,
-    rules: Rules = CLASSIC,
-) -> dict[str, float]:
-    state, memory = reset(scenario, personality, rules, deal(scenario, rules, rng)), set[str]()
-    sums = dict.fromkeys(("return", *CHANNELS, "newly_confirmed"), 0.0)
-    while not state.done:
-        u = draw(rng)
-        tick = step(state, policy(state, memory, u), u)
-        parts = channels(tick, weights)
-        for name, value in parts.items():
-            sums[name] += value
-        sums["return"] += total(parts, weights)
-        sums["newly_confirmed"] += tick.newly_confirmed
-    return {
-        **sums,
-        "length": state.tick,
-        "stages": tick.stages_succeeded,
-        "exfil": float(state.out),
-    }
-
-
-def simulate(
-    scenario: Any,
-    personality: str,
-    policy_factory: Callable[[], Policy],
-    weights: Weights,
-    episodes: int,
-    seed: int,
-    rules: Rules = CLASSIC,
-) -> dict[str, Stat]:
-    """Mean and standard deviation over episodes of the return, its channels, the length and what happened."""
-    rng = random.Random(seed)
-    rows = [episode(scenario, personality, policy_factory(), weights, rng, rules) for _ in range(episodes)]
-    return {name: stat([row[name] for row in rows]) for name in rows[0]}
-
-
-def stat(values: list[float]) -> Stat:
-    mean = math.fsum(values) / len(values)
-    return Stat(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values)))

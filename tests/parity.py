@@ -1,0 +1,531 @@
+"""The simulator beside its plain-Python twin: what the tests that compare them share.
+
+Scenarios and episodes of them, either simulator's terms in the other's, and an episode gone through with both.
+"""
+
+import itertools
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import twin
+import twin_policies
+
+import scenarios
+from jaxsim import env, policies, reward
+from jaxsim.compile import dims_of
+from jaxsim.names import action_text, entity_names, parse_plan
+from jaxsim.rollouts import start, tick_noise
+from jaxsim.types import (
+    CONFIRMED,
+    CUT_OFF,
+    EGRESS_BLOCKED,
+    PATCHED,
+    RUNNING,
+    Channels,
+    Dims,
+    Params,
+    RewardWeights,
+    Signals,
+    State,
+)
+
+BRANCHING = """
+format: 1
+id: branching
+title: Two ways in, a join of each kind, two ways out
+horizon: 40
+noise_rate: 0.5
+assets:
+  - {id: mailer, kind: service, criticality: 0.35, segment: edge}
+  - {id: proxy, kind: service, criticality: 0.4, segment: edge}
+  - {id: desktop, kind: host, criticality: 0.6, segment: office}
+  - {id: ledger, kind: datastore, criticality: 1.0, segment: data}
+  - {id: printer, kind: host, criticality: 0.1, segment: office}
+identities:
+  - {id: alice, role: clerk, privilege: 0.5}
+  - {id: bob, role: admin, privilege: 1.0}
+  - {id: carol, role: auditor, privilege: 0.0}
+stages: # listed against the order in which they can run
+  - {id: out-by-mail, name: m, tactic: TA0010, technique: T1041, prerequisites: [foothold],
+     any_prerequisites: [spray, collect], asset: mailer, dwell: [3, 3], success: 0.5, detection: 0.9, lag: [0, 0],
+     exfil: true}
+  - {id: out-by-web, name: w, tactic: TA0010, technique: T1041, prerequisites: [collect, phish], asset: proxy,
+     identity: bob, dwell: [1, 2], success: 0.6, detection: 1.0, lag: [1, 7], exfil: true}
+  - {id: collect, name: c, tactic: TA0009, technique: T1213, prerequisites: [foothold], asset: ledger,
+     identity: bob, dwell: [1, 6], success: 0.9, detection: 0.6, lag: [0, 3], compromises_asset: true,
+     compromises_identity: true}
+  - {id: foothold, name: f, tactic: TA0002, technique: T1610, any_prerequisites: [phish, spray], asset: desktop,
+     dwell: [1, 1], success: 1.0, detection: 0.1, lag: [0, 4], compromises_asset: true, signal: background_noise}
+  - {id: phish, name: p, tactic: TA0001, technique: T1566.002, identity: alice, dwell: [2, 4], success: 0.7,
+     detection: 0.5, lag: [1, 2], compromises_identity: true}
+  - {id: spray, name: s, tactic: TA0006, technique: T1621, asset: proxy, identity: alice, dwell: [1, 5],
+     success: 0.3, detection: 0.3, lag: [2, 6]}
+"""
+
+NO_IDENTITIES = """
+format: 1
+id: no-identities
+title: Nobody to revoke, and a background alert at every tick
+horizon: 12
+noise_rate: 1.0
+assets:
+  - {id: box, kind: host, criticality: 0.5, segment: lab}
+  - {id: door, kind: host, criticality: 0.25, segment: lab}
+stages:
+  - {id: in, name: i, tactic: TA0009, technique: T1213, asset: box, dwell: [1, 9], success: 0.3, detection: 0.7,
+     lag: [0, 5], compromises_asset: true}
+  - {id: out, name: o, tactic: TA0010, technique: T1041, prerequisites: [in], asset: door, dwell: [2, 4],
+     success: 0.9, detection: 0.5, lag: [0, 1], exfil: true}
+"""
+
+ROUTINE = """
+format: 1
+id: routine
+title: Three ways in, two to the middle, two out, and much work that looks like an attack
+horizon: 36
+noise_rate: 0.2
+assets:
+  - {id: portal, kind: service, criticality: 0.3, segment: edge}
+  - {id: laptop, kind: host, criticality: 0.2, segment: office}
+  - {id: vault, kind: datastore, criticality: 0.9, segment: data}
+  - {id: relay, kind: service, criticality: 0.5, segment: edge}
+identities:
+  - {id: dave, role: engineer, privilege: 0.4}
+  - {id: erin, role: admin, privilege: 0.8}
+  - {id: cron, role: service, privilege: 0.6}
+stages:
+  - {id: guess, name: g, tactic: TA0006, technique: T1110, asset: portal, identity: dave, dwell: [1, 3], success: 0.4,
+     detection: 0.5, lag: [0, 3], compromises_asset: true, compromises_identity: true}
+  - {id: lure, name: l, tactic: TA0001, technique: T1566.002, identity: dave, dwell: [1, 2], success: 0.5,
+     detection: 0.3, lag: [1, 2], compromises_identity: true}
+  - {id: exploit, name: e, tactic: TA0001, technique: T1190, asset: relay, dwell: [1, 4], success: 0.3,
+     detection: 0.7, lag: [0, 1], compromises_asset: true}
+  - {id: borrow, name: b, tactic: TA0006, technique: T1528, any_prerequisites: [guess, lure, exploit], asset: laptop,
+     identity: erin, dwell: [1, 2], success: 0.7, detection: 0.4, lag: [1, 4], compromises_identity: true}
+  - {id: hop, name: h, tactic: TA0008, technique: T1021, any_prerequisites: [guess, exploit], asset: laptop,
+     dwell: [2, 3], success: 0.6, detection: 0.6, lag: [0, 2], compromises_asset: true}
+  - {id: gather, name: a, tactic: TA0009, technique: T1213, any_prerequisites: [borrow, hop], asset: vault,
+     identity: erin, dwell: [1, 3], success: 0.8, detection: 0.5, lag: [0, 2], compromises_asset: true}
+  - {id: send, name: s, tactic: TA0010, technique: T1041, prerequisites: [gather], asset: relay, dwell: [1, 3],
+     success: 0.4, detection: 0.9, lag: [0, 1], exfil: true}
+  - {id: post, name: p, tactic: TA0010, technique: T1041, prerequisites: [gather, borrow], asset: portal,
+     dwell: [1, 2], success: 0.6, detection: 0.6, lag: [1, 3], exfil: true}
+benign:
+  - {id: backup, name: b, asset: vault, identity: cron, rate: 0.3, strength: 0.6, signal: data_staging}
+  - {id: scan, name: s, asset: relay, rate: 0.15, strength: 0.9, signal: lateral_movement}
+  - {id: sign-in, name: i, identity: erin, rate: 0.05, strength: 0.0, signal: background_noise}
+"""
+
+CAMPAIGNS = {name: scenarios.load(name) for name in scenarios.names()}
+SCENARIOS = CAMPAIGNS | {s.id: s for s in map(scenarios.loads, (BRANCHING, NO_IDENTITIES, ROUTINE))}
+DIMS = dims_of(list(SCENARIOS.values()))  # one size for all, so that each program here is compiled once
+CELLS = list(itertools.product(SCENARIOS, twin.PERSONALITIES))
+
+# Played under hardened rules.
+HARDENED = {name: scenarios.load(name) for name in scenarios.names("hardened")}
+HARDENED_DIMS = dims_of(list(HARDENED.values()))
+
+TOLERANCE = 1e-5  # single against double precision
+EDGE = 1e-6  # draws this near to a threshold may fall on either side of it
+STATUS = ("idle", "in_progress", "succeeded", "failed", "blocked")
+END = (None, "exfil", "attacker_done", "horizon")
+PRESETS = {"classic": twin.CLASSIC, "hardened": twin.HARDENED}
+SWITCHES = twin.Rules._fields
+
+
+# --- the simulator: whole episodes of given actions ------------------------------------------------------------------
+
+
+class Played(NamedTuple):
+    """Ticks 1, 2, ... of an episode; rows after its end repeat the last state."""
+
+    state: State
+    signals: Signals
+    channels: Channels  # under each of the rewards
+    total: jax.Array
+    block: jax.Array  # the noise of the tick
+
+
+def stack(many: Sequence[Any]) -> Any:
+    """A pytree of the same kind with a leading axis."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *many)
+
+
+def three_rewards() -> RewardWeights:
+    rewards: RewardWeights = stack([reward.weights(name) for name in twin.REWARDS])
+    return rewards
+
+
+def play_one(dims: Dims, params: Params, weights: RewardWeights, key: jax.Array, plan: jax.Array) -> Played:
+    def tick(state: State, action: jax.Array) -> tuple[State, Played]:
+        block = tick_noise(key, state.tick + 1)
+        after, signals = env.transition(dims, state, action, block, params)
+        channels = reward.channels(signals, weights)
+        return after, Played(after, signals, channels, reward.total(channels, weights), block)
+
+    played: Played = jax.lax.scan(tick, start(dims, key, params), plan)[1]
+    return played
+
+
+@partial(jax.jit, static_argnames="dims")
+def play(dims: Dims, params: Params, weights: RewardWeights, keys: jax.Array, plans: jax.Array) -> Played:
+    """Episodes, plans (E, T): every leaf gets the axes (E, T). Rules may have the axis E as well."""
+    axes = RULES_ONLY if params.rules.run_to_horizon.ndim else None
+    one = jax.vmap(partial(play_one, dims), in_axes=(axes, None, 0, 0))
+    played: Played = one(params, weights, keys, plans)
+    return played
+
+
+RULES_ONLY = Params(scenario=None, rules=0, reward=None, personalities=None, personality_weights=None)
+
+
+@cache
+def params_of(name: str, personality: str) -> Params:
+    return env.make_params(scenario_of(name), dims_for(name), preset_of(name), "evidence", personality)
+
+
+def scenario_of(name: str) -> scenarios.Scenario:
+    return (SCENARIOS | HARDENED)[name]
+
+
+def dims_for(name: str) -> Dims:
+    return HARDENED_DIMS if name in HARDENED else DIMS
+
+
+def preset_of(name: str) -> str:
+    return "hardened" if name in HARDENED else "classic"
+
+
+@partial(jax.jit, static_argnames="dims")
+def deal(dims: Dims, params: Params, keys: jax.Array) -> State:
+    """Tick 0 of episodes, (E,)."""
+    states: State = jax.vmap(lambda key: start(dims, key, params))(keys)
+    return states
+
+
+# --- both in one tongue ----------------------------------------------------------------------------------------------
+
+
+def named_action(scenario: scenarios.Scenario, dims: Dims, action: int) -> twin.Action:
+    """The twin's form of an action; what is not in the table becomes an action on nobody."""
+    text = action_text(action, scenario, dims)
+    if text == "INVALID":
+        return twin.INVESTIGATE, "nobody"
+    verb, _, target = text.partition(" ")
+    return verb, target or None
+
+
+class Reader:
+    """Reads states of the simulator, as plain lists, into states of the twin."""
+
+    def __init__(self, scenario: scenarios.Scenario, personality: str, dims: Dims = DIMS) -> None:
+        self.scenario, self.personality, self.dims = scenario, personality, dims
+        self.fresh = twin.reset(scenario, personality)
+        self.places: list[int] = []  # of the stages in the order of preference at reset
+        self.entities = entity_names(scenario, dims)
+        self.stages = [stage.id for stage in scenario.stages]
+
+    def reset(self, first: State, rules: twin.Rules) -> twin.State:
+        """The twin of tick 0, and what `read` is to take for granted from now on.
+
+        It is read from the state of tick 1, in which nothing of what an episode is dealt can have changed.
+        """
+        targets = [(self.name(asset), self.name(identity)) for asset, identity in zip(*first.targets, strict=True)]
+        benign = self.dims.stages + len(self.scenario.benign)
+        dealt = twin.Dealt(
+            attack=first.attack,
+            first_start=first.next_start,
+            stages=tuple(targets[: len(self.stages)]),
+            benign=tuple(targets[self.dims.stages : benign]),
+            order=tuple(self.order(first)),
+        )
+        self.places = first.order
+        self.fresh = twin.reset(self.scenario, self.personality, rules, dealt)
+        return twin.reset(self.scenario, self.personality, rules, dealt)
+
+    def order(self, s: State) -> list[str]:
+        """The lowest first, the first listed of equals."""
+        return [x for _, x in sorted(zip(s.order, self.stages, strict=False), key=lambda pair: pair[0])]
+
+    def names(self, mask: list[bool]) -> set[str]:
+        return {str(self.entities[i]) for i, on in enumerate(mask) if on}
+
+    def name(self, entity: int) -> str | None:
+        return self.entities[entity] if entity >= 0 else None
+
+    def read(self, s: State, pending: bool = True) -> twin.State:
+        """The twin of a state; `pending` False leaves the alerts in flight out."""
+        cut_off = self.names(s.marks[CUT_OFF])
+        return twin.State(
+            scenario=self.scenario,
+            personality_name=self.personality,
+            personality=self.fresh.personality,
+            rules=self.fresh.rules,
+            dealt=self.fresh.dealt,
+            stages=self.fresh.stages,
+            benign=self.fresh.benign,
+            order=self.order(s),
+            next_start=s.next_start,
+            criticality=self.fresh.criticality,
+            privilege=self.fresh.privilege,
+            named=self.fresh.named,
+            status={x: STATUS[k] for x, k in zip(self.stages, s.status, strict=False)},
+            tick=s.tick,
+            done=s.end != RUNNING,
+            end=END[s.end],
+            current=self.fresh.stages[self.stages[s.stage]] if s.stage >= 0 else None,
+            stage_end=s.stage_end,
+            out=s.exfil,
+            earned=s.earned,
+            acted=s.acted,
+            put_off={x for x, old, new in zip(self.stages, self.places, s.order, strict=False) if old != new},
+            isolated=cut_off & self.fresh.criticality.keys(),
+            egress_blocked=self.names(s.marks[EGRESS_BLOCKED]),
+            patched=self.names(s.marks[PATCHED]),
+            revoked=cut_off - self.fresh.criticality.keys(),
+            compromised=self.names(s.compromised),
+            confirmed=self.names(s.marks[CONFIRMED]),
+            pending=self.in_flight(s) if pending else [],
+            alerts=self.in_view(s),
+            forensics=self.results(s),
+        )
+
+    def alert(self, code: int, severity: float, visible: int) -> twin.Alert:
+        signal, asset, identity = code & 7, (code >> 3 & 2**14 - 1) - 1, code >> 17
+        at = identity + self.dims.assets - 1 if identity else -1
+        return twin.Alert(twin.SIGNALS[signal], self.name(asset), self.name(at), severity, visible)
+
+    def in_flight(self, s: State) -> list[twin.Alert]:
+        """Oldest first: row t mod L holds the stage that started at tick t."""
+        code, due, severities = s.pending
+        rows = [t % self.dims.max_lag for t in range(s.tick - self.dims.max_lag + 1, s.tick + 1)]
+        return [
+            self.alert(code[row], severities[row][i], due[row][i])
+            for row in rows
+            for i in (0, 1)
+            if due[row][i] > s.tick
+        ]
+
+    def in_view(self, s: State) -> list[twin.Alert]:
+        code, severity, tick, count = s.alerts
+        slots = [n % self.dims.alerts for n in range(max(0, count - self.dims.alerts), count)]
+        return [self.alert(code[i], severity[i], tick[i]) for i in slots]
+
+    def results(self, s: State) -> list[twin.Forensic]:
+        entity, compromised, confidence, tick, count = s.forensics
+        slots = [n % self.dims.forensics for n in range(max(0, count - self.dims.forensics), count)]
+        verdict = ("clean", "compromised")
+        return [
+            twin.Forensic(str(self.name(entity[i])), verdict[compromised[i]], confidence[i], tick[i]) for i in slots
+        ]
+
+
+def rows(tree: Any, length: int) -> list[Any]:
+    """The first `length` entries along the leading axis, leaves as plain Python."""
+    leaves, shape = jax.tree.flatten(tree)
+    return [shape.unflatten(row) for row in zip(*(x[:length].tolist() for x in leaves), strict=True)]
+
+
+EXACT = (
+    *("status", "tick", "done", "end", "current", "stage_end", "acted", "isolated", "egress_blocked"),
+    *("patched", "revoked", "compromised", "confirmed", "next_start", "out", "earned"),
+)
+
+
+def differences(ours: twin.State, theirs: twin.State) -> list[str]:
+    """What two states do not agree in: all but severities and confidences to the letter."""
+    found = [f for f in EXACT if getattr(ours, f) != getattr(theirs, f)]
+    if choices(ours) != choices(theirs):
+        found.append("order")
+    for f in ("pending", "alerts", "forensics"):
+        a, b = getattr(ours, f), getattr(theirs, f)
+        if len(a) != len(b) or not all(map(same_record, a, b)):
+            found.append(f)
+    return found
+
+
+def choices(state: twin.State) -> list[str]:
+    """The stages that may still start, the most preferred first."""
+    return [name for name in state.order if state.status[name] in ("idle", "in_progress")]
+
+
+def same_record(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Alerts or forensic results alike but for the rounding of the one real number in them."""
+    return a[-1] == b[-1] and a[:-2] == b[:-2] and abs(a[-2] - b[-2]) < TOLERANCE
+
+
+def signals_of(tick: twin.Tick) -> Signals:
+    """A tick of the twin in the simulator's terms."""
+    left = tick.stages_total - tick.stages_succeeded
+    return Signals(
+        confirmed=tick.newly_confirmed,
+        active_blocks=tick.active_blocks,
+        preemptive_blocks=tick.preemptive_blocks,
+        containments=tick.containments,
+        evidence_backed=tick.evidence_backed,
+        false_positives=tick.false_positives,
+        load=tick.load,
+        invalid=tick.invalid,
+        exfil=tick.exfil,
+        exfil_stages_left=left * tick.exfil,
+        clean=tick.clean,
+        stages_left=left * tick.other,
+        passive=tick.other and not tick.acted,
+    )
+
+
+def points_of(tick: twin.Tick) -> list[float]:
+    """The seven channels and the total under each reward, the rewards one after the other."""
+    found: list[float] = []
+    for weights in twin.REWARDS.values():
+        parts = twin.channels(tick, weights)
+        found += [*(parts[name] for name in Channels._fields), twin.total(parts, weights)]
+    return found
+
+
+def near(u: float, *thresholds: float) -> bool:
+    return any(abs(u - t) < EDGE for t in thresholds)
+
+
+def near_step(u: float, count: float) -> bool:
+    """Whether a draw lies where floor(u x count) jumps."""
+    return near(u * count / max(count, 1.0), round(u * count) / max(count, 1.0))
+
+
+def on_an_edge(scenario: scenarios.Scenario, who: twin.Personality, u: twin.Draws) -> bool:
+    """Whether single and double precision may part ways on these draws: one of them lies on a threshold."""
+    rates = itertools.accumulate([scenario.noise_rate, *(activity.rate for activity in scenario.benign)])
+    if near(u.forensic_error, 0.15, 0.12) or near(u.pause, who.pause) or near(u.background, *rates):
+        return True
+    low, high = twin.HARDENED.retry_delay
+    if near_step(u.dwell, high - low + 1):
+        return True
+    for s in scenario.stages:
+        p = twin.clip(s.success + who.bias, 0.05, 0.99)
+        strength = twin.clip(s.detection * who.detection, 0.0, 1.0)
+        low, high = (max(1, round(d * who.dwell)) for d in s.dwell)
+        span = s.lag[1] - s.lag[0] + 1
+        if near(u.stage_success, p, max(0.05, p - 0.3)) or near_step(u.dwell, high - low + 1):
+            return True
+        if any(near(x, strength) for x in (u.alert_1, u.alert_2)):
+            return True
+        if any(near_step(x, span) for x in (u.lag_1, u.lag_2)):
+            return True
+    w = 2 * u.background_entity / 0.7
+    counts = (len(scenario.assets), len(scenario.identities))
+    return (
+        near_step(u.background / max(scenario.noise_rate, EDGE), 5)
+        or near(w, 1, 2)
+        or any(near_step(w % 1, n) for n in counts if n)
+    )
+
+
+# --- an episode with both --------------------------------------------------------------------------------------------
+
+
+def first_difference(
+    reader: Reader, plan: list[int], played: list[Played], rules: twin.Rules = twin.CLASSIC
+) -> tuple[str, twin.Draws] | None:
+    """Play an episode again with the twin, on the noise of the simulator's, until they differ."""
+    first = played[0].state
+    state = reader.reset(first, rules)
+    assert dealt_by(rules, reader.scenario, state.dealt)
+    for action, row in zip(plan, played, strict=False):
+        u = twin.Draws._make(row.block)
+        tick = twin.step(state, named_action(reader.scenario, reader.dims, action), u)
+        found = differences(reader.read(row.state), state)
+        found += [f for f, a, b in zip(Signals._fields, row.signals, signals_of(tick), strict=True) if differ(a, b)]
+        ours = [x for r in range(len(twin.REWARDS)) for x in (*(c[r] for c in row.channels), row.total[r])]
+        if any(map(differ, ours, points_of(tick))):
+            found.append("points")
+        if differ(row.state.load, tick.load):
+            found.append("load")
+        if row.state.attack != first.attack or row.state.targets != first.targets:
+            found.append("dealt")
+        if found:
+            return f"tick {state.tick}, {action_text(action, reader.scenario, reader.dims)}: {found}, {rules}", u
+    assert state.done, "the simulator ended an episode that the twin goes on with"
+    return None
+
+
+def dealt_by(rules: twin.Rules, scenario: scenarios.Scenario, dealt: twin.Dealt) -> bool:
+    """Whether an episode may begin like this."""
+    listed, (low, high) = twin.as_listed(scenario), rules.attack_delay
+    if not low <= dealt.first_start - 1 <= high or dealt.attack < rules.attack_probability - 0.99:
+        return False
+    if not rules.unknown_path:
+        return dealt[2:] == listed[2:]
+    cast = set[tuple[str | None, str | None]]()
+    for group in ("stages", "benign"):
+        for role, player in zip(getattr(listed, group), getattr(dealt, group), strict=True):
+            cast |= set(zip(role, player, strict=True))
+    kinds = [{x.id for x in group} for group in (scenario.assets, scenario.identities)]
+    roles, players = zip(*cast, strict=True)
+    one_each = len(cast) == len(set(roles)) == len(set(players))
+    same_kind = all(a in kind if b in kind else a not in kind for a, b in cast for kind in kinds)
+    return one_each and same_kind and sorted(dealt.order) == sorted(listed.order)
+
+
+def differ(a: float, b: float) -> bool:
+    return abs(a - b) > TOLERANCE
+
+
+def skipped(reader: Reader, plans: np.ndarray, played: Played, each: Sequence[twin.Rules] = (twin.CLASSIC,)) -> int:
+    """Compare every episode; how many went apart on the edge of a threshold. Any other difference fails.
+
+    The rules of the episodes are `each` in turn.
+    """
+    who, count = twin.PERSONALITIES[reader.personality], 0
+    for e, length in enumerate(played.state.tick[:, -1].tolist()):
+        episode = rows(jax.tree.map(lambda x, e=e: x[e], played), length)
+        found = first_difference(reader, plans[e].tolist(), episode, each[e % len(each)])
+        if found is not None:
+            message, u = found
+            assert on_an_edge(reader.scenario, who, u), f"episode {e}: {message}"
+            count += 1
+    return count
+
+
+# --- policies of both ------------------------------------------------------------------------------------------------
+
+POLICIES = {"random": policies.RANDOM, "heuristic": policies.HEURISTIC}
+PLANS = {
+    "monitor": "MONITOR",
+    "early isolation": "MONITOR;ISOLATE_ASSET assets[0]",
+    "scattered": "REVOKE_IDENTITY identities[1];PATCH_ASSET assets[3];MONITOR;MONITOR;INVESTIGATE identities[0];"
+    "BLOCK_EGRESS assets[5];INVESTIGATE assets[1];MONITOR;ISOLATE_ASSET assets[4]",
+    "farming": "MONITOR;" * 9
+    + "INVESTIGATE identities[0];INVESTIGATE identities[2];INVESTIGATE assets[1];"
+    + "PATCH_ASSET assets[1];REVOKE_IDENTITY identities[0];REVOKE_IDENTITY identities[2];" * 19,
+}
+PLAN_TICKS = 80
+
+
+def plan_array(name: str, text: str) -> np.ndarray:
+    plan = parse_plan(text, scenario_of(name), dims_for(name))
+    return np.pad(plan, (0, PLAN_TICKS - len(plan)))
+
+
+def twin_policy(name: str, policy: str) -> twin_policies.Policy:
+    if policy in PLANS:
+        plan = plan_array(name, PLANS[policy])
+        return twin_policies.plan([named_action(scenario_of(name), dims_for(name), int(a)) for a in plan])
+    return {"random": twin_policies.random_policy, "heuristic": twin_policies.heuristic}[policy]
+
+
+def is_close_call(state: twin.State, u: twin.Draws) -> bool:
+    """Whether rounding may change a choice: a severity on a threshold, two all but equal, or a draw on a step."""
+    severities = [alert.severity for alert in state.alerts]
+    pairs = itertools.combinations(severities, 2)
+    counts = {len(state.criticality), len(state.privilege), len(state.criticality) + len(state.privilege)}
+    return (
+        any(near(s, 0.26, 0.48, 0.52) for s in severities)
+        or any(0 < abs(a - b) < EDGE for a, b in pairs)
+        or near_step(u.policy_verb, 6)
+        or near_step(u.policy_verb, 5)
+        or any(near_step(u.policy_target, n) for n in counts)
+    )
