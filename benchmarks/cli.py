@@ -62,10 +62,10 @@ def run(main: Callable[[], None]) -> NoReturn:
     raise SystemExit(0)
 
 
-def need(module: str, why: str) -> None:
+def need(module: str, why: str, extra: str = "bench") -> None:
     """Fail when an optional package is not installed."""
     if find_spec(module) is None:
-        fail(f"{why} needs the package {module}, which is not installed: pip install 'jaxsim-soc[bench]'")
+        fail(f"{why} needs the package {module}, which is not installed: pip install 'jaxsim-soc[{extra}]'")
 
 
 def version() -> str:

@@ -60,7 +60,8 @@ def start(dims: Dims, episode_key: Array, params: Params) -> State:
     return env.reset(dims, jax.random.fold_in(episode_key, 0), params)
 
 
-def _no_stats(dims: Dims, params: Params) -> EpisodeStats:
+def no_stats(params: Params) -> EpisodeStats:
+    """The statistics of an episode that has not begun."""
     zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
     points = jnp.zeros_like(params.reward.clip)  # (R,) when several rewards are scored at once
     return EpisodeStats(
@@ -96,10 +97,10 @@ def exchange(obs: Observation, channels: tuple[str, ...]) -> Observation:
     return obs._replace(marks=marks)
 
 
-def _tick(
+def play_tick(
     dims: Dims, policy: Policy, parameters: Any, params: Params, key: Array, obs: Observation, carry: Any
 ) -> tuple[Any, tuple[Signals, Array]]:
-    """One tick of one episode that sees `obs`: act, transition, add up."""
+    """One tick of one episode that sees `obs`: act, transition, add up. `carry` is (state, memory, statistics)."""
     state, memory, stats = carry
     live = state.end == RUNNING
     block = tick_noise(key, state.tick + 1)
@@ -121,7 +122,8 @@ def _tick(
     return (after, memory, stats), (signals, jnp.where(live, action, actions.INVALID))
 
 
-def _finish(state: State, stats: EpisodeStats, params: Params) -> EpisodeStats:
+def finish(state: State, stats: EpisodeStats, params: Params) -> EpisodeStats:
+    """The statistics of an episode that has ended in `state`."""
     left = (params.scenario.horizon - state.tick).astype(jnp.float32)
     return stats._replace(
         length=state.tick,
@@ -146,10 +148,10 @@ def _rollout(
         return jax.vmap(jax.vmap(f, in_axes=(None, 0, 0)), in_axes=(0, None, 0))
 
     def begin(p: Any, key: Array, _: Array) -> Any:
-        return start(dims, key, params), policy.init(dims, p), _no_stats(dims, params)
+        return start(dims, key, params), policy.init(dims, p), no_stats(params)
 
     def tick(p: Any, key: Array, seen_and_carry: Any) -> Any:
-        return _tick(dims, policy, p, params, key, *seen_and_carry)
+        return play_tick(dims, policy, p, params, key, *seen_and_carry)
 
     many = jax.tree.leaves(parameters)[0].shape[0]
     carry = over_lanes(begin)(parameters, keys, jnp.zeros((many, len(keys))))
@@ -168,7 +170,7 @@ def _rollout(
         carry, (signals, action) = jax.lax.scan(lambda c, _: step(c), carry, length=ticks)
         record = Trajectory(signals, action)
     state, _, stats = carry
-    return jax.vmap(jax.vmap(lambda s, e: _finish(s, e, params)))(state, stats), record
+    return jax.vmap(jax.vmap(lambda s, e: finish(s, e, params)))(state, stats), record
 
 
 def rollout_many(

@@ -1,0 +1,1 @@
+"""A language model at the desk: load it, let it play, measure it, train it by GRPO."""

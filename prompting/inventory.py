@@ -1,0 +1,35 @@
+"""What a prompt and its answer speak of: a scenario's entities by name."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import scenarios
+from jaxsim.actions import table
+from jaxsim.compile import check_fits, dims_of
+from jaxsim.names import entity_names
+from jaxsim.types import INVESTIGATE, VERBS, Dims
+
+
+class Inventory(NamedTuple):
+    """The names of a scenario's entities, and the action of every legal answer."""
+
+    dims: Dims
+    names: tuple[str, ...]  # N, of each entity in the order of the arrays; '' for padding
+    entities: Mapping[str, int]  # entity of each name
+    actions: Mapping[tuple[str, str | None], int]  # of the action table, by verb and target; MONITOR's target is None
+
+
+def inventory(scenario: scenarios.Scenario, dims: Dims | None = None) -> Inventory:
+    """The inventory of a scenario, padded to `dims` (default: its own sizes).
+
+    Raises ScenarioError when the scenario does not fit `dims`.
+    """
+    dims = dims or dims_of([scenario])
+    check_fits(scenario, dims)
+    names = tuple(name or "" for name in entity_names(scenario, dims))
+    verbs, entities = table(dims)
+    actions: dict[tuple[str, str | None], int] = {(VERBS[0], None): 0}
+    for action, (verb, entity) in enumerate(zip(verbs.tolist(), entities.tolist(), strict=True)):
+        if verb >= INVESTIGATE and names[entity]:
+            actions[VERBS[verb], names[entity]] = action
+    return Inventory(dims, names, {name: i for i, name in enumerate(names) if name}, actions)

@@ -1,0 +1,102 @@
+"""Completion -> action, and action -> completion.
+
+`parse` never raises and takes time linear in the text, whatever the text is: models write anything.
+"""
+
+import json
+from typing import NamedTuple
+
+from jaxsim.actions import INVALID, table
+from jaxsim.types import MONITOR, VERBS
+from prompting.inventory import Inventory
+
+NO_JSON, BROKEN_JSON, WRONG_SCHEMA = "no JSON", "broken JSON", "wrong schema"
+UNKNOWN_VERB, UNKNOWN_TARGET, WRONG_KIND = "unknown verb", "unknown target", "wrong kind of target"
+MISSING_TARGET, FORBIDDEN_TARGET = "missing target", "forbidden target"
+REASONS = (
+    NO_JSON,
+    BROKEN_JSON,
+    WRONG_SCHEMA,
+    UNKNOWN_VERB,
+    UNKNOWN_TARGET,
+    WRONG_KIND,
+    MISSING_TARGET,
+    FORBIDDEN_TARGET,
+)
+FALLBACKS = (NO_JSON, BROKEN_JSON, WRONG_SCHEMA)  # nothing that could be called an action was said
+MAX_STARTS = 16  # opening braces from which an object is looked for; a bound makes the time linear
+
+_PAIRS = tuple[tuple[str, object], ...]
+
+
+class Parsed(NamedTuple):
+    """What a completion says: an action of the action table, or INVALID and the reason, one of REASONS."""
+
+    action: int
+    reason: str
+
+
+def _no_number(_: str) -> int:
+    """Which number it is means nothing here, and Python refuses to convert very long ones."""
+    return 0
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=tuple, parse_int=_no_number, parse_float=_no_number, parse_constant=_no_number, strict=False
+)
+
+
+def _first_object(text: str) -> _PAIRS | str:
+    """The key-value pairs of the first JSON object in a text, or the reason why there is none."""
+    start = text.find("{")
+    if start < 0:
+        return NO_JSON
+    for _ in range(MAX_STARTS):
+        try:
+            pairs: _PAIRS = _DECODER.raw_decode(text, start)[0]
+            return pairs
+        except (ValueError, RecursionError):
+            start = text.find("{", start + 1)
+            if start < 0:
+                break
+    return BROKEN_JSON
+
+
+def parse(text: str, inventory: Inventory) -> Parsed:
+    """The action that a completion asks for. Never raises.
+
+    It is that of the first JSON object in the text; what stands around it, and its other keys, are ignored.
+    """
+    found = _first_object(text)
+    if isinstance(found, str):
+        return Parsed(INVALID, found)
+    verbs = [value for key, value in found if key == "action"]
+    targets = [value for key, value in found if key == "target"] or [None]
+    if len(verbs) != 1 or len(targets) != 1:  # said twice is ambiguous
+        return Parsed(INVALID, WRONG_SCHEMA)
+    verb, target = verbs[0], targets[0]
+    if not isinstance(verb, str) or not (target is None or isinstance(target, str)):
+        return Parsed(INVALID, WRONG_SCHEMA)
+    action = inventory.actions.get((verb, target))
+    return Parsed(INVALID, _why_not(verb, target, inventory)) if action is None else Parsed(action, "")
+
+
+def _why_not(verb: str, target: str | None, inventory: Inventory) -> str:
+    if verb not in VERBS:
+        return UNKNOWN_VERB
+    if verb == VERBS[MONITOR]:
+        return FORBIDDEN_TARGET
+    if target is None:
+        return MISSING_TARGET
+    return WRONG_KIND if target in inventory.entities else UNKNOWN_TARGET
+
+
+def encode(action: int, inventory: Inventory) -> str:
+    """The completion for an action; `parse(encode(a, i), i).action == a`. Raises ValueError for an invalid action."""
+    verbs, entities = table(inventory.dims)
+    if not 0 <= action < len(verbs) or (entities[action] >= 0 and not inventory.names[entities[action]]):
+        raise ValueError(f"action {action} is not legal here; give one of inventory.actions.values()")
+    answer = {"action": VERBS[verbs[action]]}
+    if entities[action] >= 0:
+        answer["target"] = inventory.names[entities[action]]
+    return json.dumps(answer)
