@@ -1,0 +1,300 @@
+"""One place that loads any model: the embedded one, a local folder, or a model of the Hugging Face hub.
+
+Only safetensors are read and no code of a model is run. What can be known before gigabytes are read is checked before:
+files that are missing or cut off, a chat template, the memory. Needs `pip install 'jaxsim-soc[train]'`; nothing of that
+is imported before `load` is called.
+"""
+
+import difflib
+import importlib
+import json
+import logging
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grpo import embedded
+from grpo.embedded import INSTALL, ModelError
+
+EMBEDDED = "embedded"
+HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "model*.safetensors")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+DTYPES = ("float32", "bfloat16", "float16")
+SPARE = 1.1  # memory for weights, and what loading them takes besides
+NF4 = 0.52  # bytes of a weight in 4 bits, its share of the scales included
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_NOT_QUANTISED = re.compile(r"embed|wte|wpe|lm_head|norm")
+
+
+class Loaded(NamedTuple):
+    """A model that is ready to answer."""
+
+    model: Any
+    tokenizer: Any  # pads on the left
+    about: dict[str, Any]  # what it is, for reports
+
+
+def load(
+    name: str = EMBEDDED,
+    adapter: str | Path | None = None,
+    *,
+    four_bit: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    offline: bool = False,
+    trainable: bool = False,
+) -> Loaded:
+    """Load a model by name: "embedded", a folder, or a hub id such as Qwen/Qwen2.5-1.5B-Instruct.
+
+    `adapter` is the folder of a PEFT adapter for it, with weights that can be trained on if `trainable`. `four_bit`
+    keeps weights as NF4. dtype "auto" is what the device is fast in; `offline` asks no network. Raises ModelError for
+    everything that can be wrong with these, with the remedy.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # optional kernels are not there
+    packages = ["torch", "transformers", "accelerate"] + ["bitsandbytes"] * four_bit + ["peft"] * (adapter is not None)
+    modules = {package: _need(package) for package in packages}
+    device = _device(device, modules["torch"])
+    number = _dtype(dtype, device, modules["torch"])
+    folder, source = _find(name, offline)
+    files = check_folder(folder, name)
+    small = "quantization_config" in _json(folder / "config.json")  # in few bits already
+    need = sum(x.stat().st_size for x in files) if small else weight_bytes(files, number.itemsize, four_bit)
+    check_memory(name, SPARE * need, device, four_bit)
+    if adapter is not None:
+        check_adapter(Path(adapter), name)
+    tokenizer = _tokenizer(folder, name)
+    model = _model(folder, name, number, device, four_bit and not small)
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    # What adapters note as their base: the name rather than where it happens to lie.
+    model.config._name_or_path = model.name_or_path = name
+    about = {
+        "name": name,
+        "source": source,
+        "adapter": None if adapter is None else str(adapter),
+        "dtype": str(number).removeprefix("torch."),
+        "device": device,
+        "four_bit": bool(getattr(model, "is_loaded_in_4bit", False)),
+        "parameters": model.num_parameters(),
+        "versions": {package: module.__version__ for package, module in modules.items()},
+    }
+    if adapter is not None:
+        model = _adapted(model, Path(adapter), name, trainable)
+    return Loaded(model.eval(), tokenizer, about)
+
+
+def _need(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ModelError(f"{package} cannot be imported ({error}); {INSTALL}") from error
+
+
+def _device(device: str, torch: Any) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" or (re.fullmatch(r"cuda(:\d+)?", device) and torch.cuda.is_available()):
+        return device
+    raise ModelError(f"there is no device {device!r} that torch can use here; take auto, cpu or, with a GPU, cuda")
+
+
+def _dtype(dtype: str, device: str, torch: Any) -> Any:
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is unknown; choose one of auto, {', '.join(DTYPES)}")
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if device != "cpu":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    can = torch.cpu.get_capabilities()
+    return torch.bfloat16 if can.get("amx_bf16") or can.get("avx512_bf16") else torch.float32
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that can be had on a device; None where that is not known."""
+    if device != "cpu":
+        torch = _need("torch")
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for reuse
+        return int(torch.cuda.mem_get_info(device)[0] + kept)
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def weight_bytes(files: Iterable[Path], itemsize: int, four_bit: bool) -> float:
+    """Bytes that the weights in these files take in memory."""
+    total = 0.0
+    for file in files:
+        for name, shape in header(file).items():
+            small = four_bit and len(shape) == 2 and name.endswith(".weight") and not _NOT_QUANTISED.search(name)
+            total += math.prod(shape) * (NF4 if small else itemsize)
+    return total
+
+
+def check_memory(name: str, need: float, device: str, four_bit: bool) -> None:
+    """Raises ModelError when fewer than `need` bytes are free."""
+    have = free_memory(device)
+    if have is not None and need > have:
+        raise ModelError(
+            f"{name} needs {need / 1e9:.2f} GB of memory on {device}, {have / 1e9:.2f} GB are free; take "
+            f"{'' if four_bit else 'four_bit=True or '}a smaller model, or close other programs"
+        )
+
+
+def _find(name: str, offline: bool) -> tuple[Path, str]:
+    """The folder of a model, and what to call its version in a report."""
+    if name == EMBEDDED:
+        return embedded.folder(offline=offline), f"{embedded.PACKAGE} {embedded.VERSION}"
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path, str(path.resolve())
+    if not _HUB_ID.fullmatch(name):
+        raise ModelError(f"{name!r} is no folder and no hub id such as Qwen/Qwen2.5-1.5B-Instruct{_nearest(name)}")
+    hub = _need("huggingface_hub")
+    try:
+        path = Path(hub.snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=offline))
+    except hub.errors.GatedRepoError as error:
+        raise ModelError(f"{name} asks for permission on the hub; get it there, then run `hf auth login`") from error
+    except hub.errors.RepositoryNotFoundError as error:
+        raise ModelError(f"{name!r} is no folder here, and the hub does not know it{_nearest(name)}") from error
+    except Exception as error:  # whatever the network does
+        why = "it may not be fetched (offline)" if offline else f"the hub cannot be reached ({_first_line(error)})"
+        raise ModelError(
+            f"{name!r} is no folder here, it is not in the cache, and {why}; "
+            f"load it once with a network, or give the folder of a copy{_nearest(name)}"
+        ) from error
+    return path, f"{name} at {path.name}"
+
+
+def _nearest(name: str) -> str:
+    """Models that are here, those of a like name first."""
+    path = Path(name).expanduser()
+    here = [str(found.parent) for found in sorted(path.parent.glob("*/config.json"))[:100]]
+    hub = Path(_need("huggingface_hub").constants.HF_HUB_CACHE)
+    here += [found.name.removeprefix("models--").replace("--", "/") for found in sorted(hub.glob("models--*--*"))]
+    near = difflib.get_close_matches(name, here, n=3, cutoff=0.5) or here[:3]
+    return f"; here are: {', '.join([*near, EMBEDDED])}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{path} holds no JSON object ({error}); fetch or write it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def check_folder(folder: Path, name: str) -> list[Path]:
+    """The files of a model folder that hold weights. Raises ModelError when a file is missing, damaged or cut off."""
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise ModelError(f"{name} is an adapter; load its base, {base}, with adapter={name!r}")
+    files, index = ["model.safetensors"], folder / "model.safetensors.index.json"
+    if not (folder / files[0]).is_file() and index.is_file():
+        files = sorted(set(_json(index).get("weight_map", {}).values()))
+    tokenizer = next((file for file in TOKENIZERS if (folder / file).is_file()), TOKENIZERS[0])
+    for file in ("config.json", tokenizer, *files):
+        if not (folder / file).is_file():
+            other = next((path.name for path in folder.iterdir() if path.suffix in (".bin", ".gguf")), None)
+            note = f" ({other} is not read, only safetensors are)" if other else ""
+            raise ModelError(f"{name} has no {file} in {folder}{note}; fetch the whole model again")
+    for file in files:
+        header(folder / file)
+    return [folder / file for file in files]
+
+
+def header(path: Path) -> dict[str, list[int]]:
+    """The shape of every tensor in a safetensors file. Raises ModelError when it is damaged or cut off."""
+    safetensors = _need("safetensors")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{path} is damaged ({error}); fetch or write it again") from error
+
+
+def _tokenizer(folder: Path, name: str) -> Any:
+    try:
+        tokenizer: Any = _need("transformers").AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, padding_side="left"
+        )
+    except Exception as error:  # the reader of a tokenizer raises Exception itself
+        raise ModelError(f"the tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
+    if not tokenizer.chat_template:
+        raise ModelError(f"{name} has no chat template; take a model that was trained to chat (its -Instruct version)")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"the tokenizer of {name} has neither a padding nor an end token; name one in its config")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _model(folder: Path, name: str, dtype: Any, device: str, four_bit: bool) -> Any:
+    transformers = _need("transformers")
+    options: dict[str, Any] = {}
+    if four_bit:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if four_bit or device != "cpu":
+        options["device_map"] = {"": device}
+    try:
+        with embedded.quiet():
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
+        raise ModelError(f"{name} cannot be loaded: {_first_line(error)}") from error
+    if info["missing_keys"]:  # would be random
+        raise ModelError(f"{name} has no weights for {', '.join(sorted(info['missing_keys'])[:3])}; fetch it again")
+    for layer in model.modules():  # a layout of weights for fast answers on CPUs, which a later backward cannot read
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model
+
+
+def check_adapter(folder: Path, base: str) -> None:
+    """Raises ModelError when an adapter's files are not there or cut off, or it was made for another base."""
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / file).is_file():
+            raise ModelError(f"{folder} is no adapter: it has no {file}; give the folder that it was saved to")
+    header(folder / "adapter_model.safetensors")
+    made_for = str(_json(folder / "adapter_config.json").get("base_model_name_or_path"))
+    if not _same(made_for, base):
+        raise ModelError(f"adapter {folder} was made for {made_for}, not for {base}; load it with its own base")
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two names mean the same model. A folder may have moved, or hold a copy of a hub's model."""
+    hub = [re.sub(r".*models--(.+?)--(.+?)/snapshots/\w+/?$", r"\1/\2", name) for name in (one, other)]
+    if all(_HUB_ID.fullmatch(name) and not os.path.isdir(name) for name in hub):
+        return hub[0].lower() == hub[1].lower()
+    last = [Path(os.path.abspath(name)).name.lower() for name in hub]
+    return last[0] == last[1] or sorted(last) == sorted((EMBEDDED, embedded.FOLDER))
+
+
+def _adapted(model: Any, folder: Path, base: str, trainable: bool) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT's affair
+        warnings.filterwarnings("error", message="(.|\n)*Found missing adapter keys")
+        try:
+            return _need("peft").PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, UserWarning) as error:
+            raise ModelError(f"adapter {folder} does not fit {base}: {_first_line(error)}") from error

@@ -1,0 +1,172 @@
+"""A language model as a policy: N episodes in lockstep, prompts out, completions in.
+
+The statistics are those of `jaxsim.rollout`, from the same keys, so a model meets the luck that other policies met.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import prompting
+from grpo import decode
+from jaxsim import env, rollouts
+from jaxsim.actions import INVALID
+from jaxsim.policies import ALWAYS
+from jaxsim.rollouts import EpisodeStats
+from jaxsim.types import MONITOR, RUNNING, Dims, Observation, Params, State
+from prompting import Inventory, Parsed
+
+ALWAYS_ASK, ON_CHANGE = "always", "on-change"
+ASKING = (ALWAYS_ASK, ON_CHANGE)  # when the model is asked: each tick, or when its view has changed (else MONITOR)
+
+# (prompts, index of each one's episode, tick) -> completions
+Respond = Callable[[Sequence[str], Sequence[int], int], Sequence[str]]
+
+
+class Turn(NamedTuple):
+    """What was said at one tick; lists of E, None for an episode that was over or not asked."""
+
+    tick: int
+    texts: list[str | None]
+
+
+class Played(NamedTuple):
+    """E episodes of a model."""
+
+    stats: EpisodeStats  # leading axis (E,)
+    actions: np.ndarray  # (T, E) int32, INVALID where nothing legal was said or the episode was over
+    turns: list[Turn]  # T
+    parsed: list[list[Parsed | None]]  # T lists of E, None as in `turns`
+
+
+@partial(jax.jit, static_argnames=("dims",))
+def _begin(dims: Dims, params: Params, keys: jax.Array) -> tuple[State, EpisodeStats]:
+    return jax.vmap(lambda key: (rollouts.start(dims, key, params), rollouts.no_stats(params)))(keys)
+
+
+@partial(jax.jit, static_argnames=("dims", "shuffle"))
+def _observe(dims: Dims, params: Params, state: State, shuffle: tuple[str, ...]) -> Observation:
+    obs = jax.vmap(lambda s: env.observe(dims, s, params))(state)
+    swapped: Observation = jax.tree.map(
+        lambda x: x[0], rollouts.exchange(jax.tree.map(lambda x: x[None], obs), shuffle)
+    )
+    return swapped
+
+
+@partial(jax.jit, static_argnames=("dims",))
+def _step(
+    dims: Dims, params: Params, keys: jax.Array, state: State, stats: EpisodeStats, action: jax.Array
+) -> tuple[State, EpisodeStats]:
+    def one(key: jax.Array, s: State, e: EpisodeStats, a: jax.Array) -> Any:
+        carry, _ = rollouts.play_tick(dims, ALWAYS, a, params, key, env.observe(dims, s, params), (s, (), e))
+        return carry[0], carry[2]
+
+    after: tuple[State, EpisodeStats] = jax.vmap(one)(keys, state, stats, action)
+    return after
+
+
+@partial(jax.jit)
+def _finish(params: Params, state: State, stats: EpisodeStats) -> EpisodeStats:
+    done: EpisodeStats = jax.vmap(lambda s, e: rollouts.finish(s, e, params))(state, stats)
+    return done
+
+
+def play(
+    env_: env.Env,
+    params: Params,
+    inventory: Inventory,
+    keys: jax.Array,
+    respond: Respond,
+    *,
+    layout: str = "compact",
+    asking: str = ALWAYS_ASK,
+    shuffle: tuple[str, ...] = (),
+    past: Sequence[Turn] = (),
+    advance: Callable[[Turn], None] = lambda turn: None,
+    watch: Callable[[State, Observation, Sequence[int], Sequence[str]], None] | None = None,
+) -> Played:
+    """Play the episodes of `keys`, (E,), to their ends, each tick with the completions of `respond`.
+
+    A completion that names no legal action counts as an invalid action, which is MONITOR at a cost. `shuffle` as in
+    `rollout_many`. `past`: turns of an interrupted run, used instead of asking again; `advance(turn)` follows every
+    new one. `watch(states, observations, episodes asked, prompts)` sees every tick before it is played.
+    """
+    dims, many = env_.dims, len(keys)
+    state, stats = _begin(dims, params, keys)
+    turns: list[Turn] = []
+    parsed: list[list[Parsed | None]] = []
+    actions: list[np.ndarray] = []
+    viewed: list[Any] = [None] * many
+    while (live := np.flatnonzero(np.asarray(state.end) == RUNNING)).size:
+        tick = len(turns)
+        obs = jax.tree.map(np.asarray, _observe(dims, params, state, shuffle))
+        if asking == ON_CHANGE:
+            views = _views(obs)
+            live = np.asarray([e for e in live if views[e] != viewed[e]], np.int64)
+            viewed = views
+        asked = live.tolist()
+        texts: list[str | None] = [None] * many
+        if tick < len(past):
+            texts = list(past[tick].texts)
+        elif asked:
+            prompts = prompting.render(jax.tree.map(lambda x, rows=live: x[rows], obs), inventory, layout)
+            if watch:
+                watch(state, obs, asked, prompts)
+            for e, text in zip(asked, respond(prompts, asked, tick), strict=True):
+                texts[e] = text
+        said = [None if text is None else prompting.parse(text, inventory) for text in texts]
+        quiet = MONITOR if asking == ON_CHANGE else INVALID
+        action = np.asarray([quiet if p is None else p.action for p in said], np.int32)
+        state, stats = _step(dims, params, keys, state, stats, jnp.asarray(action))
+        turns.append(Turn(tick, texts))
+        parsed.append(said)
+        actions.append(action)
+        if tick >= len(past):
+            advance(turns[-1])
+    ended = jax.tree.map(np.asarray, _finish(params, state, stats))
+    return Played(ended, np.stack(actions), turns, parsed)
+
+
+def _views(obs: Observation) -> list[Any]:
+    """What must change for an episode's model to be asked again: alerts, forensics, controls."""
+    alerts, results = obs.alerts.number.max(axis=1).tolist(), obs.forensics.number.max(axis=1).tolist()
+    return [(a, f, marks.tobytes()) for a, f, marks in zip(alerts, results, obs.marks, strict=True)]
+
+
+def responder(
+    decoder: decode.Decoder,
+    sampling: decode.Sampling,
+    *,
+    matcher: Any = None,
+    seed: int = 0,
+    batch: int = 32,
+    examples: tuple[tuple[str, str], ...] = (),
+) -> Respond:
+    """A model's answers, `batch` prompts at a time, those of like length together.
+
+    `matcher`: the grammar of the legal answers, see `grammar.matcher`. Sampled answers depend on seed, episode and
+    tick, and on nothing else.
+    """
+
+    def respond(prompts: Sequence[str], episodes: Sequence[int], tick: int) -> list[str]:
+        ids = [decode.chat_tokens(decoder.tokenizer, prompting.chat(prompt, examples)) for prompt in prompts]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        texts = [""] * len(ids)
+        for first in range(0, len(order), batch):
+            rows = order[first : first + batch]
+            answers = decode.decode(
+                decoder,
+                [ids[i] for i in rows],
+                sampling,
+                [matcher.deep_copy() for _ in rows] if matcher is not None else None,
+                [(seed, episodes[i], tick) for i in rows],
+            )
+            for i, answer in zip(rows, answers, strict=True):
+                texts[i] = answer.text
+        return texts
+
+    return respond
