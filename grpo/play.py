@@ -153,7 +153,10 @@ def responder(
     """
 
     def respond(prompts: Sequence[str], episodes: Sequence[int], tick: int) -> list[str]:
-        ids = [decode.chat_tokens(decoder.tokenizer, prompting.chat(prompt, examples)) for prompt in prompts]
+        # Greedily, equal prompts have equal answers; early in an episode most prompts are equal.
+        same = sampling.temperature == 0
+        wanted = list(dict.fromkeys(prompts)) if same else list(prompts)
+        ids = [decode.chat_tokens(decoder.tokenizer, prompting.chat(prompt, examples)) for prompt in wanted]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         texts = [""] * len(ids)
         for first in range(0, len(order), batch):
@@ -163,10 +166,13 @@ def responder(
                 [ids[i] for i in rows],
                 sampling,
                 [matcher.deep_copy() for _ in rows] if matcher is not None else None,
-                [(seed, episodes[i], tick) for i in rows],
+                None if same else [(seed, episodes[i], tick) for i in rows],
             )
             for i, answer in zip(rows, answers, strict=True):
                 texts[i] = answer.text
-        return texts
+        if not same:
+            return texts
+        answer_to = dict(zip(wanted, texts, strict=True))
+        return [answer_to[prompt] for prompt in prompts]
 
     return respond
