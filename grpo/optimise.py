@@ -1,0 +1,152 @@
+"""GRPO proper, on TRL's GRPOTrainer.
+
+Departures from its defaults, all of them: the reward is looked up (return-to-go of the action at the row's state),
+the trainable weights are recast to float32 after construction, because TRL makes them bfloat16, which a T4 lacks;
+and a checkpoint counts only when a marker says that it was written to its end.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback, set_seed
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+import prompting
+from grpo import diagnostics, signals
+from grpo.diagnostics import Tables
+from grpo.settings import Settings
+
+WHOLE = "whole.json"  # the marker
+
+
+class Book:
+    """The reports of a run's steps: what the reward function saw, joined with what the trainer logged."""
+
+    def __init__(self, known: Tables, weights: dict[str, float]):
+        self.known, self.weights = known, weights
+        self.__name__ = "reward"  # the trainer logs it under this name
+        self.pending: list[tuple[int, str]] = []
+        self.recent: list[dict[str, Any]] = []
+
+    def __call__(self, completions: list[Any], row: list[int], **_: Any) -> list[float]:
+        """The trainer's reward function: one number a completion. Groups are runs of equal rows."""
+        texts = [c[0]["content"] if isinstance(c, list) else c for c in completions]
+        order = {r: i for i, r in enumerate(dict.fromkeys(row))}
+        made = [diagnostics.completion(self.known, r, order[r], text) for r, text in zip(row, texts, strict=True)]
+        batch, parsed = [m[0] for m in made], [m[1] for m in made]
+        totals = signals.total(batch, self.weights)
+        self.latest = diagnostics.step_report(self.known, row, batch, parsed, totals)
+        self.latest["signals"] = {
+            name: sum(v) / len(v) for name, v in signals.values(batch, list(self.weights)).items()
+        }
+        return totals
+
+
+class Follow(TrainerCallback):
+    """After each step: write its report, sound the alarm, mark checkpoints that are whole."""
+
+    def __init__(self, book: Book, log: Callable[[int, dict[str, Any]], None], armed: bool):
+        self.book, self.log, self.armed, self.alarm = book, log, armed, ""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Each step's luck comes from seed and step alone: the trainer, resuming, would draw other completions."""
+        set_seed((args.seed * 1_000_003 + state.global_step) % 2**32)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Join the trainer's numbers with ours."""
+        if not logs or "loss" not in logs:
+            return
+        kept = ("loss", "grad_norm", "learning_rate", "kl", "entropy", "completions/mean_length")
+        report = {**self.book.latest, **{k: logs[k] for k in kept if k in logs}}
+        self.book.recent.append(report)
+        self.log(state.global_step, report)
+        if self.armed and (reason := diagnostics.alarm(self.book.recent)):
+            self.alarm = reason
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The checkpoint has been written to its end."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        part = folder / (WHOLE + ".part")
+        part.write_text(json.dumps({"recent": self.book.recent[-diagnostics.WINDOW :]}))
+        part.replace(folder / WHOLE)
+
+
+def last_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    whole = [p.parent for p in folder.glob(f"checkpoint-*/{WHOLE}")]
+    return max(whole, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
+
+
+def optimise(
+    model: Any,
+    tokenizer: Any,
+    known: Tables,
+    rows: Sequence[int],
+    settings: Settings,
+    folder: Path,
+    seed: int,
+    log: Callable[[int, dict[str, Any]], None],
+) -> str:
+    """Train the adapter of `model` in place on the given rows; returns the alarm's reason, or ''.
+
+    Continues from the newest whole checkpoint in `folder`.
+    """
+    on_gpu = model.device.type == "cuda"
+    half = next(p for p in model.parameters() if not p.requires_grad).dtype
+    each = settings.prompts_per_step * settings.group
+    # Newer transformers warn of this option even where it is off.
+    checkpointing: Any = {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
+    config = GRPOConfig(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=each // settings.micro_batch,
+        num_generations=settings.group,
+        max_completion_length=settings.max_completion,
+        temperature=settings.temperature,
+        learning_rate=settings.lr,
+        beta=settings.beta,
+        loss_type="grpo",
+        # On a GPU the trainer's autocast follows the weights; on a CPU the weights are what they are.
+        bf16=on_gpu and half == torch.bfloat16,
+        fp16=on_gpu and half == torch.float16,
+        cast_lm_head_to_fp32=half == torch.float16,
+        use_cpu=not on_gpu,
+        logging_steps=1,
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        report_to=settings.log_to,
+        seed=seed,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        shuffle_dataset=True,
+        **checkpointing,
+    )
+    texts = known.rows.prompts
+    data = Dataset.from_list([{"prompt": prompting.chat(texts[r]), "row": int(r)} for r in rows])
+    book = Book(known, settings.weights)
+    reward_funcs: list[Any] = [book]
+    follow = Follow(book, log, settings.alarm)
+    trainer: Any = GRPOTrainer(
+        model=model,
+        reward_funcs=reward_funcs,
+        args=config,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[follow],
+    )
+    trainer.remove_callback(PrinterCallback)
+    for p in trainer.model.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
+    last = last_whole(folder)
+    if last:
+        book.recent = json.loads((last / WHOLE).read_text())["recent"]
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    return follow.alarm

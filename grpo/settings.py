@@ -1,0 +1,146 @@
+"""What a training run is made of: presets in files, every field overridable on the command line."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+import scenarios
+from grpo import signals
+from grpo.play import ASKING
+from jaxsim import rules as rule_sets
+from jaxsim.reward import PRESETS as REWARDS
+from prompting import LAYOUTS
+
+PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+MAX_SEED = 2**31 - 1
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be; the message names preset or option, field, value and remedy."""
+
+
+class Settings(BaseModel):
+    """One training run. Units and meaning stand beside each field; `--help` shows them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # The model
+    model: str = Field("embedded", description="embedded, a local folder, or a hub id")
+    backend: Literal["auto", "transformers", "unsloth"] = Field(
+        "auto", description="auto: unsloth on CUDA if installed"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the frozen weights")
+    four_bit: bool = Field(False, description="NF4 quantisation of the frozen weights (QLoRA)")
+    lora_r: int = Field(16, ge=1, le=512, description="rank of the adapter")
+    lora_alpha: int = Field(32, ge=1, le=2048, description="scale of the adapter")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout of the adapter")
+    gradient_checkpointing: bool = Field(False, description="less memory, slower")
+    # The game
+    scenarios: tuple[str, ...] = Field((), description="training campaigns (default: the published ones not held out)")
+    rules: str = Field("hardened", description="rules, as for the audit")
+    reward: str = Field("operational", description="reward, as for the audit")
+    layout: str = Field("compact", description="of the prompts")
+    # Rows
+    outer_loops: int = Field(1, ge=0, le=20, description="collections from the model's own play, each followed by GRPO")
+    collect_episodes: int = Field(32, ge=2, le=4096, description="episodes per campaign of a collection")
+    temperature: float = Field(1.4, gt=0, le=5, description="of the model's own play, and of GRPO's completions")
+    asking: str = Field("always", description="always: the model decides each tick; on-change: when its view changed")
+    rows: int = Field(1500, ge=4, le=100_000, description="states per outer loop, at most")
+    futures: int = Field(64, ge=2, le=4096, description="K, simulated futures per legal action")
+    least_z: float = Field(
+        2.5, ge=0, le=10, description="rows whose actions differ by less are skipped, standard errors"
+    )
+    # Warm start
+    warm_rows: int = Field(0, ge=0, le=100_000, description="states of the supervised warm start; 0: none")
+    warm_epochs: int = Field(2, ge=1, le=20, description="passes over them")
+    warm_lr: float = Field(5e-4, gt=0, le=1, description="learning rate of the warm start")
+    warm_batch: int = Field(8, ge=1, le=1024, description="rows per step of the warm start")
+    # GRPO
+    profile: str = Field("returns", description=f"reward profile: {', '.join(signals.PROFILES)}")
+    signals: dict[str, float] = Field(default_factory=dict, description="weights that replace the profile, as JSON")
+    steps: int = Field(60, ge=0, le=1_000_000, description="optimizer steps per outer loop")
+    prompts_per_step: int = Field(1, ge=1, le=4096, description="rows per step")
+    group: int = Field(8, ge=2, le=256, description="G, completions per row")
+    micro_batch: int = Field(8, ge=1, le=4096, description="completions per forward pass")
+    lr: float = Field(3e-5, gt=0, le=1, description="learning rate")
+    beta: float = Field(0.04, ge=0, le=10, description="weight of the KL term")
+    max_completion: int = Field(40, ge=8, le=1024, description="tokens of a completion, at most")
+    alarm: bool = Field(True, description="stop when the policy shows the tells of a shortcut")
+    # The run
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of all the luck")
+    save_every: int = Field(5, ge=1, le=100_000, description="steps between checkpoints")
+    evaluate_episodes: int = Field(32, ge=2, le=100_000, description="episodes per campaign and policy at the end")
+    evaluate_policies: tuple[str, ...] = Field(
+        ("heuristic", "open-loop", "evidence", "learned"), description="rows beside monitor, random, base and trained"
+    )
+    evaluate_shuffle: bool = Field(True, description="play again on another episode's evidence")
+    log_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
+        "none", description="a tracker beside the log file"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        for field, value, known in (
+            ("layout", self.layout, LAYOUTS),
+            ("asking", self.asking, ASKING),
+            ("reward", self.reward, REWARDS),
+            ("profile", self.profile, signals.PROFILES),
+        ):
+            if value not in known:
+                raise ValueError(f"{field} = {value!r} is unknown; choose one of {', '.join(known)}")
+        rule_sets.rules(self.rules)
+        for name in self.signals:
+            if name not in signals.SIGNALS:
+                raise ValueError(f"signals: {name!r} is unknown; choose among {', '.join(signals.SIGNALS)}")
+        for name in self.scenarios:
+            if scenarios.load(name).held_out:
+                raise ValueError(f"scenarios: {name!r} is held out and never trained on; leave it out")
+        if self.prompts_per_step * self.group % self.micro_batch:
+            raise ValueError(
+                f"micro_batch = {self.micro_batch} does not divide prompts_per_step x group = "
+                f"{self.prompts_per_step * self.group}; choose one that does"
+            )
+        if self.four_bit and self.dtype == "float32":
+            raise ValueError("four_bit and dtype = float32 contradict each other; use bfloat16, float16 or auto")
+        if not self.warm_rows and not (self.outer_loops and self.steps):
+            raise ValueError("warm_rows = 0 and no GRPO step: nothing would be trained; give warm_rows or steps")
+        return self
+
+    @property
+    def campaigns(self) -> tuple[str, ...]:
+        """The training campaigns."""
+        return self.scenarios or tuple(n for n in scenarios.names() if not scenarios.load(n).held_out)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each reward signal."""
+        return self.signals or dict(signals.PROFILES[self.profile])
+
+
+def load(preset: str, changes: dict[str, Any] | None = None) -> Settings:
+    """The settings of a preset (a name, or the path of a YAML file) with `changes` on top. Raises SettingsError."""
+    path = PRESETS.get(preset) or Path(preset)
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise SettingsError(
+            f"--preset {preset!r} is neither a preset nor a file; choose one of {', '.join(PRESETS)}"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not readable as YAML ({error})") from None
+    if not isinstance(given, dict):
+        raise SettingsError(f"{path}: a preset is a mapping of settings; got {type(given).__name__}")
+    try:
+        return Settings(**{**given, **(changes or {})})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            what = f"no such setting; choose among {', '.join(Settings.model_fields)}"
+        value = f" = {first['input']!r:.60}" if field else ""
+        raise SettingsError(f"{path.name}: {field}{value}{': ' if field else ''}{what}") from None
+    except scenarios.ScenarioError as error:
+        raise SettingsError(f"{path.name}: scenarios: {error.problems[0]}") from None

@@ -1,0 +1,475 @@
+"""Train an adapter that reads its evidence, by GRPO on the simulator's own returns, and prove what changed.
+
+    python grpo/train.py                              what fits the machine: preset t4 with CUDA, cpu without
+    python grpo/train.py --preset cpu --steps 200 --out out/longer
+    python grpo/train.py --preset cpu --print-config
+
+A run is a chain of stages, each kept in the output folder when it is complete: gate, then for each outer loop collect
+(the teacher's play in loop 0, the model's own after it), credit (return-to-go of every legal action of every state),
+a supervised warm start in loop 0 where the preset wants one, GRPO; at the end evaluation of base and adapter, and the
+report. A run that was killed goes on from its last checkpoint when it is started again with the same settings.
+"""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "benchmarks")]
+
+import cli
+
+for _package in ("torch", "transformers", "trl", "peft", "safetensors", "rich", "matplotlib", "scipy"):
+    cli.need(_package, "training", "train")
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import prompting
+from grpo import decode, diagnostics, gate, models, play, report_training, rows, settings, warm
+from grpo.embedded import ModelError
+from grpo.rows import Campaigns, Rows
+from grpo.settings import Settings
+from jaxsim.types import VERBS
+from jaxsim.version import SIMULATOR_VERSION
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALARMED = 3  # exit code of a run that the alarm stopped
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, pass the gate, run the stages that are not done yet."""
+    args, chosen = arguments(argv)
+    if args.print_config:
+        print(json.dumps(chosen.model_dump(), indent=2))
+        return
+    console = Console(stderr=True)
+    verdict = passed(chosen, args)
+    out: Path = args.out
+    manifest = begin(out, chosen, args, verdict)
+    log = Log(out / "training_log.jsonl")
+    game = rows.campaigns(chosen.campaigns, chosen.rules, chosen.reward)
+    try:
+        adapter: Path | None = None
+        for loop in range(chosen.outer_loops):
+            adapter, alarm = outer_loop(loop, game, chosen, out, adapter, log, console, manifest)
+            if alarm:
+                break
+    except ModelError as error:
+        cli.fail(str(error))
+    finish_adapter(out, adapter, chosen, verdict, alarm)
+    evaluated = evaluate(out, chosen, console, manifest)
+    report_training.write(out, chosen, log.lines, evaluated, manifest, alarm)
+    save_manifest(out, manifest | {"finished": True, "alarm": alarm})
+    console.print(f"report in {out / 'report.md'}")
+    if alarm:
+        print(f"{Path(sys.argv[0]).name}: stopped by the alarm: {alarm}", file=sys.stderr)
+        raise SystemExit(ALARMED)
+
+
+# --- settings and gate ----------------------------------------------------------------------------------------------
+
+
+def arguments(argv: Sequence[str] | None) -> tuple[Any, Settings]:
+    """The command line: every setting is an option."""
+    p = cli.parser(__doc__)
+    p.add_argument("--preset", metavar="NAME|FILE", help=f"{', '.join(settings.PRESETS)} (default: fits the machine)")
+    p.add_argument(
+        "--out", type=Path, default=Path("out/train"), metavar="DIR", help="of everything (default: out/train)"
+    )
+    p.add_argument("--force", action="store_true", help="train on a reward that the audit has not certified")
+    p.add_argument(
+        "--audit", type=Path, metavar="FILE", help="report.json of a sweep (default: the project's verdicts)"
+    )
+    p.add_argument("--restart", action="store_true", help="delete what is in --out and begin anew")
+    p.add_argument("--print-config", action="store_true", help="print the settings as JSON, and stop")
+    for name, field in Settings.model_fields.items():
+        p.add_argument(
+            f"--{name.replace('_', '-')}", dest=name, metavar=_kind(field.annotation), help=field.description
+        )
+    args = p.parse_args(argv)
+    given = {
+        name: _value(name, getattr(args, name)) for name in Settings.model_fields if getattr(args, name) is not None
+    }
+    try:
+        return args, settings.load(args.preset or default_preset(), given)
+    except settings.SettingsError as error:
+        cli.fail(str(error))
+
+
+def _kind(annotation: Any) -> str:
+    if get_origin(annotation) is tuple:
+        return "NAME,NAME"
+    if get_origin(annotation) is dict:
+        return "JSON"
+    if get_args(annotation) and NoneType not in get_args(annotation):
+        return "|".join(map(str, get_args(annotation)))
+    return str(getattr(annotation, "__name__", "VALUE")).upper()
+
+
+def _value(name: str, text: str) -> Any:
+    """Command-line text as pydantic wants it; it checks the rest."""
+    annotation = Settings.model_fields[name].annotation
+    if get_origin(annotation) is tuple:
+        return tuple(x for x in text.split(",") if x)
+    if get_origin(annotation) is dict:
+        try:
+            return json.loads(text)
+        except ValueError:
+            cli.fail(f"--{name.replace('_', '-')}: {text!r} is no JSON; give, for example, '{{\"return_to_go\": 1}}'")
+    return text
+
+
+def default_preset() -> str:
+    """t4 with CUDA, cpu without."""
+    import torch
+
+    return "t4" if torch.cuda.is_available() else "cpu"
+
+
+def passed(chosen: Settings, args: Any) -> list[dict[str, Any]]:
+    """The audit's verdicts for the training campaigns. Fails on a reward that is not certified, unless forced."""
+    try:
+        found, objections = gate.verdicts(args.audit or gate.OWN, chosen.rules, chosen.reward, chosen.campaigns)
+    except ValueError as error:
+        cli.fail(f"--audit: {error}")
+    if objections and not args.force:
+        cli.fail(f"{objections[0]}; audit it (python benchmarks/sweep_rewards.py), or train on it anyway with --force")
+    for objection in objections:
+        print(f"warning: {objection} (--force)", file=sys.stderr)
+    return found
+
+
+# --- the output folder ----------------------------------------------------------------------------------------------
+
+
+def begin(out: Path, chosen: Settings, args: Any, verdict: list[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest of a new run, or of the run in `out` if it has the same settings."""
+    path = out / "run_manifest.json"
+    if args.restart and path.exists():
+        shutil.rmtree(out)
+    wanted = json.loads(chosen.model_dump_json())
+    if path.exists():
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            had = manifest["settings"]
+        except (ValueError, KeyError) as error:
+            cli.fail(f"{path}: not the manifest of a run ({error}); give another --out, or --restart")
+        differ = [k for k in wanted if had.get(k) != wanted[k]]
+        if differ:
+            k = differ[0]
+            cli.fail(
+                f"{path}: {k} = {had.get(k)!r} there, {wanted[k]!r} here; give another --out, or --restart to delete it"
+            )
+        return manifest
+    if out.exists() and any(out.iterdir()):
+        cli.fail(f"--out {str(out)!r} is a folder with other files in it; give an empty or a new one")
+    out.mkdir(parents=True, exist_ok=True)
+    import torch
+    import transformers
+    import trl
+
+    manifest = {
+        "settings": wanted,
+        "versions": {
+            "jaxsim-soc": cli.version(), "simulator": SIMULATOR_VERSION, "prompts": prompting.FORMAT_VERSION,
+            "python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__,
+            "transformers": transformers.__version__, "trl": trl.__version__,
+        },
+        "hardware": {
+            "machine": platform.machine(), "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "audit": verdict,
+        "command": ["python", "grpo/train.py", *sys.argv[1:]],
+        "seconds": {},
+    }  # fmt: skip
+    save_manifest(out, manifest)
+    return manifest
+
+
+def save_manifest(out: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, whole or not at all."""
+    cli.write_json(out / "run_manifest.json", manifest)
+
+
+class Log:
+    """The lines of training_log.jsonl. A step that is done again after a kill replaces its line and all after it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        if path.exists():
+            for text in path.read_text("utf-8").splitlines():
+                try:
+                    self.lines.append(json.loads(text))
+                except ValueError:
+                    break  # cut off by a kill
+
+    def add(self, loop: int, phase: str, step: int, report: dict[str, Any]) -> None:
+        """Append the report of a step."""
+        order = (loop, ("warm", "grpo").index(phase), step)
+        kept = [x for x in self.lines if (x["loop"], ("warm", "grpo").index(x["phase"]), x["step"]) < order]
+        line = {"loop": loop, "phase": phase, "step": step, **report}
+        text = json.dumps(line, ensure_ascii=False)
+        whole = len(kept) == len(self.lines) and (not kept or self.path.read_bytes().endswith(b"\n"))
+        self.lines = [*kept, line]
+        if whole:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        else:
+            cli.write_text(self.path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in self.lines))
+
+
+def timed(out: Path, manifest: dict[str, Any], what: str, since: float) -> None:
+    """Add the seconds since then to what a stage took, over all its interruptions."""
+    manifest["seconds"][what] = round(manifest["seconds"].get(what, 0) + time.monotonic() - since, 1)
+    save_manifest(out, manifest)
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+def outer_loop(
+    loop: int,
+    game: Campaigns,
+    chosen: Settings,
+    out: Path,
+    adapter: Path | None,
+    log: Log,
+    console: Console,
+    manifest: dict[str, Any],
+) -> tuple[Path | None, str]:
+    """Collect, credit, train: (the adapter after this loop, why the alarm stopped it or '')."""
+    folder = out / f"loop{loop}"
+    done = folder / "done.json"
+    if done.exists():
+        return folder / "adapter", json.loads(done.read_text())["alarm"]
+    began = time.monotonic()
+    model, tokenizer = student(chosen, adapter)
+    timed(out, manifest, "loading", began)
+
+    began = time.monotonic()
+    found = collected(loop, game, chosen, folder, model, tokenizer, console)
+    timed(out, manifest, f"loop{loop} rows", began)
+    taught = np.flatnonzero(found.informative)
+    console.print(
+        f"loop {loop}: {len(found.prompts)} rows, {len(taught)} of which tell actions apart; the others teach nothing"
+    )
+    began = time.monotonic()
+    if loop == 0 and chosen.warm_rows:
+        warm_up(game, found, chosen, folder, model, tokenizer, log, console)
+        timed(out, manifest, "warm start", began)
+    began = time.monotonic()
+    alarm = ""
+    if chosen.steps and len(taught):
+        from grpo import optimise
+
+        def line(step: int, report: dict[str, Any]) -> None:
+            log.add(loop, "grpo", step, report)
+            regret = "–" if report["regret"] is None else f"{report['regret']:.2f}"
+            console.print(
+                f"loop {loop} GRPO {step}/{chosen.steps}: reward {report['reward_mean']:+.2f}, regret {regret}, "
+                f"valid {report['valid_rate']:.0%}",
+                highlight=False,
+            )
+
+        alarm = optimise.optimise(
+            model, tokenizer, diagnostics.tables(game, found), taught.tolist(), chosen, folder / "grpo",
+            chosen.seed + loop, line,
+        )  # fmt: skip
+        timed(out, manifest, f"loop{loop} GRPO", began)
+    save_adapter(model, folder / "adapter")
+    cli.write_json(done, {"alarm": alarm, "rows": len(found.prompts), "informative": len(taught)})
+    shutil.rmtree(folder / "grpo", ignore_errors=True)  # the trainer's checkpoints have served
+    return folder / "adapter", alarm
+
+
+def student(chosen: Settings, adapter: Path | None) -> tuple[Any, Any]:
+    """The model with an adapter to train: the last loop's, or a fresh one."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    loaded = models.load(
+        chosen.model, adapter, four_bit=chosen.four_bit, dtype=chosen.dtype, trainable=adapter is not None
+    )
+    if adapter is not None:
+        return loaded.model, loaded.tokenizer
+    torch.manual_seed(chosen.seed)
+    lora = LoraConfig(
+        r=chosen.lora_r,
+        lora_alpha=chosen.lora_alpha,
+        lora_dropout=chosen.lora_dropout,
+        target_modules=list(TARGETS),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(loaded.model, lora), loaded.tokenizer
+
+
+def collected(
+    loop: int, game: Campaigns, chosen: Settings, folder: Path, model: Any, tokenizer: Any, console: Console
+) -> Rows:
+    """The loop's rows: those in its folder, or new ones."""
+    try:
+        kept = rows.load(folder / "rows", game)
+    except ValueError as error:
+        cli.fail(str(error))
+    if kept is not None:
+        return kept
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = chosen.seed + 1000 * (loop + 1)
+    if loop == 0:
+        name, policy = rows.teacher(chosen.rules, chosen.reward)
+        console.print(f"loop 0: states from the play of the teacher ({name})")
+        bank = rows.from_teacher(game, policy, max(chosen.rows, chosen.warm_rows), seed)
+    else:
+        bank = own_play(loop, game, chosen, folder, model, tokenizer, seed, console)
+    with console.status("return-to-go of every legal action"):
+        found = rows.credited(
+            game, bank, futures=chosen.futures, least_z=chosen.least_z, seed=seed, layout=chosen.layout
+        )
+    rows.save(folder / "rows", found, game)
+    return found
+
+
+def own_play(
+    loop: int, game: Campaigns, chosen: Settings, folder: Path, model: Any, tokenizer: Any, seed: int, console: Console
+) -> Any:
+    """States of the model's own play at the settings' temperature; every tick is kept, and not played again."""
+    decoder = decode.Decoder(model, tokenizer)
+    sampling = decode.Sampling(chosen.temperature, chosen.max_completion)
+    files = [folder / f"play-{name}.jsonl" for name in game.names]
+    pasts = [turns(path) for path in files]
+
+    def respond(p: int) -> play.Respond:
+        decoder.forget()
+        return play.responder(decoder, sampling, seed=seed + p)
+
+    ticks = int(np.max(game.params.scenario.horizon)) * len(game.names)
+    columns = (TextColumn("loop {task.fields[loop]}: own play"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=ticks, loop=loop, completed=sum(map(len, pasts)))
+
+        def advance(p: int, turn: play.Turn) -> None:
+            with open(files[p], "a", encoding="utf-8") as file:
+                file.write(json.dumps(turn._asdict(), ensure_ascii=False) + "\n")
+            bar.advance(task)
+
+        bank, _ = rows.from_model(
+            game, respond, chosen.collect_episodes, chosen.rows, seed,
+            layout=chosen.layout, asking=chosen.asking, pasts=pasts, advance=advance,
+        )  # fmt: skip
+    return bank
+
+
+def turns(path: Path) -> list[play.Turn]:
+    """The turns of an interrupted play; a last line that was cut off is dropped."""
+    if not path.exists():
+        return []
+    found = []
+    for text in path.read_text("utf-8").splitlines():
+        try:
+            found.append(play.Turn(**json.loads(text)))
+        except ValueError:
+            break
+    cli.write_text(path, "".join(json.dumps(t._asdict(), ensure_ascii=False) + "\n" for t in found))
+    return found
+
+
+def warm_up(
+    game: Campaigns,
+    found: Rows,
+    chosen: Settings,
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    log: Log,
+    console: Console,
+) -> None:
+    """Show the model answers at the teacher's states."""
+    shown = rows.labels(game, found)
+    which = np.random.default_rng(chosen.seed).permutation(len(shown))[: chosen.warm_rows]
+    verbs = [prompting.encode(int(shown[r]), game.inventories[int(found.bank.params_index[r])]) for r in which]
+    chats = [prompting.chat(found.prompts[r]) for r in which]
+    counts = {v: sum(f'"{v}"' in text for text in verbs) for v in VERBS}
+    console.print("warm start: " + ", ".join(f"{n} {v}" for v, n in counts.items() if n), highlight=False)
+    columns = (
+        TextColumn("warm start, loss {task.fields[loss]:.3f}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, loss=float("nan"))
+
+        def advance(step: int, steps: int, loss: float) -> None:
+            log.add(0, "warm", step, {"loss": loss})
+            bar.update(task, completed=step, total=steps, loss=loss)
+
+        warm.learn(
+            model,
+            warm.pairs(tokenizer, chats, verbs),
+            folder / "warm",
+            epochs=chosen.warm_epochs,
+            batch=chosen.warm_batch,
+            lr=chosen.warm_lr,
+            seed=chosen.seed,
+            pad=tokenizer.pad_token_id,
+            save_every=chosen.save_every,
+            advance=advance,
+        )
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write the adapter beside its place, then put it there."""
+    part = folder.with_name(folder.name + ".part")
+    for left in (part, folder):
+        shutil.rmtree(left, ignore_errors=True)
+    model.save_pretrained(part, selected_adapters=["default"], safe_serialization=True)
+    os.replace(part, folder)
+
+
+def finish_adapter(
+    out: Path, adapter: Path | None, chosen: Settings, verdict: list[dict[str, Any]], alarm: str
+) -> None:
+    """Copy the last loop's adapter to adapter/, with a model card."""
+    if adapter is None or (out / "adapter" / "README.md").exists():
+        return
+    part = out / "adapter.part"
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(adapter, part)
+    (part / "README.md").write_text(report_training.card(chosen, verdict, alarm), encoding="utf-8")
+    shutil.rmtree(out / "adapter", ignore_errors=True)
+    os.replace(part, out / "adapter")
+
+
+def evaluate(out: Path, chosen: Settings, console: Console, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of base, adapter and baselines on episodes that nothing was trained on."""
+    from grpo import evaluate as evaluation
+
+    began = time.monotonic()
+    evaluation.main(
+        [
+            "--model", chosen.model, "--adapter", str(out / "adapter"), "--rules", chosen.rules,
+            "--reward", chosen.reward, "--scenario", *chosen.campaigns, "--episodes", str(chosen.evaluate_episodes),
+            "--seed", str(chosen.seed), "--no-constrained", "--asking", chosen.asking, "--layout", chosen.layout,
+            "--max-new-tokens", str(chosen.max_completion), "--dtype", chosen.dtype,
+            "--shuffle" if chosen.evaluate_shuffle else "--no-shuffle", "--policies", *chosen.evaluate_policies,
+            *(["--four-bit"] if chosen.four_bit else []), "--out", str(out / "evaluation"),
+        ]
+    )  # fmt: skip
+    timed(out, manifest, "evaluation", began)
+    found: list[dict[str, Any]] = json.loads((out / "evaluation" / "rows.json").read_text("utf-8"))
+    return found
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,298 @@
+"""The stages of training: rows and labels, the warm start, what a step reports, the alarm, the log, a whole run."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("trl")
+pytest.importorskip("peft")
+
+import torch
+from test_models import tiny
+
+import prompting
+from grpo import decode, diagnostics, models, rows, signals, train, warm
+from jaxsim.policies import BASELINES
+from jaxsim.types import INVESTIGATE, MONITOR
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+CAMPAIGN = "supply_chain_token_drift"
+
+
+@pytest.fixture(scope="module")
+def game() -> rows.Campaigns:
+    return rows.campaigns((CAMPAIGN,), "hardened", "operational")
+
+
+@pytest.fixture(scope="module")
+def found(game: rows.Campaigns) -> rows.Rows:
+    bank = rows.from_teacher(game, BASELINES["evidence"], 24, seed=3)
+    return rows.credited(game, bank, futures=4, least_z=0.0, seed=1, layout="compact", reference=0)
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_rows_prompt_is_that_of_its_state(game: rows.Campaigns, found: rows.Rows) -> None:
+    ticks = np.asarray(found.bank.state.tick).tolist()
+    assert all(f"Tick {t} of 70" in text for t, text in zip(ticks, found.prompts, strict=True))
+    assert len(set(found.prompts)) > 10
+
+
+def test_rows_survive_their_files(game: rows.Campaigns, found: rows.Rows, tmp_path: Path) -> None:
+    assert rows.load(tmp_path / "rows", game) is None
+    rows.save(tmp_path / "rows", found, game)
+    again = rows.load(tmp_path / "rows", game)
+    assert again is not None and again.prompts == found.prompts
+    for one, other in zip(again.credit, found.credit, strict=True):
+        np.testing.assert_array_equal(one, other)
+    (tmp_path / "rows" / "prompts.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="delete the folder"):
+        rows.load(tmp_path / "rows", game)
+
+
+def test_step_rewards_are_those_of_one_step(game: rows.Campaigns, found: rows.Rows) -> None:
+    import jax
+
+    from jaxsim import env, reward
+    from jaxsim.noise import draw
+
+    params = game.of(0)
+    for r, a in ((0, 0), (5, 3), (11, game.dims.actions - 1)):
+        state = jax.tree.map(lambda x, r=r: jax.numpy.asarray(x[r]), found.bank.state)
+        block = draw(jax.random.fold_in(jax.random.key(1), r))
+        _, seen = env.transition(game.dims, state, jax.numpy.int32(a), block, params)
+        wanted = reward.total(reward.channels(seen, params.reward), params.reward)
+        assert found.step_reward[r, a] == pytest.approx(float(wanted), abs=1e-5)
+
+
+def test_labels_follow_the_credit_and_else_wait(game: rows.Campaigns, found: rows.Rows) -> None:
+    legal = found.credit.legal
+    contain, look = 11, 1  # ISOLATE_ASSET and INVESTIGATE of the first asset
+    done = np.where(np.arange(24) % 2, contain, look).astype(np.int32)
+    q = np.where(legal, 0.0, np.nan).astype(np.float32)
+    se = np.where(legal, 0.1, np.nan).astype(np.float32)
+    q[:, look], q[:, contain] = 0.1, -0.1  # neither is told apart from waiting
+    rows_ = found._replace(bank=found.bank._replace(action=done), credit=found.credit._replace(q=q, se=se))
+    wanted = np.where(np.arange(24) % 2, contain, MONITOR)
+    np.testing.assert_array_equal(rows.labels(game, rows_), wanted)
+    q[:, look], q[:, contain] = 1.0, -1.0  # both are
+    np.testing.assert_array_equal(rows.labels(game, rows_), np.where(np.arange(24) % 2, MONITOR, look))
+
+
+def test_the_teachers_states_are_half_containments(game: rows.Campaigns) -> None:
+    from jaxsim.actions import table
+
+    bank = rows.from_teacher(game, BASELINES["evidence"], 20, seed=0)
+    verbs = table(game.dims)[0][np.asarray(bank.action)]
+    assert len(verbs) == 20 and (verbs > INVESTIGATE).sum() == 10
+
+
+# --- diagnostics ----------------------------------------------------------------------------------------------------
+
+
+def completion(**change: Any) -> signals.Completion:
+    one = signals.Completion(True, True, 0, 0, None, False, True, 0.0, 0, 0.0, -1.0)
+    return one._replace(**change)
+
+
+def test_group_statistics_by_hand() -> None:
+    # Deviations of (1, 3) are 1 and 1, of (2, 2) none.
+    assert diagnostics.within_group([1.0, 3.0, 2.0, 2.0], [0, 0, 1, 1]) == (0.5, 0.5)
+
+
+def test_a_steps_report_by_hand(game: rows.Campaigns, found: rows.Rows) -> None:
+    known = diagnostics.tables(game, found)
+    texts = ["nonsense", '{"action": "MONITOR"}', '{"action": "ISOLATE_ASSET", "target": "ci-runner-01"}', "{"]
+    made = [diagnostics.completion(known, 0, 0, text) for text in texts]
+    batch, parsed = [m[0] for m in made], [m[1] for m in made]
+    totals = signals.total(batch, signals.PROFILES["returns"])
+    report = diagnostics.step_report(known, [0] * 4, batch, parsed, totals)
+    assert report["actions"] == {"INVALID": 2, "ISOLATE_ASSET": 1, "MONITOR": 1}
+    assert report["valid_rate"] == 0.5
+    assert report["parse_failures"] == {"broken JSON": 1, "no JSON": 1}
+    q = found.credit.q[0]
+    isolate = batch[2].action
+    assert isolate is not None
+    low = float(np.nanmin(q)) - signals.MARGIN
+    assert totals == pytest.approx([low, float(q[0]), float(q[isolate]), low])
+    assert report["action_entropy"] == pytest.approx(-(0.5 * np.log(0.5) + 2 * 0.25 * np.log(0.25)))
+    assert report["regret"] == pytest.approx(float(np.nanmax(q)) - (float(q[0]) + float(q[isolate])) / 2)
+
+
+def step(**change: Any) -> dict[str, Any]:
+    calm = {"completions": 8, "containments": 1, "blind_containments": 0, "rows": 1, "rows_without_alert": 0}
+    return {**calm, "commonest": ("MONITOR", 5), **change}
+
+
+def test_the_alarm_names_the_shortcut() -> None:
+    many = diagnostics.WINDOW
+    assert diagnostics.alarm([step()] * many) == ""
+    fixed = step(commonest=("ISOLATE_ASSET assets[0]", 8), containments=8)
+    assert "ISOLATE_ASSET assets[0] in 128 of 128 completions" in diagnostics.alarm([fixed] * many)
+    assert diagnostics.alarm([fixed] * (many - 1)) == ""  # too early to tell
+    assert diagnostics.alarm([step(commonest=("MONITOR", 8))] * many) == ""  # waiting is no shortcut
+    blind = step(containments=4, blind_containments=3, rows_without_alert=1)
+    assert "24 of 40 containments" in diagnostics.alarm([blind, step(rows_without_alert=0)] * many)
+
+
+# --- the warm start -------------------------------------------------------------------------------------------------
+
+
+def student(folder: Path) -> tuple[Any, Any]:
+    from peft import LoraConfig, get_peft_model
+
+    loaded = models.load(str(folder), dtype="float32")
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    return get_peft_model(loaded.model, lora), loaded.tokenizer
+
+
+def test_a_warm_start_learns_and_continues_exactly(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    chats = [prompting.chat(f"Tick {i} of 70") for i in range(8)]
+    answers = ['{"action": "MONITOR"}', '{"action": "INVESTIGATE", "target": "idp-okta"}'] * 4
+
+    class Killed(Exception):
+        pass
+
+    def run(name: str, stop: int = 0) -> tuple[list[float], dict[str, torch.Tensor]]:
+        model, tokenizer = student(folder)
+        losses: list[float] = []
+
+        def advance(step: int, steps: int, loss: float) -> None:
+            assert steps == 12
+            losses.append(loss)
+            if step == stop:
+                raise Killed
+
+        examples = warm.pairs(tokenizer, chats, answers)
+        given = {"epochs": 6, "batch": 4, "lr": 1e-2, "seed": 5, "pad": tokenizer.pad_token_id, "save_every": 2}
+        with contextlib.suppress(Killed):
+            warm.learn(model, examples, tmp_path / name, advance=advance, **given)
+        return losses, {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    whole, weights = run("whole")
+    assert whole[-1] < 0.8 * whole[0]
+    first, _ = run("cut", stop=7)
+    rest, again = run("cut")
+    assert first[:6] == whole[:6] and rest == whole[6:]  # the last checkpoint was that of step 6
+    assert all(torch.equal(weights[n], again[n]) for n in weights)
+
+
+def test_only_the_answer_is_learned(tmp_path: Path) -> None:
+    model, tokenizer = student(tiny(tmp_path / "model"))
+    model.eval()
+    prompt, answer = decode.chat_tokens(tokenizer, prompting.chat("Tick 1 of 70")), [5, 6, tokenizer.eos_token_id]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].float().log_softmax(-1)
+        wanted = -np.mean([logits[len(prompt) - 1 + i, t].item() for i, t in enumerate(answer)])
+        short = (prompt[:20], [7])
+        alone = warm.answer_loss(model, [(prompt, answer)], 0).item()
+        beside = warm.answer_loss(model, [(prompt, answer), short], 0).item()
+        other = warm.answer_loss(model, [short], 0).item()
+    assert alone == pytest.approx(wanted, abs=1e-4)
+    assert beside == pytest.approx((3 * alone + other) / 4, abs=1e-4)  # padding changes nothing
+
+
+# --- the log --------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_done_again_replaces_its_line_and_all_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = train.Log(path)
+    for at in range(1, 6):
+        log.add(0, "grpo", at, {"x": at})
+    with open(path, "a") as file:
+        file.write('{"loop": 0, "ph')  # a kill
+    log = train.Log(path)
+    assert [x["x"] for x in log.lines] == [1, 2, 3, 4, 5]
+    log.add(0, "grpo", 4, {"x": 40})
+    assert [json.loads(text)["x"] for text in path.read_text().splitlines()] == [1, 2, 3, 40]
+    log.add(0, "warm", 2, {"x": 0})
+    assert len(path.read_text().splitlines()) == 1
+
+
+# --- a whole run ----------------------------------------------------------------------------------------------------
+
+TRAIN = [sys.executable, str(Path(train.__file__)), "--preset", "smoke"]
+
+
+def command(model: Path, out: Path) -> list[str]:
+    return [*TRAIN, "--model", str(model), "--out", str(out), "--save-every", "1", "--outer-loops", "2"]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+
+
+def lines(out: Path) -> int:
+    log = out / "training_log.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_like_one_never_killed(tmp_path: Path) -> None:
+    model = tiny(tmp_path / "model")
+    done = subprocess.run(command(model, tmp_path / "whole"), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "cut"
+    # In the warm start, in GRPO, in the model's own play, in the second GRPO.
+    for condition in (
+        lambda: lines(out) >= 2,
+        lambda: lines(out) >= 5,
+        lambda: (out / "loop1" / f"play-{CAMPAIGN}.jsonl").exists(),
+        lambda: lines(out) >= 7,
+    ):
+        run = subprocess.Popen(
+            command(model, out), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while run.poll() is None and not condition():
+            time.sleep(0.02)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    done = subprocess.run(command(model, out), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (out / "training_log.jsonl").read_text() == (tmp_path / "whole" / "training_log.jsonl").read_text()
+    for name in ("adapter/adapter_model.safetensors", "adapter/README.md", "report.md", "metrics.json"):
+        assert (out / name).stat().st_size
+    first, second = ((tmp_path / x / "adapter" / "adapter_model.safetensors").read_bytes() for x in ("whole", "cut"))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--steps", "-1"], "smoke.yaml: steps"),
+        (["--rules", "classic", "--reward", "evidence"], "is degenerate (open-loop, farming, harm-seeking)"),
+        (["--signals", "{"], "--signals: '{' is no JSON"),
+        (["--learning-rate", "1"], "--learning-rate"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_loaded(
+    options: list[str], wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--preset", "smoke", "--out", str(tmp_path / "out"), *options])
+    assert ended.value.code == 2 and wanted in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run_manifest.json").write_text(json.dumps({"settings": {"steps": 3}}))
+    with pytest.raises(SystemExit):
+        train.main(["--preset", "smoke", "--out", str(out)])
+    assert "give another --out, or --restart" in capsys.readouterr().err
