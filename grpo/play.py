@@ -93,7 +93,8 @@ def play(
 
     A completion that names no legal action counts as an invalid action, which is MONITOR at a cost. `shuffle` as in
     `rollout_many`. `past`: turns of an interrupted run, used instead of asking again; `advance(turn)` follows every
-    new one. `watch(states, observations, episodes asked, prompts)` sees every tick before it is played.
+    new one. `watch(states, observations, episodes asked, prompts)` sees every tick before it is played, past
+    ones too.
     """
     dims, many = env_.dims, len(keys)
     state, stats = _begin(dims, params, keys)
@@ -110,12 +111,14 @@ def play(
             viewed = views
         asked = live.tolist()
         texts: list[str | None] = [None] * many
-        if tick < len(past):
-            texts = list(past[tick].texts)
-        elif asked:
+        known = tick < len(past)
+        if asked and (watch or not known):
             prompts = prompting.render(jax.tree.map(lambda x, rows=live: x[rows], obs), inventory, layout)
             if watch:
                 watch(state, obs, asked, prompts)
+        if known:
+            texts = list(past[tick].texts)
+        elif asked:
             for e, text in zip(asked, respond(prompts, asked, tick), strict=True):
                 texts[e] = text
         said = [None if text is None else prompting.parse(text, inventory) for text in texts]

@@ -243,17 +243,15 @@ def lines(out: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_like_one_never_killed(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> None:
     model = tiny(tmp_path / "model")
     done = subprocess.run(command(model, tmp_path / "whole"), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     out = tmp_path / "cut"
-    # In the warm start, in GRPO, in the model's own play, in the second GRPO.
+    # In GRPO, and in the model's own play.
     for condition in (
-        lambda: lines(out) >= 2,
         lambda: lines(out) >= 5,
         lambda: (out / "loop1" / f"play-{CAMPAIGN}.jsonl").exists(),
-        lambda: lines(out) >= 7,
     ):
         run = subprocess.Popen(
             command(model, out), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
