@@ -381,7 +381,7 @@ def campaigns_figure(rows: Sequence[Row]) -> Figure:
     for r in mine:
         x = names.index(r["scenario"]) + (policies.index(r["policy"]) - (len(policies) - 1) / 2) * bar
         axis.bar(x, r["mean_return"], 0.9 * bar, color=COLOURS[r["policy"]], label=r["policy"])
-        axis.plot([x, x], r["mean_return_ci"], color="#444444", linewidth=1.1)
+        axis.plot([x, x], r["mean_return_ci"], color="#808080", linewidth=1.3)
     axis.set_xticks(range(len(names)), [textwrap.fill(n.replace("_", " "), 22) for n in names])
     axis.set_ylabel("mean return, points, 95 % interval")
     _points(axis, "y", [0.0, *(end for r in mine for end in r["mean_return_ci"])])
