@@ -138,7 +138,7 @@ def _text(decoder: Decoder, tokens: list[int]) -> str:
     return text
 
 
-def _common(prompts: Sequence[list[int]]) -> list[int]:
+def common_prefix(prompts: Sequence[list[int]]) -> list[int]:
     """The longest common prefix, at least one token shorter than every prompt."""
     low, high = min(prompts), max(prompts)
     n = min(len(p) for p in prompts) - 1
@@ -147,7 +147,7 @@ def _common(prompts: Sequence[list[int]]) -> list[int]:
 
 def _encode_prefix(decoder: Decoder, prompts: Sequence[list[int]]) -> int:
     """Length of the encoded prefix that these prompts may use; encodes one when the kept one will not do."""
-    common = _common(prompts)
+    common = common_prefix(prompts)
     shared = next((i for i, (a, b) in enumerate(zip(common, decoder.prefix, strict=False)) if a != b), None)
     usable = min(len(common), len(decoder.prefix)) if shared is None else shared
     if usable and usable + SLACK >= len(common):

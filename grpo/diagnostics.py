@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grpo.rows import Campaigns, Rows, confirmed, in_force
-from grpo.signals import CONTAINMENT, Completion
+from grpo.signals import CONTAINMENT, MARGIN, Completion
 from jaxsim.actions import INVALID, table
 from jaxsim.names import positional_text
 from jaxsim.types import VERBS
@@ -103,6 +103,33 @@ def step_report(
         "rows": len(set(rows)),
         "rows_without_alert": len({r for r in rows if not known.alerts[r]}),
         "commonest": places.most_common(1)[0],
+    }
+
+
+def rows_shuffle_drop(known: Tables, rows: Sequence[int], texts: Sequence[str]) -> dict[str, Any]:
+    """What the answers at `rows` are worth there, and at the other rows of the same campaign.
+
+    `own`: mean return-to-go of each answer at its own row. `other`: the same answers, each at the rows that it was not
+    given for, so by a model that reads another state's evidence. `drop` is the difference, in points, with its standard
+    error over rows. What is not legal at a row counts as `signals.MARGIN` below its worst action.
+    """
+    legal = known.rows.credit.q[list(rows)]
+    low = np.nanmin(legal, axis=1) - MARGIN
+    q = np.where(np.isnan(legal), low[:, None], legal)
+    campaign = known.rows.bank.params_index[list(rows)]
+    said = [parse(text, known.game.inventories[int(p)]).action for p, text in zip(campaign, texts, strict=True)]
+    worth = np.stack([low if a == INVALID else q[:, a] for a in said], axis=1)  # [row, whose answer]
+    same = (campaign[:, None] == campaign[None, :]) & ~np.eye(len(q), dtype=bool)
+    own = np.diag(worth)
+    other = np.where(same, worth, 0.0).sum(axis=1) / np.maximum(same.sum(axis=1), 1)
+    drops = (own - other)[same.any(axis=1)]
+    return {
+        "rows": len(drops),
+        "own": float(own.mean()),
+        "other": float(other.mean()),
+        "drop": float(drops.mean()),
+        "drop_se": float(drops.std(ddof=1) / math.sqrt(len(drops))),
+        "valid_rate": 1 - said.count(INVALID) / len(said),
     }
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 import prompting
-from grpo import diagnostics, signals
+from grpo import diagnostics, signals, speed
 from grpo.diagnostics import Tables
 from grpo.settings import Settings
 
@@ -34,8 +36,13 @@ class Book:
         self.recent: list[dict[str, Any]] = []
 
     def __call__(self, completions: list[Any], row: list[int], **_: Any) -> list[float]:
-        """The trainer's reward function: one number a completion. Groups are runs of equal rows."""
-        texts = [c[0]["content"] if isinstance(c, list) else c for c in completions]
+        """The trainer's reward function: one number a completion. Groups are runs of equal rows.
+
+        Of several processes each sees the completions of all, since a group may be spread over them.
+        """
+        mine = [(int(r), c[0]["content"] if isinstance(c, list) else c) for r, c in zip(row, completions, strict=True)]
+        everyone: list[tuple[int, str]] = gather_object(mine)
+        row, texts = [r for r, _ in everyone], [text for _, text in everyone]
         order = {r: i for i, r in enumerate(dict.fromkeys(row))}
         made = [diagnostics.completion(self.known, r, order[r], text) for r, text in zip(row, texts, strict=True)]
         batch, parsed = [m[0] for m in made], [m[1] for m in made]
@@ -44,7 +51,8 @@ class Book:
         self.latest["signals"] = {
             name: sum(v) / len(v) for name, v in signals.values(batch, list(self.weights)).items()
         }
-        return totals
+        first = PartialState().process_index * len(mine)
+        return totals[first : first + len(mine)]
 
 
 class Follow(TrainerCallback):
@@ -54,8 +62,8 @@ class Follow(TrainerCallback):
         self.book, self.log, self.armed, self.alarm = book, log, armed, ""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Each step's luck comes from seed and step alone: the trainer, resuming, would draw other completions."""
-        set_seed((args.seed * 1_000_003 + state.global_step) % 2**32)
+        """A step's luck comes from seed, step and process: the trainer, resuming, would draw other completions."""
+        set_seed((args.seed * 1_000_003 + state.global_step + 7919 * args.process_index) % 2**32)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Join the trainer's numbers with ours."""
@@ -71,6 +79,8 @@ class Follow(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The checkpoint has been written to its end."""
+        if not state.is_world_process_zero:
+            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         part = folder / (WHOLE + ".part")
         part.write_text(json.dumps({"recent": self.book.recent[-diagnostics.WINDOW :]}))
@@ -99,7 +109,7 @@ def optimise(
     """
     on_gpu = model.device.type == "cuda"
     half = next(p for p in model.parameters() if not p.requires_grad).dtype
-    each = settings.prompts_per_step * settings.group
+    each = settings.prompts_per_step * settings.group // PartialState().num_processes
     # Newer transformers warn of this option even where it is off.
     checkpointing: Any = {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
     config = GRPOConfig(
@@ -148,5 +158,6 @@ def optimise(
     last = last_whole(folder)
     if last:
         book.recent = json.loads((last / WHOLE).read_text())["recent"]
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with speed.share(model), speed.in_half(model):
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     return follow.alarm

@@ -23,6 +23,8 @@ from prompting import Inventory, Parsed
 ALWAYS_ASK, ON_CHANGE = "always", "on-change"
 ASKING = (ALWAYS_ASK, ON_CHANGE)  # when the model is asked: each tick, or when its view has changed (else MONITOR)
 
+BATCH = 32  # prompts decoded together
+
 # (prompts, index of each one's episode, tick) -> completions
 Respond = Callable[[Sequence[str], Sequence[int], int], Sequence[str]]
 
@@ -146,7 +148,7 @@ def responder(
     *,
     matcher: Any = None,
     seed: int = 0,
-    batch: int = 32,
+    batch: int = BATCH,
     examples: tuple[tuple[str, str], ...] = (),
 ) -> Respond:
     """A model's answers, `batch` prompts at a time, those of like length together.

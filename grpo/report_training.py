@@ -77,6 +77,21 @@ def markdown(chosen: Settings, log: Sequence[Row], rows: Sequence[Row], manifest
         "![Training return against baselines](baseline_curves.png)",
         "",
     ]
+    checks = [x for x in log if x["phase"] == "check"]
+    if checks:
+        text += [
+            "Shuffle drop at rows that nothing was trained on: how much more a greedy answer is worth at its own row "
+            "than at others of its campaign, in return-to-go.",
+            "",
+            "| after loop | rows | own, points | other rows | drop ± standard error | valid |",
+            "|---|---|---|---|---|---|",
+        ]
+        text += [
+            f"| {x['loop']} | {x['rows']} | {x['own']:+.2f} | {x['other']:+.2f} | "
+            f"{x['drop']:.2f} ± {x['drop_se']:.2f} | {x['valid_rate']:.0%} |"
+            for x in checks
+        ]
+        text.append("")
     text += ["Seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in manifest["seconds"].items()) + ".", ""]
     text += ["Everything said in the evaluation, with transcripts: [evaluation/report.md](evaluation/report.md).", ""]
     text += ["| file | what |", "|---|---|", *(f"| `{f}` | {what} |" for f, what in FILES.items()), ""]

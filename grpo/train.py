@@ -17,6 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
@@ -30,6 +31,7 @@ for _package in ("torch", "transformers", "trl", "peft", "safetensors", "rich", 
 
 import jax
 import numpy as np
+from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -42,6 +44,8 @@ from jaxsim.types import VERBS
 from jaxsim.version import SIMULATOR_VERSION
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PHASES = ("warm", "grpo", "check")  # of a loop, in the log
+CHECKED = 64  # rows of each loop that nothing is trained on, for its shuffle drop
 ALARMED = 3  # exit code of a run that the alarm stopped
 
 
@@ -51,10 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.print_config:
         print(json.dumps(chosen.model_dump(), indent=2))
         return
-    console = Console(stderr=True)
+    processes = started(chosen)
+    console = Console(stderr=True, quiet=not processes.is_main_process)
     verdict = passed(chosen, args)
     out: Path = args.out
-    manifest = begin(out, chosen, args, verdict)
+    with processes.main_process_first():
+        manifest = begin(out, chosen, args, verdict)
     log = Log(out / "training_log.jsonl")
     game = rows.campaigns(chosen.campaigns, chosen.rules, chosen.reward)
     try:
@@ -65,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 break
     except ModelError as error:
         cli.fail(str(error))
+    if not processes.is_main_process:
+        return
     finish_adapter(out, adapter, chosen, verdict, alarm)
     evaluated = evaluate(out, chosen, console, manifest)
     report_training.write(out, chosen, log.lines, evaluated, manifest, alarm)
@@ -135,6 +143,18 @@ def default_preset() -> str:
     return "t4" if torch.cuda.is_available() else "cpu"
 
 
+def started(chosen: Settings) -> PartialState:
+    """The processes of `accelerate launch`, or this one alone. The first writes; the others read what it wrote."""
+    processes = PartialState(timeout=timedelta(days=1))  # they wait for the first to play
+    many, step = processes.num_processes, chosen.prompts_per_step * chosen.group
+    if step % (many * chosen.micro_batch):
+        cli.fail(
+            f"prompts_per_step x group = {step} completions do not divide into {many} processes of micro_batch = "
+            f"{chosen.micro_batch}; choose --micro-batch or --prompts-per-step so that they do"
+        )
+    return processes
+
+
 def passed(chosen: Settings, args: Any) -> list[dict[str, Any]]:
     """The audit's verdicts for the training campaigns. Fails on a reward that is not certified, unless forced."""
     try:
@@ -198,7 +218,8 @@ def begin(out: Path, chosen: Settings, args: Any, verdict: list[dict[str, Any]])
 
 def save_manifest(out: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, whole or not at all."""
-    cli.write_json(out / "run_manifest.json", manifest)
+    if PartialState().is_main_process:
+        cli.write_json(out / "run_manifest.json", manifest)
 
 
 class Log:
@@ -216,9 +237,11 @@ class Log:
 
     def add(self, loop: int, phase: str, step: int, report: dict[str, Any]) -> None:
         """Append the report of a step."""
-        order = (loop, ("warm", "grpo").index(phase), step)
-        kept = [x for x in self.lines if (x["loop"], ("warm", "grpo").index(x["phase"]), x["step"]) < order]
+        order = (loop, PHASES.index(phase), step)
+        kept = [x for x in self.lines if (x["loop"], PHASES.index(x["phase"]), x["step"]) < order]
         line = {"loop": loop, "phase": phase, "step": step, **report}
+        if not PartialState().is_main_process:
+            return
         text = json.dumps(line, ensure_ascii=False)
         whole = len(kept) == len(self.lines) and (not kept or self.path.read_bytes().endswith(b"\n"))
         self.lines = [*kept, line]
@@ -249,6 +272,7 @@ def outer_loop(
     manifest: dict[str, Any],
 ) -> tuple[Path | None, str]:
     """Collect, credit, train: (the adapter after this loop, why the alarm stopped it or '')."""
+    processes = PartialState()
     folder = out / f"loop{loop}"
     done = folder / "done.json"
     if done.exists():
@@ -258,15 +282,22 @@ def outer_loop(
     timed(out, manifest, "loading", began)
 
     began = time.monotonic()
-    found = collected(loop, game, chosen, folder, model, tokenizer, console)
+    with processes.main_process_first():
+        found = collected(loop, game, chosen, folder, model, tokenizer, console)
     timed(out, manifest, f"loop{loop} rows", began)
-    taught = np.flatnonzero(found.informative)
+    known = diagnostics.tables(game, found)
+    order = np.random.default_rng(chosen.seed + loop).permutation(len(found.prompts))
+    apart = min(CHECKED, max(2, len(order) // 8))
+    kept_out, shown = order[:apart], np.sort(order[apart:])
+    taught = shown[found.informative[shown]]
     console.print(
-        f"loop {loop}: {len(found.prompts)} rows, {len(taught)} of which tell actions apart; the others teach nothing"
+        f"loop {loop}: {len(order)} rows; {len(shown) - len(taught)} do not tell actions apart and teach GRPO nothing, "
+        f"{len(order) - len(shown)} are kept for checking"
     )
     began = time.monotonic()
     if loop == 0 and chosen.warm_rows:
-        warm_up(game, found, chosen, folder, model, tokenizer, log, console)
+        with processes.main_process_first():
+            warm_up(game, found, shown, chosen, folder, model, tokenizer, log, console)
         timed(out, manifest, "warm start", began)
     began = time.monotonic()
     alarm = ""
@@ -283,13 +314,16 @@ def outer_loop(
             )
 
         alarm = optimise.optimise(
-            model, tokenizer, diagnostics.tables(game, found), taught.tolist(), chosen, folder / "grpo",
+            model, tokenizer, known, taught.tolist(), chosen, folder / "grpo",
             chosen.seed + loop, line,
         )  # fmt: skip
         timed(out, manifest, f"loop{loop} GRPO", began)
-    save_adapter(model, folder / "adapter")
-    cli.write_json(done, {"alarm": alarm, "rows": len(found.prompts), "informative": len(taught)})
-    shutil.rmtree(folder / "grpo", ignore_errors=True)  # the trainer's checkpoints have served
+    if processes.is_main_process:
+        log.add(loop, "check", 0, checked(known, kept_out.tolist(), chosen, model, tokenizer))
+        save_adapter(model, folder / "adapter")
+        cli.write_json(done, {"alarm": alarm, "rows": len(found.prompts), "informative": len(taught)})
+        shutil.rmtree(folder / "grpo", ignore_errors=True)  # the trainer's checkpoints have served
+    processes.wait_for_everyone()
     return folder / "adapter", alarm
 
 
@@ -387,6 +421,7 @@ def turns(path: Path) -> list[play.Turn]:
 def warm_up(
     game: Campaigns,
     found: Rows,
+    taught: np.ndarray,
     chosen: Settings,
     folder: Path,
     model: Any,
@@ -394,10 +429,10 @@ def warm_up(
     log: Log,
     console: Console,
 ) -> None:
-    """Show the model answers at the teacher's states."""
-    shown = rows.labels(game, found)
-    which = np.random.default_rng(chosen.seed).permutation(len(shown))[: chosen.warm_rows]
-    verbs = [prompting.encode(int(shown[r]), game.inventories[int(found.bank.params_index[r])]) for r in which]
+    """Show the model answers at the teacher's states, those of the rows `taught`."""
+    labels = rows.labels(game, found)
+    which = np.random.default_rng(chosen.seed).permutation(taught)[: chosen.warm_rows]
+    verbs = [prompting.encode(int(labels[r]), game.inventories[int(found.bank.params_index[r])]) for r in which]
     chats = [prompting.chat(found.prompts[r]) for r in which]
     counts = {v: sum(f'"{v}"' in text for text in verbs) for v in VERBS}
     console.print("warm start: " + ", ".join(f"{n} {v}" for v, n in counts.items() if n), highlight=False)
@@ -426,6 +461,18 @@ def warm_up(
             save_every=chosen.save_every,
             advance=advance,
         )
+
+
+def checked(
+    known: diagnostics.Tables, which: list[int], chosen: Settings, model: Any, tokenizer: Any
+) -> dict[str, Any]:
+    """The shuffle drop of the model's greedy answers at rows that it was not trained on."""
+    chats = [decode.chat_tokens(tokenizer, prompting.chat(known.rows.prompts[r])) for r in which]
+    sampling = decode.Sampling(max_new_tokens=chosen.max_completion, settle_ties=False)
+    decoder, texts = decode.Decoder(model, tokenizer), []
+    for i in range(0, len(chats), play.BATCH):
+        texts += [c.text for c in decode.decode(decoder, chats[i : i + play.BATCH], sampling)]
+    return diagnostics.rows_shuffle_drop(known, which, texts)
 
 
 def save_adapter(model: Any, folder: Path) -> None:

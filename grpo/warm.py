@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from grpo import decode
+from grpo import decode, speed
 
 CLIP = 1.0  # largest norm of a gradient
 
@@ -30,13 +30,20 @@ def pairs(tokenizer: Any, chats: list[list[dict[str, str]]], answers: list[str])
 
 
 def answer_loss(model: Any, examples: list[tuple[list[int], list[int]]], pad: int) -> torch.Tensor:
-    """Mean cross-entropy of the answers' tokens."""
+    """Mean cross-entropy of the answers' tokens.
+
+    Padding stands between what all prompts begin with and the rest: beginnings line up left, answers right.
+    """
+    n = len(decode.common_prefix([p for p, _ in examples]))
     wide = max(len(p) + len(a) for p, a in examples)
     longest = max(len(a) for _, a in examples)
+    gaps = [wide - len(p) - len(a) for p, a in examples]
     device = model.device
-    tokens = torch.tensor([[pad] * (wide - len(p) - len(a)) + p + a for p, a in examples], device=device)
-    mask = torch.tensor([[0] * (wide - len(p) - len(a)) + [1] * (len(p) + len(a)) for p, a in examples], device=device)
-    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    tokens = torch.tensor(
+        [p[:n] + [pad] * g + p[n:] + a for (p, a), g in zip(examples, gaps, strict=True)], device=device
+    )
+    mask = torch.tensor([[1] * n + [0] * g + [1] * (wide - n - g) for g in gaps], device=device)
+    places = mask.cumsum(dim=1) - 1
     out = model(input_ids=tokens, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=longest + 1)
     logits = out.logits[:, :-1].float()
     wanted = torch.tensor([[-100] * (longest - len(a)) + a for _, a in examples], device=device)
@@ -72,12 +79,13 @@ def learn(
         chosen = [examples[i] for i in order[within * batch : (within + 1) * batch]]
         torch.manual_seed(seed * 1_000_003 + step)  # of the dropout
         adam.param_groups[0]["lr"] = lr * (1 - step / steps)
-        loss = answer_loss(model, chosen, pad)
+        with speed.share(model), speed.in_half(model):
+            loss = answer_loss(model, chosen, pad)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights.values(), CLIP)
         adam.step()
         adam.zero_grad()
-        if (step + 1) % save_every == 0:
+        if (step + 1) % save_every == 0 or step + 1 == steps:
             _keep(folder, weights, adam, step + 1)
         advance(step + 1, steps, loss.item())
     model.eval()

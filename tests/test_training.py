@@ -131,6 +131,23 @@ def test_a_steps_report_by_hand(game: rows.Campaigns, found: rows.Rows) -> None:
     assert report["regret"] == pytest.approx(float(np.nanmax(q)) - (float(q[0]) + float(q[isolate])) / 2)
 
 
+def test_shuffle_drop_at_rows_by_hand(game: rows.Campaigns, found: rows.Rows) -> None:
+    q = np.full_like(found.credit.q, np.nan)
+    isolate = prompting.parse('{"action": "ISOLATE_ASSET", "target": "ci-runner-01"}', game.inventories[0]).action
+    q[:, MONITOR] = [0.0] * 23 + [4.0]
+    q[:23, isolate] = 1.0
+    known = diagnostics.tables(game, found._replace(credit=found.credit._replace(q=q)))
+    texts = ['{"action": "ISOLATE_ASSET", "target": "ci-runner-01"}', '{"action": "MONITOR"}']
+    report = diagnostics.rows_shuffle_drop(known, [0, 23], texts)
+    # Own: 1 and 4. The other's: MONITOR is worth 0 at row 0; isolating is not legal at row 23: 1 below the worst, 4.
+    assert report == pytest.approx(
+        {"rows": 2, "own": 2.5, "other": 1.5, "drop": 1.0, "drop_se": 0.0, "valid_rate": 1.0}
+    )
+    blind = diagnostics.rows_shuffle_drop(known, [0, 23], [texts[1]] * 2)
+    assert blind["drop"] == 0
+    assert diagnostics.rows_shuffle_drop(known, [0, 23], ["nonsense"] * 2)["own"] == pytest.approx((-1 + 3) / 2)
+
+
 def step(**change: Any) -> dict[str, Any]:
     calm = {"completions": 8, "containments": 1, "blind_containments": 0, "rows": 1, "rows_without_alert": 0}
     return {**calm, "commonest": ("MONITOR", 5), **change}
