@@ -11,6 +11,7 @@ was interrupted goes on where it stopped when the same command is given again. T
 import fcntl
 import hashlib
 import json
+import os
 import shlex
 import sys
 import time
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported, which would take 75 % of a GPU's memory
 
 import cli
 

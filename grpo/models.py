@@ -59,14 +59,14 @@ def load(
     modules = {package: _need(package) for package in packages}
     device = _device(device, modules["torch"])
     number = _dtype(dtype, device, modules["torch"])
-    folder, source = _find(name, offline)
+    folder, source = find(name, offline)
     files = check_folder(folder, name)
     small = "quantization_config" in _json(folder / "config.json")  # in few bits already
     need = sum(x.stat().st_size for x in files) if small else weight_bytes(files, number.itemsize, four_bit)
     check_memory(name, SPARE * need, device, four_bit)
     if adapter is not None:
         check_adapter(Path(adapter), name)
-    tokenizer = _tokenizer(folder, name)
+    tokenizer = load_tokenizer(folder, name)
     model = _model(folder, name, number, device, four_bit and not small)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     # What adapters note as their base: the name rather than where it happens to lie.
@@ -145,7 +145,7 @@ def check_memory(name: str, need: float, device: str, four_bit: bool) -> None:
         )
 
 
-def _find(name: str, offline: bool) -> tuple[Path, str]:
+def find(name: str, offline: bool) -> tuple[Path, str]:
     """The folder of a model, and what to call its version in a report."""
     if name == EMBEDDED:
         return embedded.folder(offline=offline), f"{embedded.PACKAGE} {embedded.VERSION}"
@@ -220,7 +220,7 @@ def header(path: Path) -> dict[str, list[int]]:
         raise ModelError(f"{path} is damaged ({error}); fetch or write it again") from error
 
 
-def _tokenizer(folder: Path, name: str) -> Any:
+def load_tokenizer(folder: Path, name: str) -> Any:
     try:
         tokenizer: Any = _need("transformers").AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, padding_side="left"

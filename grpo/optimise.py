@@ -6,6 +6,7 @@ and a checkpoint counts only when a marker says that it was written to its end.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -22,6 +25,9 @@ import prompting
 from grpo import diagnostics, signals, speed
 from grpo.diagnostics import Tables
 from grpo.settings import Settings
+
+# Of the trainer's own use of transformers, nothing that a user could change.
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 
 WHOLE = "whole.json"  # the marker
 
@@ -110,8 +116,6 @@ def optimise(
     on_gpu = model.device.type == "cuda"
     half = next(p for p in model.parameters() if not p.requires_grad).dtype
     each = settings.prompts_per_step * settings.group // PartialState().num_processes
-    # Newer transformers warn of this option even where it is off.
-    checkpointing: Any = {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
     config = GRPOConfig(
         output_dir=str(folder),
         max_steps=settings.steps,
@@ -136,7 +140,7 @@ def optimise(
         disable_tqdm=True,
         dataloader_pin_memory=False,
         shuffle_dataset=True,
-        **checkpointing,
+        gradient_checkpointing=settings.gradient_checkpointing,  # on by default
     )
     texts = known.rows.prompts
     data = Dataset.from_list([{"prompt": prompting.chat(texts[r]), "row": int(r)} for r in rows])
@@ -158,6 +162,8 @@ def optimise(
     last = last_whole(folder)
     if last:
         book.recent = json.loads((last / WHOLE).read_text())["recent"]
+        # Of two adapters (the other is TRL's reference) transformers 5.17 would not restore the one that is trained.
+        set_peft_model_state_dict(trainer.model, load_file(last / "adapter_model.safetensors"))
     with speed.share(model), speed.in_half(model):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     return follow.alarm

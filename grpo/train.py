@@ -23,6 +23,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "benchmarks")]
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported, which would take 75 % of a GPU's memory
 
 import cli
 
@@ -36,7 +37,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import prompting
-from grpo import decode, diagnostics, gate, models, play, report_training, rows, settings, warm
+from grpo import decode, diagnostics, gate, models, play, report_training, rows, settings, unsloth_backend, warm
 from grpo.embedded import ModelError
 from grpo.rows import Campaigns, Rows
 from grpo.settings import Settings
@@ -55,12 +56,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.print_config:
         print(json.dumps(chosen.model_dump(), indent=2))
         return
+    try:
+        backend = unsloth_backend.choose(chosen.backend)
+    except ModelError as error:
+        cli.fail(str(error))
     processes = started(chosen)
     console = Console(stderr=True, quiet=not processes.is_main_process)
     verdict = passed(chosen, args)
     out: Path = args.out
     with processes.main_process_first():
         manifest = begin(out, chosen, args, verdict)
+    manifest["backend"], chosen = backend, chosen.model_copy(update={"backend": backend})
     log = Log(out / "training_log.jsonl")
     game = rows.campaigns(chosen.campaigns, chosen.rules, chosen.reward)
     try:
@@ -313,10 +319,13 @@ def outer_loop(
                 highlight=False,
             )
 
-        alarm = optimise.optimise(
-            model, tokenizer, known, taught.tolist(), chosen, folder / "grpo",
-            chosen.seed + loop, line,
-        )  # fmt: skip
+        if chosen.backend == "unsloth":
+            alarm = unsloth_backend.optimise(model, taught.tolist(), chosen, folder / "grpo", chosen.seed + loop, line)
+        else:
+            alarm = optimise.optimise(
+                model, tokenizer, known, taught.tolist(), chosen, folder / "grpo",
+                chosen.seed + loop, line,
+            )  # fmt: skip
         timed(out, manifest, f"loop{loop} GRPO", began)
     if processes.is_main_process:
         log.add(loop, "check", 0, checked(known, kept_out.tolist(), chosen, model, tokenizer))
