@@ -489,7 +489,7 @@ def save_adapter(model: Any, folder: Path) -> None:
     part = folder.with_name(folder.name + ".part")
     for left in (part, folder):
         shutil.rmtree(left, ignore_errors=True)
-    model.save_pretrained(part, selected_adapters=["default"], safe_serialization=True)
+    model.save_pretrained(part, selected_adapters=["default"], save_embedding_layers=False)
     os.replace(part, folder)
 
 

@@ -4,6 +4,9 @@ Unsloth rewrites classes of transformers, PEFT and TRL in place: it has to be im
 ordinary model works in the same process, nor does our decoding, whose cache Unsloth's forward passes do not fill. So
 only GRPO goes through it. Play, warm start and evaluation stay with transformers; the adapter's weights go to the
 other process and come back as files, its steps come back one by one.
+
+The KL term differs: Unsloth measures it from the model without adapter, TRL from the adapter that GRPO began with. In a
+first loop without warm start the two are the same.
 """
 
 import json
