@@ -27,7 +27,8 @@ from grpo.diagnostics import Tables
 from grpo.settings import Settings
 
 # Of the trainer's own use of transformers, nothing that a user could change.
-for _said in (".*gradient_checkpointing.* is deprecated", "Unable to fetch remote file", "Could not find a config file"):
+_SAID = (".*gradient_checkpointing.* is deprecated", "Unable to fetch remote file", "Could not find a config file")
+for _said in _SAID:
     warnings.filterwarnings("ignore", message=_said)
 
 WHOLE = "whole.json"  # the marker

@@ -18,17 +18,15 @@ from grpo import credit as credits
 from grpo import play
 from grpo.bank import Bank
 from grpo.credit import Credit
-from jaxsim import env, recurrent, reward, rollouts
+from jaxsim import env, reward, rollouts
 from jaxsim.actions import table
-from jaxsim.audit import checkpoint
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
 from jaxsim.noise import draw
-from jaxsim.policies import BASELINES, Policy
+from jaxsim.policies import BASELINES, DEFAULT_EVIDENCE, EVIDENCE, Policy
 from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED, INVESTIGATE, MONITOR, PATCHED, Dims, Params
 from prompting import Inventory
 
-LEARNED = Path(__file__).parent.parent / "benchmarks" / "policies"
 REFERENCE_EPISODES = 64  # per campaign, of the behaviour that the beliefs are drawn from
 
 
@@ -73,12 +71,12 @@ def campaigns(names: Sequence[str], rules: str, reward_name: str) -> Campaigns:
 # --- states ---------------------------------------------------------------------------------------------------------
 
 
-def teacher(rules: str, reward_name: str) -> tuple[str, tuple[Policy, Any]]:
-    """The evidence-using policy that a beginner is shown: the learned one for these rules and reward, or `evidence`."""
-    path = LEARNED / f"{rules}-{reward_name}-seeing.safetensors"
-    if not path.exists():
-        return "evidence", BASELINES["evidence"]
-    return "learned, seeing", (recurrent.POLICIES[recurrent.SEEING], checkpoint.load(path).learned)
+# The member of the evidence family that contains at once, and whose every action its prompt explains: it neither counts
+# nor remembers. The learned policy is worth more, but what it remembers cannot be shown to a beginner.
+TEACHER: tuple[Policy, Any] = (
+    EVIDENCE,
+    DEFAULT_EVIDENCE._replace(investigate_at=np.float32(2), contain_at=np.float32(0.5), window=np.int32(1)),
+)
 
 
 def from_teacher(game: Campaigns, policy: tuple[Policy, Any], many: int, seed: int) -> Bank:

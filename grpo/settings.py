@@ -43,7 +43,9 @@ class Settings(BaseModel):
     reward: str = Field("operational", description="reward, as for the audit")
     layout: str = Field("compact", description="of the prompts")
     # Rows
-    outer_loops: int = Field(1, ge=0, le=20, description="collections from the model's own play, each followed by GRPO")
+    outer_loops: int = Field(
+        1, ge=1, le=20, description="rounds of collection and GRPO: the first on the teacher's states, then own play"
+    )
     collect_episodes: int = Field(32, ge=2, le=4096, description="episodes per campaign of a collection")
     temperature: float = Field(1.4, gt=0, le=5, description="of the model's own play, and of GRPO's completions")
     asking: str = Field("always", description="always: the model decides each tick; on-change: when its view changed")
@@ -104,7 +106,7 @@ class Settings(BaseModel):
             )
         if self.four_bit and self.dtype == "float32":
             raise ValueError("four_bit and dtype = float32 contradict each other; use bfloat16, float16 or auto")
-        if not self.warm_rows and not (self.outer_loops and self.steps):
+        if not self.warm_rows and not self.steps:
             raise ValueError("warm_rows = 0 and no GRPO step: nothing would be trained; give warm_rows or steps")
         return self
 

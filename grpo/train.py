@@ -370,9 +370,8 @@ def collected(
     folder.mkdir(parents=True, exist_ok=True)
     seed = chosen.seed + 1000 * (loop + 1)
     if loop == 0:
-        name, policy = rows.teacher(chosen.rules, chosen.reward)
-        console.print(f"loop 0: states from the play of the teacher ({name})")
-        bank = rows.from_teacher(game, policy, max(chosen.rows, chosen.warm_rows), seed)
+        console.print("loop 0: states from the play of the teacher, a heuristic that contains what severe alerts name")
+        bank = rows.from_teacher(game, rows.TEACHER, max(chosen.rows, chosen.warm_rows), seed)
     else:
         bank = own_play(loop, game, chosen, folder, model, tokenizer, seed, console)
     with console.status("return-to-go of every legal action"):
@@ -461,6 +460,7 @@ def warm_up(
         warm.learn(
             model,
             warm.pairs(tokenizer, chats, verbs),
+            found.bank.params_index[which],
             folder / "warm",
             epochs=chosen.warm_epochs,
             batch=chosen.warm_batch,

@@ -7,7 +7,7 @@ time; every step's luck comes from the seed and the step alone, so that a run th
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def answer_loss(model: Any, examples: list[tuple[list[int], list[int]]], pad: in
 def learn(
     model: Any,
     examples: list[tuple[list[int], list[int]]],
+    groups: Sequence[int],
     folder: Path,
     *,
     epochs: int,
@@ -65,7 +66,8 @@ def learn(
 ) -> None:
     """Train the trainable weights of `model` in place. Continues from `folder` if a run was cut off there.
 
-    AdamW, learning rate falling linearly to 0. `advance(step, steps, loss)` follows each step.
+    AdamW, learning rate falling linearly to 0. A batch is of one group, whose prompts begin alike, as far as numbers
+    allow. `advance(step, steps, loss)` follows each step.
     """
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     adam = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=0.0)
@@ -75,8 +77,11 @@ def learn(
     model.train()
     for step in range(done, steps):
         epoch, within = divmod(step, per_epoch)
-        order = np.random.default_rng([seed, epoch]).permutation(len(examples))
-        chosen = [examples[i] for i in order[within * batch : (within + 1) * batch]]
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(examples))
+        order = order[np.argsort(np.asarray(groups)[order], kind="stable")]
+        at = int(rng.permutation(per_epoch)[within]) * batch
+        chosen = [examples[i] for i in order[at : at + batch]]
         torch.manual_seed(seed * 1_000_003 + step)  # of the dropout
         adam.param_groups[0]["lr"] = lr * (1 - step / steps)
         with speed.share(model), speed.in_half(model):

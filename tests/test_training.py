@@ -197,7 +197,7 @@ def test_a_warm_start_learns_and_continues_exactly(tmp_path: Path) -> None:
         examples = warm.pairs(tokenizer, chats, answers)
         given = {"epochs": 6, "batch": 4, "lr": 1e-2, "seed": 5, "pad": tokenizer.pad_token_id, "save_every": 2}
         with contextlib.suppress(Killed):
-            warm.learn(model, examples, tmp_path / name, advance=advance, **given)
+            warm.learn(model, examples, [0, 1] * 4, tmp_path / name, advance=advance, **given)
         return losses, {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
     whole, weights = run("whole")
