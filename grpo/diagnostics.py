@@ -85,6 +85,7 @@ def step_report(
     ]
     said = Counter(c.action for c in batch)
     places = Counter("INVALID" if c.action is None else positional_text(c.action, known.game.dims) for c in batch)
+    hidden = Counter(positional_text(a, known.game.dims) for i in blind if (a := batch[i].action) is not None)
     return {
         "completions": n,
         "reward_mean": float(np.mean(totals)),
@@ -103,6 +104,7 @@ def step_report(
         "rows": len(set(rows)),
         "rows_without_alert": len({r for r in rows if not known.alerts[r]}),
         "commonest": places.most_common(1)[0],
+        "commonest_blind": hidden.most_common(1)[0] if hidden else None,
     }
 
 
@@ -154,7 +156,12 @@ def alarm(recent: Sequence[Mapping[str, Any]]) -> str:
     # Blind containments are a tell only where there was something to wait for: rows with an alert as well.
     seen = sum(r["rows"] for r in window) - without
     if contained >= ENOUGH and seen and blind > BLIND_SHARE * contained:
+        unseen: Counter[str] = Counter()
+        for r in window:
+            if r["commonest_blind"]:
+                unseen[r["commonest_blind"][0]] += r["commonest_blind"][1]
         return (
-            f"{blind} of {contained} containments of the last {len(window)} steps with no alert in view, mostly {place}"
+            f"{blind} of {contained} containments of the last {len(window)} steps with no alert in view, mostly "
+            f"{unseen.most_common(1)[0][0]}"
         )
     return ""

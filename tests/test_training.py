@@ -17,12 +17,16 @@ pytest.importorskip("torch")
 pytest.importorskip("trl")
 pytest.importorskip("peft")
 
+import jax
 import torch
 from test_models import tiny
 
 import prompting
-from grpo import decode, diagnostics, models, rows, signals, train, warm
-from jaxsim.policies import BASELINES
+import scenarios
+from grpo import bank as banks
+from grpo import decode, diagnostics, models, optimise, rows, signals, train, warm
+from jaxsim.names import parse_plan
+from jaxsim.policies import BASELINES, PLAN
 from jaxsim.types import INVESTIGATE, MONITOR
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -63,8 +67,6 @@ def test_rows_survive_their_files(game: rows.Campaigns, found: rows.Rows, tmp_pa
 
 
 def test_step_rewards_are_those_of_one_step(game: rows.Campaigns, found: rows.Rows) -> None:
-    import jax
-
     from jaxsim import env, reward
     from jaxsim.noise import draw
 
@@ -149,7 +151,14 @@ def test_shuffle_drop_at_rows_by_hand(game: rows.Campaigns, found: rows.Rows) ->
 
 
 def step(**change: Any) -> dict[str, Any]:
-    calm = {"completions": 8, "containments": 1, "blind_containments": 0, "rows": 1, "rows_without_alert": 0}
+    calm = {
+        "completions": 8,
+        "containments": 1,
+        "blind_containments": 0,
+        "rows": 1,
+        "rows_without_alert": 0,
+        "commonest_blind": None,
+    }
     return {**calm, "commonest": ("MONITOR", 5), **change}
 
 
@@ -160,8 +169,30 @@ def test_the_alarm_names_the_shortcut() -> None:
     assert "ISOLATE_ASSET assets[0] in 128 of 128 completions" in diagnostics.alarm([fixed] * many)
     assert diagnostics.alarm([fixed] * (many - 1)) == ""  # too early to tell
     assert diagnostics.alarm([step(commonest=("MONITOR", 8))] * many) == ""  # waiting is no shortcut
-    blind = step(containments=4, blind_containments=3, rows_without_alert=1)
-    assert "24 of 40 containments" in diagnostics.alarm([blind, step(rows_without_alert=0)] * many)
+    blind = step(
+        containments=4, blind_containments=3, rows_without_alert=1, commonest_blind=("ISOLATE_ASSET assets[0]", 2)
+    )
+    assert (
+        "24 of 40 containments of the last 16 steps with no alert in view, mostly ISOLATE_ASSET assets[0]"
+        in diagnostics.alarm([blind, step(rows_without_alert=0)] * many)
+    )
+
+
+def test_the_alarm_names_what_the_audit_found() -> None:
+    """A scripted policy in place of a model plays the best open-loop plan of `classic` + `evidence`."""
+    game = rows.campaigns((CAMPAIGN,), "classic", "evidence")
+    plan = parse_plan("MONITOR;REVOKE_IDENTITY svc-ci-deploy", scenarios.load(CAMPAIGN), game.dims)
+    bank = banks.collect_heuristic(game.env, game.params, PLAN, plan, jax.random.key(7), 64, 4)
+    found = rows.credited(game, bank, futures=2, least_z=0.0, seed=1, layout="compact", reference=0)
+    known = diagnostics.tables(game, found)
+    book = optimise.Book(known, signals.PROFILES["returns"])
+    reports = []
+    for r in np.random.default_rng(0).permutation(len(found.prompts))[: 3 * diagnostics.WINDOW]:
+        text = prompting.encode(int(found.bank.action[r]), game.inventories[0])
+        book([text] * 4, [int(r)] * 4)
+        reports.append(book.latest)
+    reason = diagnostics.alarm(reports)
+    assert "with no alert in view, mostly REVOKE_IDENTITY identities[0]" in reason
 
 
 # --- the warm start -------------------------------------------------------------------------------------------------
@@ -250,8 +281,16 @@ def command(model: Path, out: Path) -> list[str]:
     return [*TRAIN, "--model", str(model), "--out", str(out), "--save-every", "1", "--outer-loops", "2"]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+def environment(cache: Path) -> dict[str, str]:
+    """Programs are compiled quickly, and once for all runs: most of the time would go there."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
 
 
 def lines(out: Path) -> int:
@@ -259,25 +298,34 @@ def lines(out: Path) -> int:
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
+def played(out: Path) -> int:
+    play = out / "loop1" / f"play-{CAMPAIGN}.jsonl"
+    return len(play.read_text().splitlines()) if play.exists() else 0
+
+
+KILLS = {
+    "an optimizer step": lambda out: lines(out) >= 5,
+    "saving": lambda out: any(not (c / "whole.json").exists() for c in out.glob("loop*/grpo/checkpoint-*")),
+    "collection": lambda out: 3 <= played(out) < 60,
+    "the credit step": lambda out: played(out) >= 70,
+}
+
+
 @pytest.mark.slow
 def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> None:
-    model = tiny(tmp_path / "model")
-    done = subprocess.run(command(model, tmp_path / "whole"), env=environment(), capture_output=True, text=True)
+    model, given = tiny(tmp_path / "model"), environment(tmp_path / "programs")
+    done = subprocess.run(command(model, tmp_path / "whole"), env=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     out = tmp_path / "cut"
-    # In GRPO, and in the model's own play.
-    for condition in (
-        lambda: lines(out) >= 5,
-        lambda: (out / "loop1" / f"play-{CAMPAIGN}.jsonl").exists(),
-    ):
-        run = subprocess.Popen(
-            command(model, out), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while run.poll() is None and not condition():
-            time.sleep(0.02)
+    for where, condition in KILLS.items():
+        run = subprocess.Popen(command(model, out), env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while run.poll() is None and not condition(out):
+            time.sleep(0.005)
+        assert run.poll() is None, f"ended before it could be killed in {where}"
         run.send_signal(signal.SIGKILL)
         run.wait()
-    done = subprocess.run(command(model, out), env=environment(), capture_output=True, text=True)
+        assert not (out / "loop1" / "rows" / "credit.npz").exists()  # what comes last
+    done = subprocess.run(command(model, out), env=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (out / "training_log.jsonl").read_text() == (tmp_path / "whole" / "training_log.jsonl").read_text()
     for name in ("adapter/adapter_model.safetensors", "adapter/README.md", "report.md", "metrics.json"):
