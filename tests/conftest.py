@@ -6,10 +6,11 @@ wants ranks promoted can say so for itself with `jax.numpy_rank_promotion("allow
 
 import os
 
-# Before JAX is imported: a test run is many small programs, for which more threads only get in each other's way.
+# Before JAX is imported: a test run is many small programs, for which more threads only get in each other's way, and
+# compiling them takes longer than running them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0")
 
 import hypothesis
 import jax
