@@ -111,7 +111,8 @@ def parse_args(argv: Sequence[str] | None) -> Any:
     p.add_argument("--restart", action="store_true", help="begin anew in a folder that holds another run")
     p.add_argument("--policies", type=one_of(OTHERS), nargs="*", default=list(OTHERS), metavar="NAME",
                    help=f"rows beside {' and '.join(ALWAYS_THERE)} (default: {' '.join(OTHERS)})")
-    p.add_argument("--shuffle", action=switch, default=True, help="play again on another episode's evidence")
+    p.add_argument("--shuffle", action=switch, default=True,
+                   help="play again on another episode's evidence (a base model only where there is no adapter)")
     p.add_argument("--transcripts", type=whole(0), default=2, metavar="N", help="pages of each campaign (default: 2)")
     p.add_argument("--constrained", action=switch, default=True, help="let the model say legal answers only")
     p.add_argument("--temperature", type=temperature, default=0.0, metavar="T", help="0, the default, is greedy")
@@ -400,7 +401,7 @@ def evaluate(args: Any, advance: Callable[[str], None]) -> tuple[dict[str, list[
                 seconds=seconds,
                 tokens=tokens,
             )
-            if args.shuffle:
+            if args.shuffle and name == list(wanted)[-1]:
                 again, _, _ = play_model(args, campaign, name, speak, advance, SHUFFLED)
                 row = row._replace(shuffled=again.stats.episode_return)
             told.setdefault(name, []).append(row)

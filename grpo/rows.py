@@ -212,18 +212,16 @@ def step_rewards(game: Campaigns, bank: Bank, seed: int) -> np.ndarray:
     return np.asarray(_one_step(game.dims, game.params, bank, jax.random.key(seed)))
 
 
-def labels(game: Campaigns, rows: Rows) -> np.ndarray:
-    """(R,) int32, the action to show a beginner at each row: what was done, where it is worth more than waiting.
+def labels(rows: Rows) -> np.ndarray:
+    """(R,) int32, the action to show a beginner at each row: what was done there; -1 where that should not be learned.
 
-    Worth more: its return-to-go is above that of MONITOR by two standard errors; else the label is MONITOR. A
-    containment keeps its label unless it is worth less than waiting by as much: the evidence that it rests on may
-    deceive in this one state.
+    That is where it is worth less than waiting by two standard errors: the evidence deceives in this one state. To show
+    waiting instead would teach that such evidence means nothing.
     """
     q, se, at = rows.credit.q, rows.credit.se, np.arange(len(rows.prompts))
-    done, verbs = np.asarray(rows.bank.action), table(game.dims)[0]
-    gain, error = q[at, done] - q[:, MONITOR], 2 * np.hypot(se[at, done], se[:, MONITOR])
-    bar = np.where(verbs[done] > INVESTIGATE, -error, error)
-    return np.where((done >= 0) & (gain > bar), done, MONITOR).astype(np.int32)
+    done = np.asarray(rows.bank.action)
+    deceived = q[at, done] - q[:, MONITOR] < -2 * np.hypot(se[at, done], se[:, MONITOR])
+    return np.where((done < 0) | deceived, -1, done).astype(np.int32)
 
 
 def in_force(game: Campaigns, bank: Bank) -> np.ndarray:

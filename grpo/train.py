@@ -438,8 +438,8 @@ def warm_up(
     console: Console,
 ) -> None:
     """Show the model answers at the teacher's states, those of the rows `taught`."""
-    labels = rows.labels(game, found)
-    which = np.random.default_rng(chosen.seed).permutation(taught)[: chosen.warm_rows]
+    labels = rows.labels(found)
+    which = np.random.default_rng(chosen.seed).permutation(taught[labels[taught] >= 0])[: chosen.warm_rows]
     verbs = [prompting.encode(int(labels[r]), game.inventories[int(found.bank.params_index[r])]) for r in which]
     chats = [prompting.chat(found.prompts[r]) for r in which]
     counts = {v: sum(f'"{v}"' in text for text in verbs) for v in VERBS}

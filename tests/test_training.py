@@ -79,18 +79,17 @@ def test_step_rewards_are_those_of_one_step(game: rows.Campaigns, found: rows.Ro
         assert found.step_reward[r, a] == pytest.approx(float(wanted), abs=1e-5)
 
 
-def test_labels_follow_the_credit_and_else_wait(game: rows.Campaigns, found: rows.Rows) -> None:
+def test_what_turned_out_worse_than_waiting_is_not_shown(game: rows.Campaigns, found: rows.Rows) -> None:
     legal = found.credit.legal
-    contain, look = 11, 1  # ISOLATE_ASSET and INVESTIGATE of the first asset
-    done = np.where(np.arange(24) % 2, contain, look).astype(np.int32)
+    contain = 11  # ISOLATE_ASSET of the first asset
+    done = np.where(np.arange(24) % 2, contain, MONITOR).astype(np.int32)
     q = np.where(legal, 0.0, np.nan).astype(np.float32)
     se = np.where(legal, 0.1, np.nan).astype(np.float32)
-    q[:, look], q[:, contain] = 0.1, -0.1  # neither is told apart from waiting
+    q[:, contain] = -0.25  # not told apart from waiting
     rows_ = found._replace(bank=found.bank._replace(action=done), credit=found.credit._replace(q=q, se=se))
-    wanted = np.where(np.arange(24) % 2, contain, MONITOR)
-    np.testing.assert_array_equal(rows.labels(game, rows_), wanted)
-    q[:, look], q[:, contain] = 1.0, -1.0  # both are
-    np.testing.assert_array_equal(rows.labels(game, rows_), np.where(np.arange(24) % 2, MONITOR, look))
+    np.testing.assert_array_equal(rows.labels(rows_), done)
+    q[:, contain] = -0.3  # worse
+    np.testing.assert_array_equal(rows.labels(rows_), np.where(np.arange(24) % 2, -1, MONITOR))
 
 
 def test_the_teachers_states_are_half_containments(game: rows.Campaigns) -> None:
@@ -232,7 +231,7 @@ def test_a_warm_start_learns_and_continues_exactly(tmp_path: Path) -> None:
         return losses, {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
     whole, weights = run("whole")
-    assert whole[-1] < 0.8 * whole[0]
+    assert sum(whole[-2:]) < 0.9 * sum(whole[:2])
     first, _ = run("cut", stop=7)
     rest, again = run("cut")
     assert first[:6] == whole[:6] and rest == whole[6:]  # the last checkpoint was that of step 6
