@@ -25,7 +25,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import report
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from jaxsim import reward
@@ -49,13 +48,11 @@ def main() -> None:
     keys = episode_keys(jax.random.key(args.seed + 1_000_003), budget.report)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(args.variants))
+    with cli.progress(len(args.variants)) as advance:
         for variant in args.variants:
-            progress.update(task, description=variant)
+            advance(variant, 0)
             rows += judged(variant, many, budget, keys, args.seed)
-            progress.advance(task)
+            advance(variant)
     document = {
         "simulator_version": SIMULATOR_VERSION,
         "budget": {"name": args.budget, **budget._asdict()},

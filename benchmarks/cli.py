@@ -7,8 +7,10 @@ import argparse
 import json
 import os
 import sys
+import time
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +29,7 @@ MAX_SEED = 2**32 - 1
 MAX_EPISODES = 1_000_000  # of one row: all their outcomes are held in memory
 RULES_HELP = "classic or hardened, with any +switch or -switch, as in hardened-persistence"
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+PULSE = 30.0  # seconds between lines of progress where there is no terminal
 
 
 def fail(message: str) -> NoReturn:
@@ -72,6 +75,47 @@ def version() -> str:
     """The version of this checkout."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return str(project["version"])
+
+
+@contextmanager
+def progress(total: int | None = None, *, done: int = 0, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """Gives `advance(what, steps=1)`: a bar on stderr, or, where that is no terminal, a line every half minute."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True, quiet=quiet)
+    columns = [TextColumn("{task.description}"), TimeElapsedColumn()]
+    if total is not None:
+        columns[1:] = [
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        ]
+    began = told = time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total, completed=done)
+
+        def advance(what: str, steps: int = 1) -> None:
+            nonlocal done, told
+            done += steps
+            bar.update(task, completed=done, description=escape(what))
+            now = time.monotonic()
+            if now - told >= PULSE and not (console.is_terminal or quiet):
+                told = now
+                of = "" if total is None else f" ({done} of {total})"
+                print(f"{now - began:.0f} s: {what}{of}", file=sys.stderr, flush=True)
+
+        yield advance
 
 
 # --- argument types -------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import report
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import scenarios
 from jaxsim import recurrent, reward
@@ -56,7 +55,7 @@ def main() -> None:
     for name in args.reward or list(reward.PRESETS):
         groups.setdefault(args.rules or RULES_OF[name], []).append(name)
     for rules, names in groups.items():
-        more_rows, more_clouds = sweep(console, chosen(args, rules), rules, names, budget, out, args)
+        more_rows, more_clouds = sweep(chosen(args, rules), rules, names, budget, out, args)
         rows += more_rows
         clouds += more_clouds
     document = {
@@ -155,7 +154,7 @@ def moved_weights(name: str, share: float) -> dict[str, RewardWeights]:
 
 
 def sweep(
-    console: Console, chosen: list[Any], rules: str, names: list[str], budget: search.Budget, out: Path, args: Any
+    chosen: list[Any], rules: str, names: list[str], budget: search.Budget, out: Path, args: Any
 ) -> tuple[list[dict[str, Any]], list[report.Cloud]]:
     """Search, judge and re-score under one set of rules."""
     moved = {name: moved_weights(name, args.move) for name in names}
@@ -165,20 +164,7 @@ def sweep(
     known = {name: learned(args.policies, rules, name) for name in names}
     rows: list[dict[str, Any]] = []
     clouds: list[report.Cloud] = []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(rules, total=search.steps(arenas) + (1 if args.brief else 2) * len(arenas))
-
-        def advance(what: str) -> None:
-            progress.update(task, advance=1, description=what)
-
+    with cli.progress(search.steps(arenas) + (1 if args.brief else 2) * len(arenas)) as advance:
         found = search.search(arenas, budget, args.seed, advance)
         # The key of the report is another branch than that of the search: no episode is in both.
         report_seed = args.seed + 1_000_003

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import scenarios
 from jaxsim import env, policies, recurrent, reward
@@ -59,7 +58,7 @@ def main() -> None:
         # A masked policy has nothing to copy from one that reads.
         taught = None if view == recurrent.MASKED else teacher
         own = settings if taught or start else settings._replace(learning_rate=3e-3)
-        weights, log = trained(console, dims, view, params, own, args.seed, taught, start)
+        weights, log = trained(dims, view, params, own, args.seed, taught, start)
         seconds = time.perf_counter() - began
         about = {
             "rules": args.rules, "reward": args.reward, "view": view, "simulator_version": SIMULATOR_VERSION,
@@ -145,7 +144,6 @@ def best_of_family(many: list[scenarios.Scenario], args: Any) -> tuple[policies.
 
 
 def trained(
-    console: Console,
     dims: Any,
     view: str,
     params: Params,
@@ -156,15 +154,12 @@ def trained(
 ) -> tuple[recurrent.Weights, str]:
     """Weights, and the log as CSV: one row an update."""
     rows: list[tuple[str, float, float, float]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        total = settings.updates + (settings.clone_updates if teacher else 0)
-        task = progress.add_task(view, total=total)
+    with cli.progress(settings.updates + (settings.clone_updates if teacher else 0)) as step:
 
         def advance(phase: str, report: ppo.Report) -> None:
             rows.append((phase, float(report.episode_return), float(report.entropy), float(report.loss)))
             recent = float(np.mean([r[1] for r in rows[-20:]]))
-            progress.update(task, advance=1, description=f"{view}: {phase}, return {recent:+.2f}")
+            step(f"{view}: {phase}, return {recent:+.2f}")
 
         weights = ppo.train(dims, view, params, settings, seed, teacher, advance, start.weights if start else None)
     text = io.StringIO()

@@ -37,8 +37,6 @@ for _package in ("scipy", "matplotlib", "rich", "safetensors"):
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 import prompting
 import scenarios
@@ -430,14 +428,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, play, write the report."""
     args = parse_args(argv)
     given = settings(args)
-    columns = (TextColumn("{task.description}"), TimeElapsedColumn())
-    console = Console(stderr=True)
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with locked(args.out), bar as progress:
+    with locked(args.out), cli.progress() as advance:
         begin(args.out, given, args.restart)
-        task = progress.add_task("starting")
-        told, models, pages = evaluate(args, lambda what: progress.update(task, description=what))
-        progress.update(task, description="the report")
+        told, models, pages = evaluate(args, advance)
+        advance("the report")
         made = {"command": args.command, "seed": evaluation_seed(args.seed), "models": models}
         report.write(args.out, given, made, told, pages)
     print(args.out / "report.md")

@@ -34,7 +34,6 @@ import jax
 import numpy as np
 from accelerate import PartialState
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import prompting
 from grpo import decode, diagnostics, gate, models, play, report_training, rows, settings, unsloth_backend, warm
@@ -396,14 +395,12 @@ def own_play(
         return play.responder(decoder, sampling, seed=seed + p)
 
     ticks = int(np.max(game.params.scenario.horizon)) * len(game.names)
-    columns = (TextColumn("loop {task.fields[loop]}: own play"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=ticks, loop=loop, completed=sum(map(len, pasts)))
+    with cli.progress(ticks, done=sum(map(len, pasts)), quiet=console.quiet) as step:
 
         def advance(p: int, turn: play.Turn) -> None:
             with open(files[p], "a", encoding="utf-8") as file:
                 file.write(json.dumps(turn._asdict(), ensure_ascii=False) + "\n")
-            bar.advance(task)
+            step(f"loop {loop}: own play")
 
         bank, _ = rows.from_model(
             game, respond, chosen.collect_episodes, chosen.rows, seed,
@@ -444,18 +441,11 @@ def warm_up(
     chats = [prompting.chat(found.prompts[r]) for r in which]
     counts = {v: sum(f'"{v}"' in text for text in verbs) for v in VERBS}
     console.print("warm start: " + ", ".join(f"{n} {v}" for v, n in counts.items() if n), highlight=False)
-    columns = (
-        TextColumn("warm start, loss {task.fields[loss]:.3f}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None, loss=float("nan"))
+    with cli.progress(quiet=console.quiet) as told:
 
         def advance(step: int, steps: int, loss: float) -> None:
             log.add(0, "warm", step, {"loss": loss})
-            bar.update(task, completed=step, total=steps, loss=loss)
+            told(f"warm start, step {step} of {steps}, loss {loss:.3f}")
 
         warm.learn(
             model,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cli
@@ -204,3 +205,14 @@ def test_an_interruption_ends_with_130(capsys: pytest.CaptureFixture[str]) -> No
         cli.run(interrupted)
     assert ended.value.code == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_log_gets_lines_of_progress(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 31.0, 32.0, 70.0])
+    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with cli.progress(4, done=1) as advance:
+        advance("early")
+        advance("[later]")
+        advance("soon after", 0)
+        advance("last")
+    assert capsys.readouterr().err == "31 s: [later] (3 of 4)\n70 s: last (4 of 4)\n"
