@@ -23,7 +23,7 @@ from jaxsim.actions import table
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
 from jaxsim.noise import draw
-from jaxsim.policies import BASELINES, DEFAULT_EVIDENCE, EVIDENCE, Policy
+from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE, Policy
 from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED, INVESTIGATE, MONITOR, PATCHED, Dims, Params
 from prompting import Inventory
 
@@ -77,6 +77,9 @@ TEACHER: tuple[Policy, Any] = (
     EVIDENCE,
     DEFAULT_EVIDENCE._replace(investigate_at=np.float32(2), contain_at=np.float32(0.5), window=np.int32(1)),
 )
+
+# The member that only waits: it plays like `monitor`, without another program to compile.
+WAITS = DEFAULT_EVIDENCE._replace(investigate_at=np.float32(np.inf), contain_at=np.float32(np.inf))
 
 
 def from_teacher(game: Campaigns, policy: tuple[Policy, Any], many: int, seed: int) -> Bank:
@@ -161,8 +164,8 @@ def credited(
     key = jax.random.key(seed)
     if reference:
         behaviours = [
-            banks.collect_heuristic(game.env, game.params, *BASELINES[name], jax.random.key(seed + 1), reference, 8)
-            for name in ("monitor", "evidence")
+            banks.collect_heuristic(game.env, game.params, EVIDENCE, member, jax.random.key(seed + 1), reference, 8)
+            for member in (WAITS, DEFAULT_EVIDENCE)
         ]
         found = credits.beliefs(
             game.dims, game.params, bank, banks.concatenate(behaviours), key=key, futures=futures, most=16

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.print_config:
         print(json.dumps(chosen.model_dump(), indent=2))
         return
+    if chosen.log_to != "none" and find_spec(chosen.log_to) is None:
+        cli.fail(f"log_to = {chosen.log_to} needs that package, which is not installed: pip install {chosen.log_to}")
     try:
         backend = unsloth_backend.choose(chosen.backend)
     except ModelError as error:

@@ -5,6 +5,7 @@ wants ranks promoted can say so for itself with `jax.numpy_rank_promotion("allow
 """
 
 import os
+from collections.abc import Iterator
 
 # Before JAX is imported: a test run is many small programs, for which more threads only get in each other's way, and
 # compiling them takes longer than running them.
@@ -26,3 +27,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 pytest.register_assert_rewrite("parity")  # its helpers assert too
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    """A file's programs are dropped after it: each holds memory maps, of which a process may have 65,530."""
+    yield
+    jax.clear_caches()

@@ -277,7 +277,8 @@ TRAIN = [sys.executable, str(Path(train.__file__)), "--preset", "smoke"]
 
 
 def command(model: Path, out: Path) -> list[str]:
-    return [*TRAIN, "--model", str(model), "--out", str(out), "--save-every", "1", "--outer-loops", "2"]
+    small = ["--save-every", "1", "--outer-loops", "2", "--four-bit", "true", "--dtype", "bfloat16"]
+    return [*TRAIN, "--model", str(model), "--out", str(out), *small]
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -340,6 +341,7 @@ def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> Non
         (["--rules", "classic", "--reward", "evidence"], "is degenerate (open-loop, farming, harm-seeking)"),
         (["--signals", "{"], "--signals: '{' is no JSON"),
         (["--learning-rate", "1"], "--learning-rate"),
+        (["--log-to", "trackio"], "pip install trackio"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_loaded(
