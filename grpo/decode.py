@@ -52,12 +52,21 @@ class Decoder:
     def __init__(self, model: Any, tokenizer: Any):
         self.model, self.tokenizer = model.eval(), tokenizer
         self.ends = end_tokens(model, tokenizer)
-        self.prefix: list[int] = []
-        self.encoded: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys and values of each layer, batch 1
+        self.forget()
 
     def forget(self) -> None:
         """Drop the encoded prefix; to be called when the weights have changed."""
-        self.prefix, self.encoded = [], []
+        self.prefix: list[int] = []
+        self.encoded: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys and values of each layer, batch 1
+        self.pinned = False
+
+    def pin(self, prompt: list[int]) -> None:
+        """Encode a prompt (token ids). Until another is pinned, or it is forgotten, what later prompts share with it is
+        used and nothing else is kept, so that no answer depends on what was asked before.
+        """
+        if not (self.pinned and self.prefix == prompt):
+            _encode(self, prompt)
+            self.pinned = True
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -150,16 +159,20 @@ def _encode_prefix(decoder: Decoder, prompts: Sequence[list[int]]) -> int:
     common = common_prefix(prompts)
     shared = next((i for i, (a, b) in enumerate(zip(common, decoder.prefix, strict=False)) if a != b), None)
     usable = min(len(common), len(decoder.prefix)) if shared is None else shared
-    if usable and usable + SLACK >= len(common):
+    if decoder.pinned or (usable and usable + SLACK >= len(common)):
         return usable
-    if not common:
-        return 0
-    tokens = torch.tensor([common], device=decoder.model.device)
-    cache = DynamicCache(config=decoder.model.config)
-    decoder.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    layers: list[Any] = cache.layers
-    decoder.prefix, decoder.encoded = common, [(layer.keys, layer.values) for layer in layers]
+    if common:
+        _encode(decoder, common)
     return len(common)
+
+
+@torch.inference_mode()
+def _encode(decoder: Decoder, tokens: list[int]) -> None:
+    cache = DynamicCache(config=decoder.model.config)
+    ids = torch.tensor([tokens], device=decoder.model.device)
+    decoder.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    layers: list[Any] = cache.layers
+    decoder.prefix, decoder.encoded = tokens, [(layer.keys, layer.values) for layer in layers]
 
 
 def _cache(decoder: Decoder, length: int, rows: int) -> DynamicCache:

@@ -79,7 +79,7 @@ class Campaign(NamedTuple):
 class Speaker(NamedTuple):
     """Whoever answers."""
 
-    respond_in: Callable[[Campaign], Respond]
+    respond_in: Callable[[Campaign, str], Respond]  # the campaign, the first prompt of the play
     count: Callable[[Sequence[str]], int]  # tokens of answers
     about: dict[str, Any]
 
@@ -320,9 +320,9 @@ def load(args: Any, adapter: Path | None) -> Speaker:
     settle = args.constrained or loaded.about["dtype"] == "float32"
     sampling = decode.Sampling(args.temperature, args.max_new_tokens, settle)
 
-    def respond_in(campaign: Campaign) -> Respond:
+    def respond_in(campaign: Campaign, opening: str) -> Respond:
         if not settle:  # nothing that was said at another tick may matter, or a resumed run would differ
-            decoder.forget()
+            decoder.pin(decode.chat_tokens(loaded.tokenizer, prompting.chat(opening)))
         rules = grammar.matcher(loaded.tokenizer, campaign.inventory) if args.constrained else None
         return play.responder(decoder, sampling, matcher=rules, seed=args.seed, batch=args.batch)
 
@@ -348,10 +348,11 @@ def play_model(
 
     def respond(prompts: Sequence[str], episodes: Sequence[int], tick: int) -> Sequence[str]:
         speaker, began = speak(), time.perf_counter()
-        texts = speaker.respond_in(campaign)(prompts, episodes, tick)
+        texts = speaker.respond_in(campaign, opening[0])(prompts, episodes, tick)
         spent[tick] = (time.perf_counter() - began, speaker.count(texts))
         return texts
 
+    opening: list[str] = []
     with open(path, "a", encoding="utf-8") as file:
 
         def keep(turn: Turn) -> None:
@@ -364,7 +365,8 @@ def play_model(
         # fmt: off
         played = play.play(
             campaign.env, campaign.params, campaign.inventory, campaign.keys, respond, layout=args.layout,
-            asking=args.asking, shuffle=shuffle, advance=keep, past=[Turn(t["tick"], t["texts"]) for t in past],
+            asking=args.asking, shuffle=shuffle, opening=opening.append, advance=keep,
+            past=[Turn(t["tick"], t["texts"]) for t in past],
         )
         # fmt: on
     return played, sum(seconds for seconds, _ in spent.values()), sum(tokens for _, tokens in spent.values())

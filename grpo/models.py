@@ -267,6 +267,8 @@ def _model(folder: Path, name: str, dtype: Any, device: str, four_bit: bool) -> 
     for layer in model.modules():  # a layout of weights for fast answers on CPUs, which a later backward cannot read
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
+    if device == "cpu":  # of a slice, such as each row's last place, the product would copy all weights for every row
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
     return model
 
 

@@ -88,15 +88,16 @@ def play(
     asking: str = ALWAYS_ASK,
     shuffle: tuple[str, ...] = (),
     past: Sequence[Turn] = (),
+    opening: Callable[[str], None] = lambda prompt: None,
     advance: Callable[[Turn], None] = lambda turn: None,
     watch: Callable[[State, Observation, Sequence[int], Sequence[str]], None] | None = None,
 ) -> Played:
     """Play the episodes of `keys`, (E,), to their ends, each tick with the completions of `respond`.
 
     A completion that names no legal action counts as an invalid action, which is MONITOR at a cost. `shuffle` as in
-    `rollout_many`. `past`: turns of an interrupted run, used instead of asking again; `advance(turn)` follows every
-    new one. `watch(states, observations, episodes asked, prompts)` sees every tick before it is played, past
-    ones too.
+    `rollout_many`. `opening(prompt)` sees the first prompt. `past`: turns of an interrupted run, used instead of asking
+    again; `advance(turn)` follows every new one. `watch(states, observations, episodes asked, prompts)` sees every tick
+    before it is played, past ones too.
     """
     dims, many = env_.dims, len(keys)
     state, stats = _begin(dims, params, keys)
@@ -114,8 +115,10 @@ def play(
         asked = live.tolist()
         texts: list[str | None] = [None] * many
         known = tick < len(past)
-        if asked and (watch or not known):
+        if asked and (watch or not known or not turns):
             prompts = prompting.render(jax.tree.map(lambda x, rows=live: x[rows], obs), inventory, layout)
+            if not turns:
+                opening(prompts[0])
             if watch:
                 watch(state, obs, asked, prompts)
         if known:

@@ -106,11 +106,13 @@ def from_model(
     layout: str,
     asking: str,
     pasts: Sequence[Sequence[play.Turn]],
+    opening: Any = lambda prompt: None,
     advance: Any = lambda campaign, turn: None,
 ) -> tuple[Bank, list[play.Played]]:
     """At most `many` states at which a model was asked in its own play, and that play.
 
-    `respond(campaign)` gives the play's `Respond`; `pasts` are turns of each campaign that are known already.
+    `respond(campaign)` gives the play's `Respond`; `pasts` are turns of each campaign that are known already;
+    `opening` and `advance` as for `play.play`, the latter with the campaign before the turn.
     """
     parts: list[Bank] = []
     played = []
@@ -131,6 +133,7 @@ def from_model(
                 respond(p),
                 layout=layout,
                 asking=asking,
+                opening=opening,
                 past=pasts[p],
                 advance=partial(advance, p),
                 watch=watch,

@@ -5,8 +5,7 @@ prompts share the system message; on a CPU that is most of a step. Keys and valu
 batch of one, and gradients flow back through them.
 
 `in_half`: on a CPU, an adapter's float32 weights meet bfloat16 activations; autocast rounds the few weights rather than
-widen the many activations. Attention is written out, since the fused kernel's backward pass is slower there, and what
-goes into the output layer is made contiguous, or its weights would be copied for every row.
+widen the many activations. Attention is written out, since the fused kernel's backward pass is slower there.
 """
 
 import contextlib
@@ -86,10 +85,8 @@ def in_half(model: Any) -> Iterator[None]:
     plain = model.get_base_model()
     attention = plain.config._attn_implementation
     plain.set_attn_implementation("eager")
-    hook = plain.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
     try:
         with torch.autocast("cpu", torch.bfloat16), disable_input_dtype_casting(model):
             yield
     finally:
-        hook.remove()
         plain.set_attn_implementation(attention)

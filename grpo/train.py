@@ -394,8 +394,10 @@ def own_play(
     pasts = [turns(path) for path in files]
 
     def respond(p: int) -> play.Respond:
-        decoder.forget()
         return play.responder(decoder, sampling, seed=seed + p)
+
+    def opening(prompt: str) -> None:
+        decoder.pin(decode.chat_tokens(tokenizer, prompting.chat(prompt)))
 
     ticks = int(np.max(game.params.scenario.horizon)) * len(game.names)
     with cli.progress(ticks, done=sum(map(len, pasts)), quiet=console.quiet) as step:
@@ -407,7 +409,7 @@ def own_play(
 
         bank, _ = rows.from_model(
             game, respond, chosen.collect_episodes, chosen.rows, seed,
-            layout=chosen.layout, asking=chosen.asking, pasts=pasts, advance=advance,
+            layout=chosen.layout, asking=chosen.asking, pasts=pasts, opening=opening, advance=advance,
         )  # fmt: skip
     return bank
 

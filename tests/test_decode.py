@@ -123,6 +123,22 @@ def test_a_kept_prefix_changes_nothing(decoder):
     assert found == singly(decoder, turned, PLAIN)
 
 
+def test_with_a_pinned_prompt_the_past_does_not_matter(decoder):
+    many, others = prompts(seed=3), prompts(seed=3, shared=80)
+    wanted = singly(decoder, many, PLAIN)
+    decoder.pin(many[0])
+    kept = decoder.encoded
+    assert decode(decoder, many, PLAIN) == wanted
+    assert decode(decoder, others, PLAIN) == singly(Decoder(decoder.model, decoder.tokenizer), others, PLAIN)
+    decoder.pin(many[0])
+    assert decoder.encoded is kept and decoder.prefix == many[0]
+    decoder.pin(others[0])
+    assert decoder.prefix == others[0]
+    decoder.forget()
+    decode(decoder, many, PLAIN)
+    assert decoder.prefix == many[0][:30]
+
+
 def test_forgetting_when_weights_change(decoder):
     texts = prompts()
     before = decode(decoder, texts, PLAIN)

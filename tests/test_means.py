@@ -2,7 +2,7 @@
 
     python tests/test_means.py --episodes 20000 --jobs 2
 
-runs the comparison of means at full size and prints it; `pytest` runs it with fewer episodes of the slower twin.
+runs the comparison of means at full size and prints it; `pytest` runs it with fewer episodes.
 """
 
 import argparse
@@ -59,7 +59,7 @@ TESTED_CELLS = [
     *zip(HARDENED, itertools.cycle(twin.PERSONALITIES)),
 ]
 
-OUR_EPISODES = 20_000
+OUR_EPISODES = 5_000
 TWIN_EPISODES = int(os.environ.get("JAXSIM_TWIN_EPISODES", "400"))
 HARDENED_SHARE = 0.25  # of that many under hardened rules, where each episode lasts to the horizon
 ALL_POLICIES = (*PLANS, *POLICIES)
@@ -287,9 +287,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Compare all means of both simulators and print how far they are apart."
     )
-    parser.add_argument("--episodes", type=int, default=OUR_EPISODES, help="of the twin, for each cell and policy")
+    parser.add_argument("--episodes", type=int, default=20_000, help="of each, for each cell and policy")
     parser.add_argument("--jobs", type=int, default=2, help="processes for the twin")
     options = parser.parse_args()
+    global OUR_EPISODES
+    OUR_EPISODES = options.episodes
     began, everything = time.time(), list[Compared]()
     print(f"{'largest |z|':>11}  cell and policy, {COMPARISONS} comparisons, {OUR_EPISODES} against {options.episodes}")
     print(f"{'':>11}  under hardened rules {int(OUR_EPISODES * HARDENED_SHARE)} against {options.episodes}")

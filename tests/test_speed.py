@@ -121,6 +121,6 @@ def test_half_precision_is_near_the_whole(tmp_path: Path) -> None:
     with speed.in_half(model):
         half = model(input_ids=tokens).logits
     assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), plain, atol=0.05, rtol=0.05)
+    assert (half.float() - plain).norm() < 0.05 * plain.norm()
     half.float().square().mean().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in trained)

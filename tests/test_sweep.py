@@ -10,7 +10,7 @@ import pytest
 import sweep_rewards
 
 from jaxsim import reward
-from jaxsim.audit import verdict
+from jaxsim.audit import search, verdict
 
 ROOT = Path(__file__).parent.parent
 SUPPLY = "supply_chain_token_drift"
@@ -78,10 +78,14 @@ def test_a_bad_learned_policy_is_one_line(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.slow
-def test_sweep_end_to_end(tmp_path: Path) -> None:
-    options = ("--budget", "tiny", "--certify", "--out", str(tmp_path))
-    done = sweep("--scenario", SUPPLY, "--rules", "classic", "--reward", "evidence", *options)
-    assert done.returncode == 1, done.stderr
+def test_sweep_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    less = search.BUDGETS["tiny"]._replace(ticks=(0, 1, 2), pairs=0, depth=3, family=64, select=128, report=512)
+    monkeypatch.setitem(search.BUDGETS, "tiny", less)
+    monkeypatch.setattr(sys, "argv", ["sweep_rewards.py", "--scenario", SUPPLY, "--rules", "classic", "--reward"])
+    sys.argv += ["evidence", "--budget", "tiny", "--certify", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        sweep_rewards.main()
+    assert ended.value.code == 1
     document = json.loads((tmp_path / "report.json").read_text())
     (row,) = document["verdicts"]
     assert row["verdict"] == "degenerate" and set(row["witness"]) == set(row["exploits"])
@@ -93,5 +97,7 @@ def test_sweep_end_to_end(tmp_path: Path) -> None:
         assert (tmp_path / file).stat().st_size > 100
     assert not list(tmp_path.rglob("*.part"))
     assert document["rescoring"][0]["configurations_per_minute"] >= 10_000
-    replayed = sweep("--replay", str(tmp_path / row["witness"]["farming"]))
-    assert replayed.returncode == 0 and "REVOKE_IDENTITY" in replayed.stdout
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["sweep_rewards.py", "--replay", str(tmp_path / row["witness"]["farming"])])
+    sweep_rewards.main()
+    assert "REVOKE_IDENTITY" in capsys.readouterr().out
