@@ -4,6 +4,9 @@ The plain `generate` of transformers has no room for three things that make the 
 tick start alike (system prompt, network), a grammar forces most of the tokens of an answer, which then need no
 decoding step of their own, and a row must not depend on its neighbours.
 
+Without a grammar, answers that are likely serve as drafts: what all that still fit continue with is fed along, and kept
+as far as the model would have said it (speculative decoding, Leviathan et al. 2023, with a list for a draft model).
+
 Greedy answers do not depend on the batch: where the two likeliest tokens are closer than the arithmetic of a batch is
 exact, the row is computed again alone, without a cache. Sampled answers draw from a generator of each row's own.
 """
@@ -90,11 +93,13 @@ def decode(
     sampling: Sampling = Sampling(),  # noqa: B008
     matchers: Sequence[Any] | None = None,
     seeds: Sequence[Sequence[int]] | None = None,
+    likely: Sequence[list[int]] = (),
 ) -> list[Completion]:
     """One completion a prompt (token ids). With `matchers`, one llguidance matcher a row, answers follow the grammar.
 
-    `seeds`: for sampling, integers that a row's own generator is made of. Raises ValueError when they are missing, when
-    a prompt is empty, or when a matcher has failed.
+    `seeds`: for sampling, integers that a row's own generator is made of. `likely`: answers, as token ids without an
+    end, that save time where they are what the model says, and change nothing where they are not. Raises ValueError
+    when seeds are missing, when a prompt is empty, or when a matcher has failed.
     """
     if not prompts:
         return []
@@ -120,14 +125,21 @@ def decode(
     place = torch.full((len(live), 1), prefix, device=device)  # of each row's next token
     chunks = [rows[i].prompt[prefix:] + rows[i].tokens for i in live]
     while live:
-        logits, mask, place = _feed(decoder, cache, chunks, mask, place)
+        drafts = [[] if matchers else _draft(rows[i], likely, sampling) for i in live]
+        logits, mask, place = _feed(decoder, cache, chunks, drafts, mask, place)
         chunks, stay = [], []
         for k, i in enumerate(live):
-            chunk = _choose(decoder, rows[i], logits[k], sampling)
-            steps[i] += 1
+            for j in range(len(drafts[k]) + 1):
+                chunk = _choose(decoder, rows[i], logits[k, j - len(drafts[k]) - 1], sampling)
+                steps[i] += 1
+                if chunk != drafts[k][j : j + 1]:
+                    break
             if chunk and len(rows[i].tokens) < sampling.max_new_tokens:
                 chunks.append(chunk)
                 stay.append(k)
+                if wrong := len(drafts[k]) - j:  # what was fed in vain is not looked at again
+                    mask[k, -wrong:] = 0
+                    place[k] -= wrong
             else:
                 done[i] = not chunk
         if stay and len(stay) < len(live):
@@ -184,9 +196,18 @@ def _cache(decoder: Decoder, length: int, rows: int) -> DynamicCache:
 
 
 def _feed(
-    decoder: Decoder, cache: DynamicCache, chunks: list[list[int]], mask: torch.Tensor, place: torch.Tensor
+    decoder: Decoder,
+    cache: DynamicCache,
+    chunks: list[list[int]],
+    drafts: list[list[int]],
+    mask: torch.Tensor,
+    place: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Next-token logits, (rows, vocabulary) float32, after chunks of tokens of any lengths, padded on the left."""
+    """Next-token logits, (rows, 1 + longest draft, vocabulary) float32, after chunks of tokens of any lengths and after
+    each token of the drafts behind them; all padded on the left.
+    """
+    more = max(map(len, drafts))
+    chunks = [chunk + draft for chunk, draft in zip(chunks, drafts, strict=True)]
     wide = max(map(len, chunks))
     pad = decoder.tokenizer.pad_token_id or 0
     device = decoder.model.device
@@ -200,9 +221,20 @@ def _feed(
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        logits_to_keep=1 + more,
     )
-    return out.logits[:, -1].float(), mask, place + real.sum(dim=1, keepdim=True)
+    return out.logits.float(), mask, place + real.sum(dim=1, keepdim=True)
+
+
+def _draft(row: Row, likely: Sequence[list[int]], sampling: Sampling) -> list[int]:
+    """What all likely answers that begin as the row's does continue with."""
+    n = len(row.tokens)
+    fitting = [answer for answer in likely if answer[:n] == row.tokens]
+    if not fitting:
+        return []
+    first, last = min(fitting), max(fitting)
+    end = next((i for i in range(n, len(first)) if first[i] != last[i]), len(first))
+    return first[n : min(end, sampling.max_new_tokens - 1)]
 
 
 def _choose(decoder: Decoder, row: Row, logits: torch.Tensor, sampling: Sampling) -> list[int]:

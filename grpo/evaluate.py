@@ -324,7 +324,8 @@ def load(args: Any, adapter: Path | None) -> Speaker:
         if not settle:  # nothing that was said at another tick may matter, or a resumed run would differ
             decoder.pin(decode.chat_tokens(loaded.tokenizer, prompting.chat(opening)))
         rules = grammar.matcher(loaded.tokenizer, campaign.inventory) if args.constrained else None
-        return play.responder(decoder, sampling, matcher=rules, seed=args.seed, batch=args.batch)
+        likely = play.likely_answers(loaded.tokenizer, [campaign.inventory])
+        return play.responder(decoder, sampling, matcher=rules, seed=args.seed, batch=args.batch, likely=likely)
 
     def count(texts: Sequence[str]) -> int:
         return sum(map(len, loaded.tokenizer(list(texts), add_special_tokens=False)["input_ids"])) if texts else 0

@@ -145,6 +145,13 @@ def _views(obs: Observation) -> list[Any]:
     return [(a, f, marks.tobytes()) for a, f, marks in zip(alerts, results, obs.marks, strict=True)]
 
 
+def likely_answers(tokenizer: Any, inventories: Sequence[Inventory]) -> list[list[int]]:
+    """The legal answers of networks as token ids: what a model that has learned the format says."""
+    texts = {prompting.encode(action, one) for one in inventories for action in one.actions.values()}
+    found: list[list[int]] = tokenizer(sorted(texts), add_special_tokens=False)["input_ids"]
+    return found
+
+
 def responder(
     decoder: decode.Decoder,
     sampling: decode.Sampling,
@@ -152,12 +159,13 @@ def responder(
     matcher: Any = None,
     seed: int = 0,
     batch: int = BATCH,
+    likely: Sequence[list[int]] = (),
     examples: tuple[tuple[str, str], ...] = (),
 ) -> Respond:
     """A model's answers, `batch` prompts at a time, those of like length together.
 
-    `matcher`: the grammar of the legal answers, see `grammar.matcher`. Sampled answers depend on seed, episode and
-    tick, and on nothing else.
+    `matcher`: the grammar of the legal answers, see `grammar.matcher`; `likely`: as for `decode.decode`. Sampled
+    answers depend on seed, episode and tick, and on nothing else.
     """
 
     def respond(prompts: Sequence[str], episodes: Sequence[int], tick: int) -> list[str]:
@@ -175,6 +183,7 @@ def responder(
                 sampling,
                 [matcher.deep_copy() for _ in rows] if matcher is not None else None,
                 None if same else [(seed, episodes[i], tick) for i in rows],
+                likely,
             )
             for i, answer in zip(rows, answers, strict=True):
                 texts[i] = answer.text

@@ -330,7 +330,7 @@ def outer_loop(
             )  # fmt: skip
         timed(out, manifest, f"loop{loop} GRPO", began)
     if processes.is_main_process:
-        log.add(loop, "check", 0, checked(known, kept_out.tolist(), chosen, model, tokenizer))
+        log.add(loop, "check", 0, checked(known, kept_out.tolist(), game.inventories, chosen, model, tokenizer))
         save_adapter(model, folder / "adapter")
         cli.write_json(done, {"alarm": alarm, "rows": len(found.prompts), "informative": len(taught)})
         shutil.rmtree(folder / "grpo", ignore_errors=True)  # the trainer's checkpoints have served
@@ -394,7 +394,8 @@ def own_play(
     pasts = [turns(path) for path in files]
 
     def respond(p: int) -> play.Respond:
-        return play.responder(decoder, sampling, seed=seed + p)
+        likely = play.likely_answers(tokenizer, [game.inventories[p]])
+        return play.responder(decoder, sampling, seed=seed + p, likely=likely)
 
     def opening(prompt: str) -> None:
         decoder.pin(decode.chat_tokens(tokenizer, prompting.chat(prompt)))
@@ -468,14 +469,15 @@ def warm_up(
 
 
 def checked(
-    known: diagnostics.Tables, which: list[int], chosen: Settings, model: Any, tokenizer: Any
+    known: diagnostics.Tables, which: list[int], inventories: Any, chosen: Settings, model: Any, tokenizer: Any
 ) -> dict[str, Any]:
     """The shuffle drop of the model's greedy answers at rows that it was not trained on."""
     chats = [decode.chat_tokens(tokenizer, prompting.chat(known.rows.prompts[r])) for r in which]
     sampling = decode.Sampling(max_new_tokens=chosen.max_completion, settle_ties=False)
     decoder, texts = decode.Decoder(model, tokenizer), []
+    likely = play.likely_answers(tokenizer, inventories)
     for i in range(0, len(chats), play.BATCH):
-        texts += [c.text for c in decode.decode(decoder, chats[i : i + play.BATCH], sampling)]
+        texts += [c.text for c in decode.decode(decoder, chats[i : i + play.BATCH], sampling, likely=likely)]
     return diagnostics.rows_shuffle_drop(known, which, texts)
 
 

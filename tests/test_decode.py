@@ -139,6 +139,31 @@ def test_with_a_pinned_prompt_the_past_does_not_matter(decoder):
     assert decoder.prefix == many[0][:30]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_likely_answers_change_nothing_but_the_passes(decoder, temperature):
+    texts, seeds = prompts(seed=4), [(i,) for i in range(8)]
+    sampling = PLAIN._replace(temperature=temperature)
+    decoder = ended_by(decoder, texts)
+    wanted = decode(decoder, texts, sampling, None, seeds)
+    passes = []
+    hook = decoder.model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        decode(decoder, texts, sampling, None, seeds)
+        plain = len(passes)
+        # What is said, said only at first, said but for the middle, and never.
+        said = [answer.tokens for answer in wanted]
+        turned = [[*t[:3], t[3] + 1, *t[4:]] for t in said if len(t) > 3]
+        for likely, fewer in ((said, True), (turned, True), ([t[:3] for t in said], True), ([[1, 1, 1]], False)):
+            passes.clear()
+            assert decode(decoder, texts, sampling, None, seeds, likely) == wanted
+            assert len(passes) < plain if fewer else len(passes) == plain
+        passes.clear()
+        assert decode(decoder, texts[:1], sampling, None, seeds[:1], said[:1]) == wanted[:1]
+        assert len(passes) <= 2  # the beginning, and all of the answer at once
+    finally:
+        hook.remove()
+
+
 def test_forgetting_when_weights_change(decoder):
     texts = prompts()
     before = decode(decoder, texts, PLAIN)
