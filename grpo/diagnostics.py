@@ -11,7 +11,7 @@ from grpo.rows import Campaigns, Rows, confirmed, in_force
 from grpo.signals import CONTAINMENT, MARGIN, Completion
 from jaxsim.actions import INVALID, table
 from jaxsim.names import positional_text
-from jaxsim.types import VERBS
+from jaxsim.types import MONITOR, VERBS
 from prompting import Parsed, parse
 from prompting.parse import BROKEN_JSON, FALLBACKS, NO_JSON
 
@@ -113,7 +113,8 @@ def rows_shuffle_drop(known: Tables, rows: Sequence[int], texts: Sequence[str]) 
 
     `own`: mean return-to-go of each answer at its own row. `other`: the same answers, each at the rows that it was not
     given for, so by a model that reads another state's evidence. `drop` is the difference, in points, with its standard
-    error over rows. What is not legal at a row counts as `signals.MARGIN` below its worst action.
+    error over rows. `waiting` is what MONITOR is worth there. What is not legal at a row counts as `signals.MARGIN`
+    below its worst action.
     """
     legal = known.rows.credit.q[list(rows)]
     low = np.nanmin(legal, axis=1) - MARGIN
@@ -129,6 +130,7 @@ def rows_shuffle_drop(known: Tables, rows: Sequence[int], texts: Sequence[str]) 
         "rows": len(drops),
         "own": float(own.mean()),
         "other": float(other.mean()),
+        "waiting": float(q[:, MONITOR].mean()),
         "drop": float(drops.mean()),
         "drop_se": float(drops.std(ddof=1) / math.sqrt(len(drops))),
         "valid_rate": 1 - said.count(INVALID) / len(said),

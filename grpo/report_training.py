@@ -57,8 +57,12 @@ def markdown(chosen: Settings, log: Sequence[Row], rows: Sequence[Row], manifest
         f"Trained, the model's return is {better} its base's: {number(trained, 'over_base')}; "
         f"against random: {number(trained, 'over_random')}; against waiting: {number(trained, 'over_monitor')} "
         f"(paired differences over {trained['n']} episodes that nothing was trained on, 95 % intervals). "
-        f"Valid actions: {1 - trained['invalid_rate']:.1%} (base {1 - base['invalid_rate']:.1%}). "
-        f"Shuffle drop: {number(trained, 'shuffle_drop')}, in points {number(trained, 'shuffle_loss')}.",
+        f"Valid actions: {1 - trained['invalid_rate']:.1%} (base {1 - base['invalid_rate']:.1%})."
+        + (
+            f" Shuffle drop: {number(trained, 'shuffle_drop')}, in points {number(trained, 'shuffle_loss')}."
+            if chosen.evaluate_shuffle
+            else " Shuffle drop: below, at rows kept apart."
+        ),
         "",
         "| campaign | policy | return [95 %] | over base | over monitor | invalid | exfil | contained before alert |",
         "|---|---|---|---|---|---|---|---|",
@@ -83,11 +87,11 @@ def markdown(chosen: Settings, log: Sequence[Row], rows: Sequence[Row], manifest
             "Shuffle drop at rows that nothing was trained on: how much more a greedy answer is worth at its own row "
             "than at others of its campaign, in return-to-go.",
             "",
-            "| after loop | rows | own, points | other rows | drop ± standard error | valid |",
-            "|---|---|---|---|---|---|",
+            "| after loop | rows | own, points | other rows | waiting | drop ± standard error | valid |",
+            "|---|---|---|---|---|---|---|",
         ]
         text += [
-            f"| {x['loop']} | {x['rows']} | {x['own']:+.2f} | {x['other']:+.2f} | "
+            f"| {x['loop']} | {x['rows']} | {x['own']:+.2f} | {x['other']:+.2f} | {x['waiting']:+.2f} | "
             f"{x['drop']:.2f} ± {x['drop_se']:.2f} | {x['valid_rate']:.0%} |"
             for x in checks
         ]

@@ -142,7 +142,7 @@ def test_shuffle_drop_at_rows_by_hand(game: rows.Campaigns, found: rows.Rows) ->
     report = diagnostics.rows_shuffle_drop(known, [0, 23], texts)
     # Own: 1 and 4. The other's: MONITOR is worth 0 at row 0; isolating is not legal at row 23: 1 below the worst, 4.
     assert report == pytest.approx(
-        {"rows": 2, "own": 2.5, "other": 1.5, "drop": 1.0, "drop_se": 0.0, "valid_rate": 1.0}
+        {"rows": 2, "own": 2.5, "other": 1.5, "waiting": 2.0, "drop": 1.0, "drop_se": 0.0, "valid_rate": 1.0}
     )
     blind = diagnostics.rows_shuffle_drop(known, [0, 23], [texts[1]] * 2)
     assert blind["drop"] == 0
