@@ -190,7 +190,7 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def begin(out: Path, wanted: dict[str, Any], restart: bool) -> None:
-    """Note the settings. Fails when the folder holds a run of others."""
+    """Note the settings. Fails when the folder holds a run of others; an adapter may join its base."""
     manifest = out / "manifest.json"
     remedy = "give another --out, or --restart to begin anew there"
     if restart:
@@ -201,11 +201,13 @@ def begin(out: Path, wanted: dict[str, Any], restart: bool) -> None:
             held = dict(json.loads(manifest.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             cli.fail(f"--out {out}: manifest.json there cannot be read; {remedy}")
+        joins = held.get("adapter") is None and wanted["adapter"]  # the base has said what it would say again
         for name in dict.fromkeys([*wanted, *held]):
             old, new = held.get(name), wanted.get(name)
-            if old != new:
+            if old != new and not (joins and name in ("adapter", "contents of the adapter")):
                 cli.fail(f"--out {out} holds a run with {name} = {old!r:.80}, not {new!r:.80}; {remedy}")
-        return
+        if not joins:
+            return
     elif any((out / "parts").iterdir()):
         cli.fail(f"--out {out} holds parts of a run, but not the manifest.json that says of which; {remedy}")
     cli.write_json(manifest, wanted)

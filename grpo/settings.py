@@ -78,6 +78,11 @@ class Settings(BaseModel):
         ("heuristic", "open-loop", "evidence", "learned"), description="rows beside monitor, random, base and trained"
     )
     evaluate_shuffle: bool = Field(True, description="play again on another episode's evidence")
+    evaluate_beside: bool = Field(
+        False,
+        description="evaluate the base in a process of its own while training: for CPUs, whose cores gain little "
+        "from sharing one task",
+    )
     log_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
         "none", description="a tracker beside the log file"
     )

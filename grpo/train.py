@@ -14,9 +14,11 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,10 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     game = rows.campaigns(chosen.campaigns, chosen.rules, chosen.reward)
     try:
         adapter: Path | None = None
-        for loop in range(chosen.outer_loops):
-            adapter, alarm = outer_loop(loop, game, chosen, out, adapter, log, console, manifest)
-            if alarm:
-                break
+        with base_beside(out, chosen):
+            for loop in range(chosen.outer_loops):
+                adapter, alarm = outer_loop(loop, game, chosen, out, adapter, log, console, manifest)
+                if alarm:
+                    break
     except ModelError as error:
         cli.fail(str(error))
     if not processes.is_main_process:
@@ -504,6 +507,44 @@ def finish_adapter(
     os.replace(part, out / "adapter")
 
 
+def evaluation_options(out: Path, chosen: Settings) -> list[str]:
+    """What the evaluations of base and adapter have in common."""
+    return [
+        "--model", chosen.model, "--rules", chosen.rules, "--reward", chosen.reward,
+        "--scenario", *chosen.campaigns, "--episodes", str(chosen.evaluate_episodes), "--seed", str(chosen.seed),
+        "--no-constrained", "--asking", chosen.asking, "--layout", chosen.layout,
+        "--max-new-tokens", str(chosen.max_completion), "--dtype", chosen.dtype,
+        *(["--four-bit"] if chosen.four_bit else []), "--out", str(out / "evaluation"),
+    ]  # fmt: skip
+
+
+@contextmanager
+def base_beside(out: Path, chosen: Settings) -> Iterator[None]:
+    """Meanwhile, evaluate the base in a process of its own if the settings want that; waits for its end.
+
+    Should that fail, the evaluation after it plays what is missing.
+    """
+    if not (chosen.evaluate_beside and PartialState().is_main_process) or (out / "adapter").exists():
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    script = [sys.executable, str(Path(__file__).with_name("evaluate.py")), *evaluation_options(out, chosen)]
+    alone = ["--no-shuffle", "--transcripts", "0", "--threads", "1", "--policies"]
+    with (
+        open(out / "evaluation-base.log", "w") as log,
+        subprocess.Popen([*script, *alone], stdout=log, stderr=log) as process,
+    ):
+        try:
+            yield
+            process.wait()
+        finally:
+            process.kill()
+    torch.set_num_threads(threads)
+
+
 def evaluate(out: Path, chosen: Settings, console: Console, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of base, adapter and baselines on episodes that nothing was trained on."""
     from grpo import evaluate as evaluation
@@ -511,12 +552,8 @@ def evaluate(out: Path, chosen: Settings, console: Console, manifest: dict[str, 
     began = time.monotonic()
     evaluation.main(
         [
-            "--model", chosen.model, "--adapter", str(out / "adapter"), "--rules", chosen.rules,
-            "--reward", chosen.reward, "--scenario", *chosen.campaigns, "--episodes", str(chosen.evaluate_episodes),
-            "--seed", str(chosen.seed), "--no-constrained", "--asking", chosen.asking, "--layout", chosen.layout,
-            "--max-new-tokens", str(chosen.max_completion), "--dtype", chosen.dtype,
+            *evaluation_options(out, chosen), "--adapter", str(out / "adapter"),
             "--shuffle" if chosen.evaluate_shuffle else "--no-shuffle", "--policies", *chosen.evaluate_policies,
-            *(["--four-bit"] if chosen.four_bit else []), "--out", str(out / "evaluation"),
         ]
     )  # fmt: skip
     timed(out, manifest, "evaluation", began)
