@@ -542,7 +542,7 @@ def base_beside(out: Path, chosen: Settings) -> Iterator[None]:
             process.wait()
         finally:
             process.kill()
-    torch.set_num_threads(threads)
+            torch.set_num_threads(threads)
 
 
 def evaluate(out: Path, chosen: Settings, console: Console, manifest: dict[str, Any]) -> list[dict[str, Any]]:

@@ -305,6 +305,19 @@ def test_a_folder_of_other_settings_is_refused(
     assert (whole / "rows.json").read_bytes() == before
 
 
+def test_an_adapter_joins_its_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, adapter = tmp_path / "out", tmp_path / "adapter"
+    adapter.mkdir()
+    evaluate.main(command(out, "--no-shuffle"))
+    said, base = (out / "parts" / f"{SUPPLY}-base.jsonl").read_bytes(), rows_in(out)[2]
+    evaluate.main(command(out, "--no-shuffle", "--adapter", str(adapter)))
+    rows = rows_in(out)
+    assert [r["policy"] for r in rows] == ["random", "monitor", "base", "trained"]
+    assert (out / "parts" / f"{SUPPLY}-base.jsonl").read_bytes() == said
+    assert rows[2]["mean_return"] == base["mean_return"] != rows[3]["mean_return"]
+    assert "adapter = " in error_of(capsys, command(out, "--no-shuffle"))
+
+
 def test_restart_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main(command(tmp_path, "--no-shuffle"))
     first = rows_in(tmp_path)

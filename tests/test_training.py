@@ -24,7 +24,7 @@ from test_models import tiny
 import prompting
 import scenarios
 from grpo import bank as banks
-from grpo import decode, diagnostics, models, optimise, rows, signals, train, warm
+from grpo import decode, diagnostics, models, optimise, rows, settings, signals, train, warm
 from jaxsim.names import parse_plan
 from jaxsim.policies import BASELINES, PLAN
 from jaxsim.types import INVESTIGATE, MONITOR
@@ -269,6 +269,29 @@ def test_a_step_done_again_replaces_its_line_and_all_after_it(tmp_path: Path) ->
     assert [json.loads(text)["x"] for text in path.read_text().splitlines()] == [1, 2, 3, 40]
     log.add(0, "warm", 2, {"x": 0})
     assert len(path.read_text().splitlines()) == 1
+
+
+# --- beside the training --------------------------------------------------------------------------------------------
+
+
+def test_the_base_is_evaluated_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = settings.load("smoke", {"evaluate_beside": True})
+    log, threads = tmp_path / "evaluation-base.log", torch.get_num_threads()
+    monkeypatch.setattr(train.sys, "executable", "echo")
+    with train.base_beside(tmp_path, chosen):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == threads
+    said = log.read_text()
+    assert "evaluate.py --model embedded" in said and "--threads 1" in said and "--adapter" not in said
+    monkeypatch.setattr(train.sys, "executable", "cat")  # of an option that it does not know
+    with pytest.raises(RuntimeError), train.base_beside(tmp_path, chosen):
+        raise RuntimeError
+    for there, wanted in ((True, chosen), (False, settings.load("smoke"))):
+        log.unlink(missing_ok=True)
+        if there:
+            (tmp_path / "adapter").mkdir()
+        with train.base_beside(tmp_path, wanted):
+            assert not log.exists()
 
 
 # --- a whole run ----------------------------------------------------------------------------------------------------
