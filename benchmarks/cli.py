@@ -92,15 +92,8 @@ def progress(total: int | None = None, *, done: int = 0, quiet: bool = False) ->
     )
 
     console = Console(stderr=True, quiet=quiet)
-    columns = [TextColumn("{task.description}"), TimeElapsedColumn()]
-    if total is not None:
-        columns[1:] = [
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        ]
+    counted = [] if total is None else [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    columns = (TextColumn("{task.description}"), *counted, TimeElapsedColumn())
     began = told = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total, completed=done)

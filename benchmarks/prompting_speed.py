@@ -58,7 +58,7 @@ def played(name: str, policy: str, episodes: int, rules: str = "hardened", seed:
 
 def completions(inventory: prompting.Inventory) -> list[str]:
     """A mix as models write them: one in three valid, one among chatter, one broken."""
-    valid = [prompting.encode(action, inventory) for action in inventory.actions.values()]
+    valid = prompting.answers(inventory)
     broken = [valid[0][:-3], "I would wait and see.", *(text.replace("A", "O") for text in valid[2:])]
     return [*valid, *(CHATTER.format(text) for text in valid), *broken]
 

@@ -79,11 +79,21 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(int(e) for e in (*ends, tokenizer.eos_token_id) if e is not None)
 
 
-def chat_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+def chat_text(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     """A chat in the model's template, up to where the assistant speaks."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """A text's tokens and no others."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def chat_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """`chat_text` as token ids."""
+    return token_ids(tokenizer, chat_text(tokenizer, messages))
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from argparse import ArgumentTypeError, BooleanOptionalAction
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -349,13 +349,19 @@ def play_model(
     past = read_part(path, len(campaign.keys))
     spent = {turn["tick"]: (turn["seconds"], turn["tokens"]) for turn in past}
 
+    opening: list[str] = []
+
+    @cache
+    def answers() -> Respond:
+        return speak().respond_in(campaign, opening[0])
+
     def respond(prompts: Sequence[str], episodes: Sequence[int], tick: int) -> Sequence[str]:
-        speaker, began = speak(), time.perf_counter()
-        texts = speaker.respond_in(campaign, opening[0])(prompts, episodes, tick)
+        speaker, answer = speak(), answers()
+        began = time.perf_counter()
+        texts = answer(prompts, episodes, tick)
         spent[tick] = (time.perf_counter() - began, speaker.count(texts))
         return texts
 
-    opening: list[str] = []
     with open(path, "a", encoding="utf-8") as file:
 
         def keep(turn: Turn) -> None:

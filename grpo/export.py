@@ -9,27 +9,18 @@ adapter choose, or nothing is put into DIR and the exit code is 1. What rounding
 """
 
 import fcntl
-import io
 import json
-import math
 import os
 import platform
-import re
 import shlex
 import shutil
-import socket
-import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "benchmarks")]
 
@@ -38,19 +29,15 @@ import cli
 for _package in ("torch", "transformers", "peft", "safetensors", "gguf", "llguidance", "rich"):
     cli.need(_package, "exporting", "train")
 
-import jax
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 import prompting
-import scenarios
-from grpo import bank as banks
-from grpo import decode, embedded, grammar, models, play, rows
+from grpo import decode, embedded, gguf_file, llama_server, models
+from grpo import exam as exams
 from grpo.embedded import ModelError
 from grpo.models import Loaded
-from jaxsim.policies import BASELINES
 from jaxsim.version import SIMULATOR_VERSION
 
 KINDS = ("q8_0", "f16", "none")
@@ -58,36 +45,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 MERGED, NOTE = "merged", "export.json"
 LICENCES = ("LICENSE", "NOTICE")  # of a base, which go with it
 DISAGREES = 1  # exit code
-FAR = 0.05  # share that no tensor is off by, even in 8 bits; one in the wrong place is off by more than 1
-SAID = decode.Sampling(max_new_tokens=40)  # as in the evaluation
-ATTEMPT_SECONDS = 180  # for llama-server to load a model, and for one of its answers
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy between this machine and itself
-# What llama.cpp's own converter writes, for the architectures that are written here.
-ARCHITECTURES = ("llama", "qwen2")
 OTHER_WAY = "give --gguf none, then run llama.cpp's own converter: python convert_hf_to_gguf.py {}"
-# How llama.cpp is told to cut text before it merges bytes: its name by what tokenizer.json says.
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SPLITS = {
-    ("ByteLevel, regex",): "gpt-2",
-    ("Digits, each", "ByteLevel, regex"): "smollm",
-    (f"Split, {QWEN2_SPLIT}", "ByteLevel"): "qwen2",
-}
-
-
-class Exam(NamedTuple):
-    """States of random play, by campaign."""
-
-    inventories: tuple[prompting.Inventory, ...]
-    prompts: list[list[str]]
-
-
-class Answers(NamedTuple):
-    """What a model does in the states of an exam."""
-
-    texts: list[str]
-    actions: list[int]
 
 
 # --- what to do -----------------------------------------------------------------------------------------------------
@@ -294,339 +252,6 @@ def trained_in_four_bits(adapter: Path) -> bool:
     return False
 
 
-# --- GGUF -----------------------------------------------------------------------------------------------------------
-
-
-def unwritable(model: Any, tokenizer: Any) -> str:
-    """Why no GGUF of this model can be written here; '' when it can."""
-    config = model.config
-    if config.model_type not in ARCHITECTURES:
-        return f"it is a {config.model_type!r} model, and only {' and '.join(ARCHITECTURES)} are written here"
-    rope = getattr(config, "rope_parameters", None) or {}
-    usual = {
-        "hidden_act": ("silu", "swish"), "attention_bias": (False,), "mlp_bias": (False,),
-        "use_sliding_window": (False,),
-    }  # fmt: skip
-    for name, values in usual.items():
-        value = getattr(config, name, values[0])
-        if value not in values:
-            return f"its {name} is {value!r}, which is not written here"
-    if rope.get("rope_type", "default") != "default" or "rope_theta" not in rope:
-        return f"its rope_parameters are {rope!r}, and only the default rope_type is written here"
-    if split_of(tokenizer) is None:
-        return "its tokenizer is none of the byte-level kinds that are written here (gpt-2, smollm, qwen2)"
-    return ""
-
-
-def split_of(tokenizer: Any) -> str | None:
-    """What llama.cpp calls this way of cutting text into pieces; None for one that is not known here."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    told = json.loads(backend.to_str())
-    kind, cut = told["model"], told["pre_tokenizer"] or {}
-    plain = kind["type"] == "BPE" and not any(
-        kind.get(x) for x in ("byte_fallback", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
-    )
-    if not plain or (told["normalizer"] or {"type": "NFC"})["type"] != "NFC":
-        return None
-    return SPLITS.get(tuple(_stage(x) for x in cut.get("pretokenizers", [cut])))
-
-
-def _stage(cut: dict[str, Any]) -> str:
-    """A step of cutting text, in words."""
-    match cut:
-        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": regex}:
-            return "ByteLevel, regex" if regex else "ByteLevel"
-        case {"type": "Digits", "individual_digits": True}:
-            return "Digits, each"
-        case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}:
-            return f"Split, {regex}"
-    return "another"
-
-
-def write_gguf(path: Path, model: Any, tokenizer: Any, folder: Path, kind: str, name: str) -> None:
-    """Write a model for llama.cpp, as its own converter would. Into `folder` go tokenizer and config, to be read."""
-    import gguf
-
-    config, layers = model.config, model.config.num_hidden_layers
-    architecture = gguf.MODEL_ARCH[config.model_type.upper()]
-    writer: Any = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
-    writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(name)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if kind == "q8_0" else gguf.LlamaFileType.MOSTLY_F16)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_rope_dimension_count(head)
-    writer.add_key_length(head)
-    writer.add_value_length(head)
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    _add_tokenizer(writer, tokenizer, folder, config.vocab_size)
-    names = gguf.get_tensor_name_map(architecture, layers)
-    for key, tensor in model.state_dict().items():
-        if key == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        written = names.get_name(key, try_suffixes=(".weight", ".bias"))
-        if written is None:
-            raise ModelError(f"{key} has no place in a GGUF of {config.model_type}; give --gguf none")
-        values = tensor.detach().float().cpu().numpy()
-        if config.model_type == "llama" and (turned := re.search(r"self_attn\.([qk])_proj", key)):
-            values = permuted(values, config.num_attention_heads if turned[1] == "q" else config.num_key_value_heads)
-        wanted = tensor_type(values, kind)
-        with np.errstate(over="ignore"):
-            quantised = gguf.quants.quantize(np.ascontiguousarray(values), wanted)
-        if wanted == gguf.GGMLQuantizationType.F16 and not np.isfinite(quantised).all():
-            raise ModelError(f"{key} holds numbers that float16 has no room for; give --gguf none")
-        writer.add_tensor(written, quantised, raw_dtype=wanted)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def permuted(values: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a query or key projection, from two halves a head to pairs: how llama.cpp rotates `llama` models."""
-    half = values.shape[0] // heads // 2
-    return values.reshape(heads, 2, half, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
-
-
-def tensor_type(values: np.ndarray, kind: str) -> Any:
-    """Norms and biases stay in float32; a row that 8-bit blocks do not fit is kept in 16 bits."""
-    import gguf
-
-    types = gguf.GGMLQuantizationType
-    if values.ndim < 2:
-        return types.F32
-    block, _ = gguf.GGML_QUANT_SIZES[types.Q8_0]
-    return types.Q8_0 if kind == "q8_0" and values.shape[-1] % block == 0 else types.F16
-
-
-def _add_tokenizer(writer: Any, tokenizer: Any, folder: Path, size: int) -> None:
-    import gguf
-
-    texts = {i: text for text, i in tokenizer.get_vocab().items()}
-    if max(texts) >= size:
-        raise ModelError(f"the tokenizer has {max(texts) + 1} tokens, the model {size}; they do not belong together")
-    added = tokenizer.added_tokens_decoder
-    types = gguf.TokenType
-    kinds = [
-        types.UNUSED if i not in texts
-        else types.NORMAL if i not in added
-        else types.CONTROL if added[i].special or re.fullmatch(r"<\|.*\|>", texts[i])
-        else types.USER_DEFINED
-        for i in range(size)
-    ]  # fmt: skip
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split_of(tokenizer))
-    writer.add_token_list([texts.get(i, f"[PAD{i}]") for i in range(size)])
-    writer.add_token_types(kinds)
-    special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=size)
-    ids = tokenizer("x")["input_ids"]
-    special.add_special_token |= {
-        "bos": ids[0] == tokenizer.bos_token_id,
-        "eos": ids[-1] == tokenizer.eos_token_id,
-    }
-    special.special_token_ids |= {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-    special.add_to_gguf(writer, quiet=True)
-
-
-def load_gguf(path: Path, device: str, ends: Any) -> tuple[Any, Any]:
-    """Model and tokenizer out of a GGUF file, its weights unpacked to float32. `ends` are the ends of an answer."""
-    import transformers
-
-    config = getattr(transformers, "GgufConfig", None)  # older versions unpack without being told
-    unpack: dict[str, Any] = {"quantization_config": config(dequantize=True)} if config else {}
-    same: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
-    automatic: Any = transformers.AutoModelForCausalLM
-    tokens: Any = transformers.AutoTokenizer
-    try:
-        with embedded.quiet(), redirect_stderr(io.StringIO()):  # a bar of its own
-            tokenizer = tokens.from_pretrained(path.parent, padding_side="left", **same)
-            model = automatic.from_pretrained(
-                path.parent, dtype=torch.float32, attn_implementation="sdpa", **same, **unpack
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ModelError(f"{path.name}, just written, cannot be read by transformers: {error}") from error
-    model.generation_config.eos_token_id = ends
-    return model.to(device), tokenizer
-
-
-# --- the check ------------------------------------------------------------------------------------------------------
-
-
-def exam(many: int) -> Exam:
-    """States of random play on the published campaigns, the same each time."""
-    game = rows.campaigns(scenarios.names("published"), "hardened", "operational")
-    each = math.ceil(many / len(game.names))
-    every = banks.collect_heuristic(game.env, game.params, *BASELINES["random"], jax.random.key(0), each)
-    total = len(every.params_index)
-    chosen = banks.take(every, np.unique(np.linspace(0, total - 1, min(many, total)).round().astype(int)))
-    texts = rows.prompts_of(game, chosen, "compact")
-    campaign = np.asarray(chosen.params_index).tolist()
-    prompts = [[text for text, p in zip(texts, campaign, strict=True) if p == q] for q in range(len(game.names))]
-    return Exam(game.inventories, prompts)
-
-
-def examine(
-    answer: Callable[[Sequence[str], prompting.Inventory, bool], Sequence[str]], states: Exam
-) -> dict[str, Answers]:
-    """What is answered, free and bound by the grammar."""
-    found = {}
-    for way, bound in (("constrained", True), ("free", False)):
-        texts: list[str] = []
-        actions: list[int] = []
-        for inventory, prompts in zip(states.inventories, states.prompts, strict=True):
-            said = answer(prompts, inventory, bound) if prompts else []
-            texts += said
-            actions += [int(prompting.parse(text, inventory).action) for text in said]
-        found[way] = Answers(texts, actions)
-    return found
-
-
-def answering(
-    model: Any, tokenizer: Any, batch: int
-) -> Callable[[Sequence[str], prompting.Inventory, bool], Sequence[str]]:
-    """A model's greedy answers."""
-    decoder = decode.Decoder(model, tokenizer)
-
-    def answer(prompts: Sequence[str], inventory: prompting.Inventory, bound: bool) -> Sequence[str]:
-        matcher = grammar.matcher(tokenizer, inventory) if bound else None
-        return play.responder(decoder, SAID, matcher=matcher, batch=batch)(prompts, range(len(prompts)), 0)
-
-    return answer
-
-
-def agreement(name: str, found: dict[str, Answers], wanted: dict[str, Answers]) -> dict[str, Any]:
-    """The shares of states in which a model does, and says to the letter, what is wanted."""
-    row: dict[str, Any] = {"what": name}
-    for way, one in found.items():
-        for what in ("actions", "texts"):
-            pairs = list(zip(getattr(one, what), getattr(wanted[way], what), strict=True))
-            row[f"{way}_{what}"] = sum(a == b for a, b in pairs) / len(pairs)
-    return row
-
-
-def wrong(row: dict[str, Any]) -> str:
-    """What is wrong with a model that was compared; '' when it may be given to others."""
-    if row["must_agree"] and min(row["constrained_actions"], row["free_actions"]) < 1:
-        return "does not do what base and adapter do: the adapter changes something that cannot be merged"
-    if not row.get("weights_off", 0) <= FAR:  # NaN as well
-        return f"holds other weights than the merged model: one is off by {row['weights_off']:.0%}"
-    return ""
-
-
-def weights_off(model: Any, folder: Path) -> float:
-    """How far a model's weights are from those in a model folder: the largest share that a tensor is off by."""
-    from safetensors import safe_open
-
-    held = model.state_dict()
-    worst = 0.0
-    for file in models.check_folder(folder, str(folder)):
-        with safe_open(file, framework="pt") as kept:
-            for name in kept.keys():  # noqa: SIM118
-                wanted, one = kept.get_tensor(name).float(), held[name].float().cpu()
-                size = float(wanted.norm())
-                worst = max(worst, float((one - wanted).norm()) / size if size else float(one.norm()))
-    return worst
-
-
-def same_tokens(tokenize: Callable[[str], Sequence[int]], tokenizer: Any, states: Exam) -> float:
-    """The share of the exam's prompts that are cut into the tokens that the tokenizer cuts them into."""
-    texts = [chat_text(tokenizer, prompt) for prompts in states.prompts for prompt in prompts]
-    same = [list(tokenize(text)) == token_ids(tokenizer, text) for text in texts]
-    return sum(same) / len(same)
-
-
-def token_ids(tokenizer: Any, text: str) -> Sequence[int]:
-    """A text's tokens and no others."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def chat_text(tokenizer: Any, prompt: str) -> str:
-    """A prompt in the chat template."""
-    text: str = tokenizer.apply_chat_template(prompting.chat(prompt), tokenize=False, add_generation_prompt=True)
-    return text
-
-
-# --- llama.cpp ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def serving(program: str, path: Path, context: int) -> Iterator[str]:
-    """The address of a llama-server with this file. Raises ModelError when it does not start."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--host", "127.0.0.1", "--port", str(port), "--ctx-size", str(context), "--parallel", "1"]
-    with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(
-            [program, "--model", str(path), *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
-        try:
-            deadline = time.monotonic() + ATTEMPT_SECONDS
-            while True:
-                try:
-                    with DIRECT.open(f"http://127.0.0.1:{port}/health", timeout=5):
-                        break
-                except OSError as error:
-                    if server.poll() is not None or time.monotonic() > deadline:
-                        log.seek(0)
-                        last = log.read().decode(errors="replace").strip().splitlines()[-1:] or [str(error)]
-                        raise ModelError(f"{program} does not run {path.name}: {last[0]}") from error
-                    time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            try:
-                server.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
-
-
-def asked(address: str, what: str, **given: Any) -> Any:
-    """A server's answer. Raises ModelError when there is none."""
-    request = urllib.request.Request(
-        f"{address}/{what}", json.dumps(given).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with DIRECT.open(request, timeout=ATTEMPT_SECONDS) as answer:
-            return json.load(answer)
-    except (OSError, ValueError) as error:
-        told = error.read().decode(errors="replace") if isinstance(error, urllib.error.HTTPError) else ""
-        raise ModelError(f"llama-server gives no answer to /{what}: {error} {told:.200}") from error
-
-
-def served(address: str, tokenizer: Any) -> Callable[[Sequence[str], prompting.Inventory, bool], Sequence[str]]:
-    """The greedy answers of a llama-server, which cuts the text into tokens itself."""
-    greedy = {"temperature": 0, "top_k": 1, "repeat_penalty": 1, "n_predict": SAID.max_new_tokens}
-
-    def answer(prompts: Sequence[str], inventory: prompting.Inventory, bound: bool) -> Sequence[str]:
-        legal = [json.dumps(prompting.encode(action, inventory)) for action in inventory.actions.values()]
-        rule = {"grammar": f"root ::= {' | '.join(legal)}"} if bound else {}
-        chats = [chat_text(tokenizer, prompt) for prompt in prompts]
-        return [str(asked(address, "completion", prompt=chat, **greedy, **rule)["content"]) for chat in chats]
-
-    return answer
-
-
-def server_tokens(address: str, text: str) -> Sequence[int]:
-    """How a llama-server cuts a text into tokens."""
-    ids: list[int] = asked(address, "tokenize", content=text, parse_special=True)["tokens"]
-    return ids
-
-
 # --- all of it ------------------------------------------------------------------------------------------------------
 
 
@@ -636,15 +261,17 @@ def export(args: Any, base: str, part: Path, advance: Callable[[str], None]) -> 
     loaded = models.load(base, args.adapter, dtype="float32", device=args.device, offline=args.offline)
     check(args, base, loaded, part)
     advance("states of random play")
-    states = exam(args.states)
+    states = exams.states(args.states)
     advance("base and adapter")
-    wanted = examine(answering(loaded.model, loaded.tokenizer, args.batch), states)
+    wanted = exams.examine(exams.answering(loaded.model, loaded.tokenizer, args.batch), states)
     model = merged(loaded)
     found = []
     if args.dtype != "float32":
         advance("merged")
-        row = agreement(
-            "merged, not yet rounded", examine(answering(model, loaded.tokenizer, args.batch), states), wanted
+        row = exams.agreement(
+            "merged, not yet rounded",
+            exams.examine(exams.answering(model, loaded.tokenizer, args.batch), states),
+            wanted,
         )
         found.append(row | {"weights": "float32", "must_agree": True})
     four_bit = trained_in_four_bits(args.adapter)
@@ -669,7 +296,7 @@ def export(args: Any, base: str, part: Path, advance: Callable[[str], None]) -> 
         "trained_in_four_bits": four_bit,
         "dtype": args.dtype,
         "gguf": args.gguf,
-        "tokenizer_split": split_of(tokenizer),
+        "tokenizer_split": gguf_file.split_of(tokenizer),
         "states": len(wanted["free"].actions),
         "different_actions": {way: len(set(one.actions)) for way, one in wanted.items()},
         "agreement": found,
@@ -690,7 +317,7 @@ def check(args: Any, base: str, loaded: Loaded, part: Path) -> None:
     model = loaded.model.get_base_model()
     if getattr(model.config, "quantization_config", None) is not None:
         raise ModelError(f"{base} is kept in few bits, which nothing can be merged into; give its full version")
-    why = "" if args.gguf == "none" else unwritable(model, loaded.tokenizer)
+    why = "" if args.gguf == "none" else gguf_file.unwritable(model, loaded.tokenizer)
     if why:
         folder = shlex.quote(str(args.out / MERGED))
         raise ModelError(f"--gguf {args.gguf}: no GGUF of {base} can be written: {why}; {OTHER_WAY.format(folder)}")
@@ -706,7 +333,7 @@ def write(
     if args.gguf != "none":
         advance(f"writing {gguf_in(part, args.gguf).name}")
         name = name_of(base).rpartition("/")[2]
-        write_gguf(gguf_in(part, args.gguf), model, tokenizer, folder, args.gguf, f"{name}-soc")
+        gguf_file.write_gguf(gguf_in(part, args.gguf), model, tokenizer, folder, args.gguf, f"{name}-soc")
     advance(f"writing {MERGED}/")
     save(model, tokenizer, folder, args.dtype, card, [path for x in LICENCES if (path := origin / x).is_file()])
 
@@ -716,25 +343,25 @@ def compare(
     part: Path,
     tokenizer: Any,
     ends: Any,
-    states: Exam,
-    wanted: dict[str, Answers],
+    states: exams.Exam,
+    wanted: dict[str, exams.Answers],
     advance: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """What the files do, read back from disk, beside what is wanted."""
     advance(f"reading {MERGED}/")
     model, cut, about = models.load(str(part / MERGED), dtype="float32", device=args.device, offline=True)
-    row = agreement(f"{MERGED}/", examine(answering(model, cut, args.batch), states), wanted)
-    row |= {"same_tokens": same_tokens(partial(token_ids, cut), tokenizer, states)}
+    row = exams.agreement(f"{MERGED}/", exams.examine(exams.answering(model, cut, args.batch), states), wanted)
+    row |= {"same_tokens": exams.same_tokens(partial(decode.token_ids, cut), tokenizer, states)}
     found = [row | {"weights": args.dtype, "must_agree": args.dtype == "float32"}]
     del model
     path = gguf_in(part, args.gguf)
     if args.gguf == "none":
         return found
     advance(f"reading {path.name}")
-    model, cut = load_gguf(path, about["device"], ends)
-    row = agreement(path.name, examine(answering(model, cut, args.batch), states), wanted)
-    row |= {"same_tokens": same_tokens(partial(token_ids, cut), tokenizer, states)}
-    row |= {"weights_off": weights_off(model, part / MERGED)}
+    model, cut = gguf_file.load_gguf(path, about["device"], ends)
+    row = exams.agreement(path.name, exams.examine(exams.answering(model, cut, args.batch), states), wanted)
+    row |= {"same_tokens": exams.same_tokens(partial(decode.token_ids, cut), tokenizer, states)}
+    row |= {"weights_off": exams.weights_off(model, part / MERGED)}
     found.append(row | {"weights": args.gguf, "must_agree": False})
     del model
     program = args.llama_cpp.resolve() if args.llama_cpp else shutil.which("llama-server")
@@ -751,12 +378,20 @@ def compare(
     return found
 
 
-def in_llama_cpp(program: str, path: Path, tokenizer: Any, states: Exam, wanted: dict[str, Answers]) -> dict[str, Any]:
+def in_llama_cpp(
+    program: str, path: Path, tokenizer: Any, states: exams.Exam, wanted: dict[str, exams.Answers]
+) -> dict[str, Any]:
     """What a llama-server does with the file. Raises ModelError when it does not answer."""
-    longest = max(len(token_ids(tokenizer, chat_text(tokenizer, p))) for q in states.prompts for p in q)
-    with serving(program, path, longest + SAID.max_new_tokens + 64) as address:
-        row = agreement(f"{path.name} in llama.cpp", examine(served(address, tokenizer), states), wanted)
-        return row | {"same_tokens": same_tokens(partial(server_tokens, address), tokenizer, states)}
+    longest = max(
+        len(decode.token_ids(tokenizer, decode.chat_text(tokenizer, prompting.chat(p))))
+        for q in states.prompts
+        for p in q
+    )
+    with llama_server.serving(program, path, longest + exams.SAID.max_new_tokens + 64) as address:
+        row = exams.agreement(
+            f"{path.name} in llama.cpp", exams.examine(llama_server.served(address, tokenizer), states), wanted
+        )
+        return row | {"same_tokens": exams.same_tokens(partial(llama_server.server_tokens, address), tokenizer, states)}
 
 
 def gguf_in(folder: Path, kind: str) -> Path:
@@ -796,7 +431,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 told = export(args, base, part, status.update)
             Console(width=120).print(table(told))
             for row in told["agreement"]:
-                if why := wrong(row):
+                if why := exams.wrong(row):
                     name = Path(sys.argv[0]).name
                     print(f"{name}: {row['what']} {why}; nothing was written to {args.out}", file=sys.stderr)
                     raise SystemExit(DISAGREES)

@@ -18,8 +18,7 @@ def matcher(tokenizer: Any, inventory: prompting.Inventory) -> Any:
     Compiled once for each tokenizer and set of answers; what is returned is a copy, and `deep_copy()` makes more.
     Raises ModelError when llguidance is missing, or cannot work with the tokenizer or the grammar.
     """
-    answers = tuple(prompting.encode(action, inventory) for action in inventory.actions.values())
-    return _compiled(tokenizer, answers).deep_copy()
+    return _compiled(tokenizer, prompting.answers(inventory)).deep_copy()
 
 
 @lru_cache(maxsize=4)

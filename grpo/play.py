@@ -147,7 +147,7 @@ def _views(obs: Observation) -> list[Any]:
 
 def likely_answers(tokenizer: Any, inventories: Sequence[Inventory]) -> list[list[int]]:
     """The legal answers of networks as token ids: what a model that has learned the format says."""
-    texts = {prompting.encode(action, one) for one in inventories for action in one.actions.values()}
+    texts = {text for one in inventories for text in prompting.answers(one)}
     found: list[list[int]] = tokenizer(sorted(texts), add_special_tokens=False)["input_ids"]
     return found
 

@@ -10,9 +10,9 @@ a supervised warm start in loop 0 where the preset wants one, GRPO; at the end e
 report. A run that was killed goes on from its last checkpoint when it is started again with the same settings.
 """
 
+import fcntl
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -33,7 +33,6 @@ import cli
 for _package in ("torch", "transformers", "trl", "peft", "safetensors", "rich", "matplotlib", "scipy"):
     cli.need(_package, "training", "train")
 
-import jax
 import numpy as np
 from accelerate import PartialState
 from rich.console import Console
@@ -42,12 +41,11 @@ import prompting
 from grpo import decode, diagnostics, gate, models, play, report_training, rows, settings, unsloth_backend, warm
 from grpo.embedded import ModelError
 from grpo.rows import Campaigns, Rows
+from grpo.run_folder import Log, begin, save_manifest, timed
 from grpo.settings import Settings
 from jaxsim.types import VERBS
-from jaxsim.version import SIMULATOR_VERSION
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-PHASES = ("warm", "grpo", "check")  # of a loop, in the log
 CHECKED = 64  # rows of each loop that nothing is trained on, for its shuffle drop
 ALARMED = 3  # exit code of a run that the alarm stopped
 
@@ -85,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not processes.is_main_process:
         return
     finish_adapter(out, adapter, chosen, verdict, alarm)
-    evaluated = evaluate(out, chosen, console, manifest)
+    evaluated = evaluate(out, chosen, manifest)
     report_training.write(out, chosen, log.lines, evaluated, manifest, alarm)
     save_manifest(out, manifest | {"finished": True, "alarm": alarm})
     console.print(f"report in {out / 'report.md'}")
@@ -179,96 +177,6 @@ def passed(chosen: Settings, args: Any) -> list[dict[str, Any]]:
     return found
 
 
-# --- the output folder ----------------------------------------------------------------------------------------------
-
-
-def begin(out: Path, chosen: Settings, args: Any, verdict: list[dict[str, Any]]) -> dict[str, Any]:
-    """The manifest of a new run, or of the run in `out` if it has the same settings."""
-    path = out / "run_manifest.json"
-    if args.restart and path.exists():
-        shutil.rmtree(out)
-    wanted = json.loads(chosen.model_dump_json())
-    if path.exists():
-        try:
-            manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            had = manifest["settings"]
-        except (ValueError, KeyError) as error:
-            cli.fail(f"{path}: not the manifest of a run ({error}); give another --out, or --restart")
-        differ = [k for k in wanted if had.get(k) != wanted[k]]
-        if differ:
-            k = differ[0]
-            cli.fail(
-                f"{path}: {k} = {had.get(k)!r} there, {wanted[k]!r} here; give another --out, or --restart to delete it"
-            )
-        return manifest
-    if out.exists() and any(out.iterdir()):
-        cli.fail(f"--out {str(out)!r} is a folder with other files in it; give an empty or a new one")
-    out.mkdir(parents=True, exist_ok=True)
-    import torch
-    import transformers
-    import trl
-
-    manifest = {
-        "settings": wanted,
-        "versions": {
-            "jaxsim-soc": cli.version(), "simulator": SIMULATOR_VERSION, "prompts": prompting.FORMAT_VERSION,
-            "python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__,
-            "transformers": transformers.__version__, "trl": trl.__version__,
-        },
-        "hardware": {
-            "machine": platform.machine(), "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        "audit": verdict,
-        "command": ["python", "grpo/train.py", *sys.argv[1:]],
-        "seconds": {},
-    }  # fmt: skip
-    save_manifest(out, manifest)
-    return manifest
-
-
-def save_manifest(out: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest, whole or not at all."""
-    if PartialState().is_main_process:
-        cli.write_json(out / "run_manifest.json", manifest)
-
-
-class Log:
-    """The lines of training_log.jsonl. A step that is done again after a kill replaces its line and all after it."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.lines: list[dict[str, Any]] = []
-        if path.exists():
-            for text in path.read_text("utf-8").splitlines():
-                try:
-                    self.lines.append(json.loads(text))
-                except ValueError:
-                    break  # cut off by a kill
-
-    def add(self, loop: int, phase: str, step: int, report: dict[str, Any]) -> None:
-        """Append the report of a step."""
-        order = (loop, PHASES.index(phase), step)
-        kept = [x for x in self.lines if (x["loop"], PHASES.index(x["phase"]), x["step"]) < order]
-        line = {"loop": loop, "phase": phase, "step": step, **report}
-        if not PartialState().is_main_process:
-            return
-        text = json.dumps(line, ensure_ascii=False)
-        whole = len(kept) == len(self.lines) and (not kept or self.path.read_bytes().endswith(b"\n"))
-        self.lines = [*kept, line]
-        if whole:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(text + "\n")
-        else:
-            cli.write_text(self.path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in self.lines))
-
-
-def timed(out: Path, manifest: dict[str, Any], what: str, since: float) -> None:
-    """Add the seconds since then to what a stage took, over all its interruptions."""
-    manifest["seconds"][what] = round(manifest["seconds"].get(what, 0) + time.monotonic() - since, 1)
-    save_manifest(out, manifest)
-
-
 # --- stages ---------------------------------------------------------------------------------------------------------
 
 
@@ -333,7 +241,7 @@ def outer_loop(
             )  # fmt: skip
         timed(out, manifest, f"loop{loop} GRPO", began)
     if processes.is_main_process:
-        log.add(loop, "check", 0, checked(known, kept_out.tolist(), game.inventories, chosen, model, tokenizer))
+        log.add(loop, "check", 0, checked(known, kept_out.tolist(), chosen, model, tokenizer))
         save_adapter(model, folder / "adapter")
         cli.write_json(done, {"alarm": alarm, "rows": len(found.prompts), "informative": len(taught)})
         shutil.rmtree(folder / "grpo", ignore_errors=True)  # the trainer's checkpoints have served
@@ -472,13 +380,13 @@ def warm_up(
 
 
 def checked(
-    known: diagnostics.Tables, which: list[int], inventories: Any, chosen: Settings, model: Any, tokenizer: Any
+    known: diagnostics.Tables, which: list[int], chosen: Settings, model: Any, tokenizer: Any
 ) -> dict[str, Any]:
     """The shuffle drop of the model's greedy answers at rows that it was not trained on."""
     chats = [decode.chat_tokens(tokenizer, prompting.chat(known.rows.prompts[r])) for r in which]
     sampling = decode.Sampling(max_new_tokens=chosen.max_completion, settle_ties=False)
     decoder, texts = decode.Decoder(model, tokenizer), []
-    likely = play.likely_answers(tokenizer, inventories)
+    likely = play.likely_answers(tokenizer, known.game.inventories)
     for i in range(0, len(chats), play.BATCH):
         texts += [c.text for c in decode.decode(decoder, chats[i : i + play.BATCH], sampling, likely=likely)]
     return diagnostics.rows_shuffle_drop(known, which, texts)
@@ -545,11 +453,15 @@ def base_beside(out: Path, chosen: Settings) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def evaluate(out: Path, chosen: Settings, console: Console, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+def evaluate(out: Path, chosen: Settings, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of base, adapter and baselines on episodes that nothing was trained on."""
     from grpo import evaluate as evaluation
 
     began = time.monotonic()
+    lock = out / "evaluation" / "lock"
+    if lock.exists():  # the base's evaluation may have outlived a run that was killed
+        with open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
     evaluation.main(
         [
             *evaluation_options(out, chosen), "--adapter", str(out / "adapter"),

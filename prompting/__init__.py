@@ -14,7 +14,7 @@ texts are a format with a version of its own, described in `prompting/FORMAT.md`
 """
 
 from prompting.inventory import Inventory, inventory
-from prompting.parse import FALLBACKS, REASONS, Parsed, encode, parse
+from prompting.parse import FALLBACKS, REASONS, Parsed, answers, encode, parse
 from prompting.render import LAYOUTS, render
 from prompting.schema import schema
 from prompting.system import FORMAT_VERSION, chat, system_prompt
@@ -26,6 +26,7 @@ __all__ = [
     "REASONS",
     "Inventory",
     "Parsed",
+    "answers",
     "chat",
     "encode",
     "inventory",

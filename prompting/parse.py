@@ -100,3 +100,8 @@ def encode(action: int, inventory: Inventory) -> str:
     if entities[action] >= 0:
         answer["target"] = inventory.names[entities[action]]
     return json.dumps(answer)
+
+
+def answers(inventory: Inventory) -> tuple[str, ...]:
+    """What `encode` writes for each legal action of a network."""
+    return tuple(encode(action, inventory) for action in inventory.actions.values())

@@ -21,7 +21,7 @@ from test_models import SPECIAL, TEXT, logits, lora, tiny, tiny_tokenizer
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from grpo import embedded, export, models
+from grpo import embedded, export, gguf_file, llama_server, models
 from grpo.models import ModelError, load
 
 # PEFT still asks for it.
@@ -148,7 +148,7 @@ def test_gguf_there_and_back(name, kind, request, tmp_path):
     loaded = load(str(pair[0]), pair[1], dtype="float32", device="cpu")
     model, tokenizer = export.merged(loaded), loaded.tokenizer
     path = write(model, tokenizer, tmp_path, kind)
-    read, cut = export.load_gguf(path, "cpu", model.generation_config.eos_token_id)
+    read, cut = gguf_file.load_gguf(path, "cpu", model.generation_config.eos_token_id)
     one, other = logits(read), logits(model)
     assert (one - other).norm() < (0.002 if kind == "f16" else 0.05) * other.norm()
     assert cut(ODD_TEXT)["input_ids"] == tokenizer(ODD_TEXT)["input_ids"]
@@ -159,7 +159,7 @@ def test_gguf_there_and_back(name, kind, request, tmp_path):
 def write(model: Any, tokenizer: Any, folder: Path, kind: str) -> Path:
     """A GGUF file in an otherwise empty folder, where transformers finds nothing else to read."""
     (folder / "alone").mkdir(parents=True)
-    export.write_gguf(folder / "alone" / "x.gguf", model, tokenizer, folder / "settings", kind, "tiny-soc")
+    gguf_file.write_gguf(folder / "alone" / "x.gguf", model, tokenizer, folder / "settings", kind, "tiny-soc")
     return folder / "alone" / "x.gguf"
 
 
@@ -242,9 +242,9 @@ def test_queries_and_keys_are_turned_for_llama_alone(qwen, llama, tmp_path):
 
 
 def test_rows_that_blocks_do_not_fit_stay_in_16_bits():
-    assert export.tensor_type(np.zeros((4, 48), np.float32), "q8_0").name == "F16"
-    assert export.tensor_type(np.zeros((4, 64), np.float32), "q8_0").name == "Q8_0"
-    assert export.tensor_type(np.zeros(64, np.float32), "q8_0").name == "F32"
+    assert gguf_file.tensor_type(np.zeros((4, 48), np.float32), "q8_0").name == "F16"
+    assert gguf_file.tensor_type(np.zeros((4, 64), np.float32), "q8_0").name == "Q8_0"
+    assert gguf_file.tensor_type(np.zeros(64, np.float32), "q8_0").name == "F32"
 
 
 def test_how_text_is_cut():
@@ -255,7 +255,7 @@ def test_how_text_is_cut():
         "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole]),
         "qwen2": pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(export.QWEN2_SPLIT), "isolated"),
+                pre_tokenizers.Split(Regex(gguf_file.QWEN2_SPLIT), "isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         ),
@@ -263,12 +263,12 @@ def test_how_text_is_cut():
     }
     for name, way in cut.items():
         tokenizer.backend_tokenizer.pre_tokenizer = way
-        assert export.split_of(tokenizer) == name
+        assert gguf_file.split_of(tokenizer) == name
     tokenizer.backend_tokenizer.pre_tokenizer = whole
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()  # that of Qwen2.5
-    assert export.split_of(tokenizer) == "gpt-2"
+    assert gguf_file.split_of(tokenizer) == "gpt-2"
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    assert export.split_of(tokenizer) is None
+    assert gguf_file.split_of(tokenizer) is None
 
 
 def test_16_bits_are_rounded_and_the_merge_is_checked_before(llama, tmp_path):
@@ -299,7 +299,7 @@ def test_a_model_that_does_something_else_is_not_given_out(qwen, tmp_path, monke
 
 
 def test_a_gguf_of_other_weights_is_not_given_out(llama, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export, "permuted", lambda values, heads: values)
+    monkeypatch.setattr(gguf_file, "permuted", lambda values, heads: values)
     said = failed(capsys, "--adapter", llama[1], "--out", tmp_path / "soc", "--gguf", "f16", code=1)
     assert "model-f16.gguf holds other weights than the merged model" in said
     assert not [*tmp_path.iterdir()]
@@ -433,16 +433,16 @@ def test_other_architectures(tmp_path, capsys):
 )
 def test_other_kinds_of_an_architecture(llama, change, message):
     model, tokenizer, _ = load(str(llama[0]))
-    assert export.unwritable(model, tokenizer) == ""
+    assert gguf_file.unwritable(model, tokenizer) == ""
     for name, value in change.items():
         setattr(model.config, name, value)
-    assert message in export.unwritable(model, tokenizer)
+    assert message in gguf_file.unwritable(model, tokenizer)
 
 
 def test_other_tokenizers(llama):
     model, tokenizer, _ = load(str(llama[0]))
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    assert "its tokenizer is none of" in export.unwritable(model, tokenizer)
+    assert "its tokenizer is none of" in gguf_file.unwritable(model, tokenizer)
 
 
 def test_where_it_was_trained(tmp_path):
@@ -537,13 +537,13 @@ def test_llama_cpp_itself(name, request, tmp_path):
     path = write(model, tokenizer, tmp_path, "f16")
     program = fake(tmp_path / "llama-server", SHIM.format(python=sys.executable))
     compared = 0
-    with export.serving(str(program), path, 256) as address:
+    with llama_server.serving(str(program), path, 256) as address:
         for text in (ODD_TEXT, *TEXT):
             ids = tokenizer(text)["input_ids"]
-            assert export.server_tokens(address, text) == ids
+            assert llama_server.server_tokens(address, text) == ids
             with torch.no_grad():
                 wanted = model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
-            found = export.asked(address, "completion", prompt=text, n_predict=1, temperature=0, n_probs=20)
+            found = llama_server.asked(address, "completion", prompt=text, n_predict=1, temperature=0, n_probs=20)
             # None are told of an end, or of a token that is part of a letter.
             for one in found.get("completion_probabilities", [{"top_logprobs": []}])[0]["top_logprobs"]:
                 assert one["logprob"] == pytest.approx(float(wanted[one["id"]]), abs=0.05)

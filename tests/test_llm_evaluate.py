@@ -239,8 +239,8 @@ def test_evaluation_seeds_are_others_than_those_of_the_search() -> None:
 # --- interruption ---------------------------------------------------------------------------------------------------
 
 
-def test_killed_at_any_moment_the_rows_are_the_same(whole: Path, tmp_path: Path) -> None:
-    ticks = 40
+@pytest.mark.parametrize("ticks", [2, 40])
+def test_killed_at_any_moment_the_rows_are_the_same(whole: Path, tmp_path: Path, ticks: int) -> None:
     argv, tests = command(tmp_path), str(Path(__file__).parent)
     code = f"import sys; sys.path[:0] = [{tests!r}, {str(cli.ROOT)!r}, {str(cli.ROOT / 'benchmarks')!r}]"
     code += f"; import conftest, test_llm_evaluate; test_llm_evaluate.slow_main({argv!r})"

@@ -2,7 +2,7 @@
 
     python tests/test_means.py --episodes 20000 --jobs 2
 
-runs the comparison of means at full size and prints it; `pytest` runs it with fewer episodes.
+runs the comparison of means at full size and prints it; `pytest` runs it with fewer episodes of both.
 """
 
 import argparse
@@ -59,8 +59,10 @@ TESTED_CELLS = [
     *zip(HARDENED, itertools.cycle(twin.PERSONALITIES)),
 ]
 
-OUR_EPISODES = 5_000
-TWIN_EPISODES = int(os.environ.get("JAXSIM_TWIN_EPISODES", "400"))
+FIRST = "supply_chain_token_drift"
+OUR_EPISODES = 20_000  # at full size, and of the campaign whose figures are published
+TESTED_EPISODES = 5_000  # of the others
+TWIN_EPISODES = int(os.environ.get("JAXSIM_TWIN_EPISODES", "1600"))
 HARDENED_SHARE = 0.25  # of that many under hardened rules, where each episode lasts to the horizon
 ALL_POLICIES = (*PLANS, *POLICIES)
 METRICS = ("return", *Channels._fields, "length", "stages", "exfil", "newly_confirmed")
@@ -73,9 +75,9 @@ Z_LIMIT = NormalDist().inv_cdf(1 - FAMILY_LEVEL / COMPARISONS / 2)  # about 4.4 
 
 
 @cache
-def our_sample(name: str, personality: str, policy: str) -> np.ndarray:
+def our_sample(name: str, personality: str, policy: str, many: int = 0) -> np.ndarray:
     """(metric, episode) of the simulator; the plans of a cell are played together."""
-    played = our_plans(name, personality) if policy in PLANS else our_policy(name, personality, policy)
+    played = our_plans(name, personality, many) if policy in PLANS else our_policy(name, personality, policy, many)
     m = list(PLANS).index(policy) if policy in PLANS else 0
     s = jax.tree.map(lambda x: x[m], played)
     confirmed, exfil = s.signals.confirmed, s.end == EXFIL
@@ -83,18 +85,22 @@ def our_sample(name: str, personality: str, policy: str) -> np.ndarray:
 
 
 @cache
-def our_plans(name: str, personality: str) -> EpisodeStats:
+def our_plans(name: str, personality: str, many: int = 0) -> EpisodeStats:
     plans = np.stack([plan_array(name, text) for text in PLANS.values()])
-    return our_rollout(name, personality, policies.PLAN, plans)
+    return our_rollout(name, personality, policies.PLAN, plans, many)
 
 
 @cache
-def our_policy(name: str, personality: str, policy: str) -> EpisodeStats:
-    return our_rollout(name, personality, POLICIES[policy], np.zeros(1, np.int32))
+def our_policy(name: str, personality: str, policy: str, many: int = 0) -> EpisodeStats:
+    return our_rollout(name, personality, POLICIES[policy], np.zeros(1, np.int32), many)
 
 
-def our_rollout(name: str, personality: str, policy: policies.Policy, parameters: np.ndarray) -> EpisodeStats:
-    episodes = int(OUR_EPISODES * (HARDENED_SHARE if name in HARDENED else 1))
+def our_rollout(
+    name: str, personality: str, policy: policies.Policy, parameters: np.ndarray, many: int
+) -> EpisodeStats:
+    """`many` episodes, 0 for as many as a test takes; of a hardened campaign a share of that."""
+    many = many or (OUR_EPISODES if name == FIRST else TESTED_EPISODES)
+    episodes = int(many * (HARDENED_SHARE if name in HARDENED else 1))
     keys, lanes = episode_keys(jax.random.key(51), episodes), len(PLANS) * episodes
     return rollout_many(env.Env(dims_for(name)), params_of(name, personality), policy, parameters, keys, lanes=lanes)[0]
 
@@ -133,9 +139,9 @@ def compare(what: str, a: np.ndarray, b: np.ndarray) -> Compared:
     return Compared(what, a.mean(), b.mean(), difference / se, Z_LIMIT + Z_LIMIT**2 * reach * share / 3 / se)
 
 
-def compare_all(name: str, personality: str, policy: str, theirs: np.ndarray) -> list[Compared]:
+def compare_all(name: str, personality: str, policy: str, theirs: np.ndarray, many: int = 0) -> list[Compared]:
     label = f"{name} {personality} {policy}"
-    ours = our_sample(name, personality, policy)
+    ours = our_sample(name, personality, policy, many)
     return [compare(f"{label}: {m}", a, b) for m, a, b in zip(METRICS, ours, theirs, strict=True)]
 
 
@@ -212,7 +218,6 @@ def twin_stats(state: twin.State, choice: twin_policies.Policy, blocks: np.ndarr
 
 # --- the published figures -------------------------------------------------------------------------------------------
 
-FIRST = "supply_chain_token_drift"
 RETURN_ERROR = 0.06  # standard error of the published mean returns
 PUBLISHED_EPISODES = 4_000
 PUBLISHED = [  # scenario, personality, policy, metric, figure
@@ -276,7 +281,7 @@ def compare_cells(episodes: int, jobs: int) -> Iterator[list[Compared]]:
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         samples = pool.imap(partial(_sample_of, episodes), cells)
         for cell, theirs in zip(cells, samples, strict=True):
-            yield compare_all(*cell, theirs)
+            yield compare_all(*cell, theirs, OUR_EPISODES)
 
 
 def _sample_of(episodes: int, cell: tuple[str, str, str]) -> np.ndarray:
@@ -287,11 +292,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Compare all means of both simulators and print how far they are apart."
     )
-    parser.add_argument("--episodes", type=int, default=20_000, help="of each, for each cell and policy")
+    parser.add_argument("--episodes", type=int, default=20_000, help="of the twin, for each cell and policy")
     parser.add_argument("--jobs", type=int, default=2, help="processes for the twin")
     options = parser.parse_args()
-    global OUR_EPISODES
-    OUR_EPISODES = options.episodes
     began, everything = time.time(), list[Compared]()
     print(f"{'largest |z|':>11}  cell and policy, {COMPARISONS} comparisons, {OUR_EPISODES} against {options.episodes}")
     print(f"{'':>11}  under hardened rules {int(OUR_EPISODES * HARDENED_SHARE)} against {options.episodes}")

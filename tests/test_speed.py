@@ -118,9 +118,11 @@ def test_half_precision_is_near_the_whole(tmp_path: Path) -> None:
         p.data = p.data.float()
     tokens = torch.tensor(ROWS)
     plain = model(input_ids=tokens).logits.float()
+    exact = models.load(str(tmp_path / "model"), dtype="float32").model(input_ids=tokens).logits  # the adapter adds 0
     with speed.in_half(model):
         half = model(input_ids=tokens).logits
     assert half.dtype == torch.bfloat16
-    assert (half.float() - plain).norm() < 0.05 * plain.norm()
+    error = (plain - exact).norm()
+    assert error > 0 and (half.float() - exact).norm() < 1.25 * error
     half.float().square().mean().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in trained)

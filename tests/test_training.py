@@ -24,7 +24,7 @@ from test_models import tiny
 import prompting
 import scenarios
 from grpo import bank as banks
-from grpo import decode, diagnostics, models, optimise, rows, settings, signals, train, warm
+from grpo import decode, diagnostics, models, optimise, rows, run_folder, settings, signals, train, warm
 from jaxsim.names import parse_plan
 from jaxsim.policies import BASELINES, PLAN
 from jaxsim.types import INVESTIGATE, MONITOR
@@ -258,12 +258,12 @@ def test_only_the_answer_is_learned(tmp_path: Path) -> None:
 
 def test_a_step_done_again_replaces_its_line_and_all_after_it(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    log = train.Log(path)
+    log = run_folder.Log(path)
     for at in range(1, 6):
         log.add(0, "grpo", at, {"x": at})
     with open(path, "a") as file:
         file.write('{"loop": 0, "ph')  # a kill
-    log = train.Log(path)
+    log = run_folder.Log(path)
     assert [x["x"] for x in log.lines] == [1, 2, 3, 4, 5]
     log.add(0, "grpo", 4, {"x": 40})
     assert [json.loads(text)["x"] for text in path.read_text().splitlines()] == [1, 2, 3, 40]
