@@ -86,7 +86,8 @@ def in_half(model: Any) -> Iterator[None]:
     attention = plain.config._attn_implementation
     plain.set_attn_implementation("eager")
     try:
-        with torch.autocast("cpu", torch.bfloat16), disable_input_dtype_casting(model):
+        # No cache: it lives as long as this context, and would keep the rounded weights of before the first step.
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), disable_input_dtype_casting(model):
             yield
     finally:
         plain.set_attn_implementation(attention)

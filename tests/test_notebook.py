@@ -148,10 +148,6 @@ def test_all_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "JAXSIM_MODEL": str(tiny(tmp_path / "model")),
         "JAXSIM_OUT": str(tmp_path / "out"),
         "JAXSIM_OPTIONS": "--steps 1",
-        "JAX_PLATFORMS": "cpu",
-        "OMP_NUM_THREADS": "1",
-        # Each program runs for moments only: this takes two fifths off the time.
-        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0",
         "PIP_NO_INDEX": "1",  # nothing may be installed
         "IPYTHONDIR": str(tmp_path / "ipython"),
         "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),

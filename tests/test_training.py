@@ -197,6 +197,10 @@ def test_the_alarm_names_what_the_audit_found() -> None:
 # --- the warm start -------------------------------------------------------------------------------------------------
 
 
+class Killed(Exception):
+    pass
+
+
 def student(folder: Path) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
 
@@ -210,9 +214,6 @@ def test_a_warm_start_learns_and_continues_exactly(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
     chats = [prompting.chat(f"Tick {i} of 70") for i in range(8)]
     answers = ['{"action": "MONITOR"}', '{"action": "INVESTIGATE", "target": "idp-okta"}'] * 4
-
-    class Killed(Exception):
-        pass
 
     def run(name: str, stop: int = 0) -> tuple[list[float], dict[str, torch.Tensor]]:
         model, tokenizer = student(folder)
@@ -251,6 +252,40 @@ def test_only_the_answer_is_learned(tmp_path: Path) -> None:
         other = warm.answer_loss(model, [short], 0).item()
     assert alone == pytest.approx(wanted, abs=1e-4)
     assert beside == pytest.approx((3 * alone + other) / 4, abs=1e-4)  # padding changes nothing
+
+
+# --- GRPO -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")  # a whole trainer's, of the packages that it is made of
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_in_half_precision_it_learns_and_continues_exactly(
+    game: rows.Campaigns, found: rows.Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, four_bit: bool
+) -> None:
+    monkeypatch.setattr(signals, "total", lambda batch, weights: [float(i % 2) for i in range(len(batch))])
+    given = {"dtype": "bfloat16", "four_bit": four_bit, "steps": 4, "save_every": 1, "lr": 1e-2, "group": 4}
+    chosen = settings.load("smoke", {"model": str(tiny(tmp_path / "model")), **given})
+    known = diagnostics.tables(game, found)
+
+    def run(name: str, stop: int = 0) -> tuple[dict[int, Any], dict[str, torch.Tensor]]:
+        model, tokenizer = train.student(chosen, None)
+        told: dict[int, Any] = {}
+
+        def log(step: int, report: dict[str, Any]) -> None:
+            told[step] = report
+            if step == stop:
+                raise Killed
+
+        with contextlib.suppress(Killed):
+            optimise.optimise(model, tokenizer, known, list(range(24)), chosen, tmp_path / name, 7, log)
+        return told, {n: p.detach().clone() for n, p in model.named_parameters() if ".default." in n}
+
+    whole, weights = run("whole")
+    assert all(whole[step]["kl"] > 1e-3 for step in (3, 4))  # the steps before them changed what it says
+    first, _ = run("cut", stop=3)
+    rest, again = run("cut")
+    assert list(rest) == [3, 4] and first | rest == whole
+    assert all(torch.equal(weights[n], again[n]) for n in weights)
 
 
 # --- the log --------------------------------------------------------------------------------------------------------
@@ -307,9 +342,6 @@ def environment(cache: Path) -> dict[str, str]:
     """Programs are compiled quickly, and once for all runs: most of the time would go there."""
     return {
         **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
