@@ -8,7 +8,6 @@ is imported before `load` is called.
 import difflib
 import importlib
 import json
-import logging
 import math
 import os
 import re
@@ -54,7 +53,6 @@ def load(
     keeps weights as NF4. dtype "auto" is what the device is fast in; `offline` asks no network. Raises ModelError for
     everything that can be wrong with these, with the remedy.
     """
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # optional kernels are not there
     packages = ["torch", "transformers", "accelerate"] + ["bitsandbytes"] * four_bit + ["peft"] * (adapter is not None)
     modules = {package: _need(package) for package in packages}
     device = _device(device, modules["torch"])

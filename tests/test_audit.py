@@ -38,7 +38,7 @@ REPORT_KEYS = episode_keys(jax.random.key(99), TINY.report)
 @pytest.fixture(scope="module")
 def arena() -> Arena:
     rewards = {n: reward.weights(n) for n in ("linear", "evidence")}
-    return search.make_arenas([scenarios.load(SUPPLY)], "classic", rewards)[0]._replace(lanes=8192)
+    return search.make_arenas([scenarios.load(SUPPLY)], "classic", rewards)[0]._replace(lanes=2048)
 
 
 @pytest.fixture(scope="module")
