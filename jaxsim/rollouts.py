@@ -193,9 +193,8 @@ def rollout_many(
     if unknown := set(shuffle) - set(CHANNELS):
         raise ValueError(f"observation channel {min(unknown)!r} is unknown; choose among {', '.join(CHANNELS)}")
     many = jax.tree.leaves(parameters)[0].shape[0]
-    # A power of eight, so that searches of many sizes share few compiled programs: those take longer than what is
-    # played too much.
-    chunk = min(1 << 3 * -(-(many - 1).bit_length() // 3), max(1, lanes // len(keys)))
+    # A power of two, so that searches of many sizes share few compiled programs.
+    chunk = min(1 << (many - 1).bit_length(), max(1, lanes // len(keys)))
     ticks = int(np.max(params.scenario.horizon)) if record else None
     parts = []
     for i in range(0, many, chunk):
