@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from grpo import attention
 
 # Logits of one row in different batches differ by less than this; closer calls are made by the row alone.
 TIE = {torch.float32: 2e-3, torch.bfloat16: 0.26, torch.float16: 0.1}
+AT_ONCE = 3200  # tokens of a forward pass: what larger ones compute leaves a CPU's caches
 SLACK = 48  # tokens: a kept prefix that is shorter than the common one by no more than this is used again
 
 
@@ -126,16 +129,29 @@ def decode(
         )
         for i, prompt in enumerate(prompts)
     ]
+    with attention.packed(decoder.model):
+        done, steps = _answer(decoder, rows, sampling, likely)
+    return [
+        Completion(_text(decoder, row.tokens), row.tokens, n, ended)
+        for row, n, ended in zip(rows, steps, done, strict=True)
+    ]
+
+
+def _answer(
+    decoder: Decoder, rows: list[Row], sampling: Sampling, likely: Sequence[list[int]]
+) -> tuple[list[bool], list[int]]:
+    """Write the rows' tokens; returns of each row whether it ended, and how many tokens were chosen."""
     done, steps = [_force(row, sampling) for row in rows], [0] * len(rows)
     live = [i for i, row in enumerate(rows) if not done[i] and len(row.tokens) < sampling.max_new_tokens]
-    prefix = _encode_prefix(decoder, [prompts[i] for i in live]) if live else 0
+    prefix = _encode_prefix(decoder, [rows[i].prompt for i in live]) if live else 0
     device = decoder.model.device
-    cache = _cache(decoder, prefix, len(live))
+    longest = max((len(rows[i].prompt) for i in live), default=0)
+    cache = _cache(decoder, prefix, len(live), longest + sampling.max_new_tokens)
     mask = torch.ones((len(live), prefix), dtype=torch.long, device=device)
     place = torch.full((len(live), 1), prefix, device=device)  # of each row's next token
     chunks = [rows[i].prompt[prefix:] + rows[i].tokens for i in live]
     while live:
-        drafts = [[] if matchers else _draft(rows[i], likely, sampling) for i in live]
+        drafts = [_draft(rows[i], likely, sampling) for i in live]
         logits, mask, place = _feed(decoder, cache, chunks, drafts, mask, place)
         chunks, stay = [], []
         for k, i in enumerate(live):
@@ -153,14 +169,11 @@ def decode(
             else:
                 done[i] = not chunk
         if stay and len(stay) < len(live):
-            keep = torch.tensor(stay, device=device)
-            cache.batch_select_indices(keep)
-            mask, place = mask[keep], place[keep]
+            left = torch.tensor(stay, device=device)
+            attention.keep(cache, left)
+            mask, place = mask[left], place[left]
         live = [live[k] for k in stay]
-    return [
-        Completion(_text(decoder, row.tokens), row.tokens, n, ended)
-        for row, n, ended in zip(rows, steps, done, strict=True)
-    ]
+    return done, steps
 
 
 def _text(decoder: Decoder, tokens: list[int]) -> str:
@@ -190,24 +203,29 @@ def _encode_prefix(decoder: Decoder, prompts: Sequence[list[int]]) -> int:
 
 @torch.inference_mode()
 def _encode(decoder: Decoder, tokens: list[int]) -> None:
-    cache = DynamicCache(config=decoder.model.config)
+    cache = attention.room(decoder.model.config, 1, len(tokens))
     ids = torch.tensor([tokens], device=decoder.model.device)
-    decoder.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    with attention.packed(decoder.model):
+        decoder.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     layers: list[Any] = cache.layers
     decoder.prefix, decoder.encoded = tokens, [(layer.keys, layer.values) for layer in layers]
 
 
-def _cache(decoder: Decoder, length: int, rows: int) -> DynamicCache:
-    """A cache for `rows` rows that begins with the encoded prefix, cut to `length`."""
-    cache = DynamicCache(config=decoder.model.config)
-    for i, (keys, values) in enumerate(decoder.encoded if length else []):
-        cache.update(keys[:, :, :length].expand(rows, -1, -1, -1), values[:, :, :length].expand(rows, -1, -1, -1), i)
+def _cache(decoder: Decoder, length: int, rows: int, most: int) -> Cache:
+    """A cache for `rows` rows of at most `most` tokens that begins with the encoded prefix, cut to `length`."""
+    cache = attention.room(decoder.model.config, rows, most)
+    if length:
+        for i, (keys, values) in enumerate(decoder.encoded):
+            cache.update(
+                keys[:, :, :length].expand(rows, -1, -1, -1), values[:, :, :length].expand(rows, -1, -1, -1), i
+            )
+        attention.wrote(cache, length)
     return cache
 
 
 def _feed(
     decoder: Decoder,
-    cache: DynamicCache,
+    cache: Cache,
     chunks: list[list[int]],
     drafts: list[list[int]],
     mask: torch.Tensor,
@@ -225,20 +243,28 @@ def _feed(
     real = torch.tensor([[0] * (wide - len(c)) + [1] * len(c) for c in chunks], device=device)
     positions = (place + torch.cumsum(real, dim=1) - 1).clamp(min=0)
     mask = torch.cat([mask, real], dim=1)
-    out = decoder.model(
-        input_ids=tokens,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1 + more,
-    )
-    return out.logits.float(), mask, place + real.sum(dim=1, keepdim=True)
+    logits = []
+    step = max(1, AT_ONCE // wide)
+    for window in (slice(first, first + step) for first in range(0, len(chunks), step)):
+        attention.look(cache, window)
+        out = decoder.model(
+            input_ids=tokens[window],
+            attention_mask=mask[window],
+            position_ids=positions[window],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1 + more,
+        )
+        logits.append(out.logits.float())
+    attention.wrote(cache, wide)
+    return torch.cat(logits), mask, place + real.sum(dim=1, keepdim=True)
 
 
 def _draft(row: Row, likely: Sequence[list[int]], sampling: Sampling) -> list[int]:
     """What all likely answers that begin as the row's does continue with."""
     n = len(row.tokens)
+    if row.matcher is not None:
+        return []
     fitting = [answer for answer in likely if answer[:n] == row.tokens]
     if not fitting:
         return []

@@ -1,5 +1,6 @@
 """Batched decoding against decoding by one and against transformers, and the grammar against `encode` and `parse`."""
 
+import contextlib
 import random
 import sys
 from typing import Any
@@ -17,8 +18,8 @@ from test_models import tiny, tiny_tokenizer
 
 import jaxsim
 import prompting
+from grpo import attention, grammar, models
 from grpo import decode as d
-from grpo import grammar, models
 from grpo.decode import Decoder, Sampling, decode
 
 PLAIN = Sampling(max_new_tokens=12)
@@ -100,6 +101,34 @@ def test_as_transformers_generates(decoder):
     assert [answer.tokens for answer in decode(decoder, texts, PLAIN)] == [
         generated(decoder, prompt, PLAIN) for prompt in texts
     ]
+
+
+@pytest.mark.parametrize(("at_once", "more"), [(1, 1), (40, 3), (3200, 64)])
+def test_however_a_pass_is_cut_and_the_cache_grows(decoder, monkeypatch, at_once, more):
+    texts = prompts(many=5)
+    wanted = singly(decoder, texts, PLAIN)
+    decoder.forget()
+    monkeypatch.setattr(d, "AT_ONCE", at_once)
+    monkeypatch.setattr(attention, "MORE", more)
+    wrong = [[*answer.tokens[:3], 299, *answer.tokens[4:]] for answer in wanted]  # drafts that are dropped need room
+    assert decode(decoder, texts, PLAIN, likely=wrong) == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folded_heads_attend_as_those_of_transformers(loaded, dtype):
+    model, texts = loaded.model.to(dtype), prompts(many=3)
+    wide = max(map(len, texts))
+    ids = torch.tensor([[0] * (wide - len(t)) + t for t in texts])
+    mask = torch.tensor([[0] * (wide - len(t)) + [1] * len(t) for t in texts])
+    found = []
+    with torch.inference_mode():
+        for context in (contextlib.nullcontext(), attention.packed(model)):
+            with context:
+                found.append(model(input_ids=ids, attention_mask=mask).logits[mask.bool()])
+    model.to(torch.float32)
+    assert model.config._attn_implementation == "sdpa"
+    assert model.config.num_attention_heads > model.config.num_key_value_heads
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
 def test_a_kept_prefix_changes_nothing(decoder):
