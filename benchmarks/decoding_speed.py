@@ -49,7 +49,8 @@ def main() -> None:
     except ModelError as error:
         cli.fail(f"--model: {error}")
     prompts, inventory = states(args.batch)
-    ways = ways_of(loaded, prompts, inventory, args.tokens)
+    ids = [decode.chat_tokens(loaded.tokenizer, prompting.chat(text)) for text in prompts]
+    ways = ways_of(loaded, ids, inventory, args.tokens)
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for way, many in ways.values():
         way(min(many, 2))  # warm up
@@ -61,7 +62,7 @@ def main() -> None:
     about = loaded.about
     title = (
         f"{about['name']}, {about['dtype']}, {torch.get_num_threads()} threads, batch {args.batch}, "
-        f"prompts of {np.mean([len(p) for p in prompts]):.0f} tokens"
+        f"prompts of {np.mean([len(one) for one in ids]):.0f} tokens"
     )
     table = Table(title=title, title_justify="left")
     for head in ("way", "decisions/s", "× generate"):
@@ -97,11 +98,10 @@ def states(many: int) -> tuple[list[str], prompting.Inventory]:
 
 
 def ways_of(
-    loaded: models.Loaded, prompts: list[str], inventory: prompting.Inventory, tokens: int
+    loaded: models.Loaded, ids: list[list[int]], inventory: prompting.Inventory, tokens: int
 ) -> dict[str, tuple[Callable[[int], None], int]]:
-    """Each way to answer the first n prompts, and how many it is timed on."""
+    """Each way to answer the first n prompts, given as token ids, and how many it is timed on."""
     decoder = decode.Decoder(loaded.model, loaded.tokenizer)
-    ids = [decode.chat_tokens(loaded.tokenizer, prompting.chat(text)) for text in prompts]
     free, bound = decode.Sampling(0.0, tokens, False), decode.Sampling(0.0, tokens, True)
     rules = grammar.matcher(loaded.tokenizer, inventory)
 
