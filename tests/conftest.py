@@ -6,6 +6,7 @@ wants ranks promoted can say so for itself with `jax.numpy_rank_promotion("allow
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterator
 
 # Before JAX is imported: a test run is many small programs, for which more threads only get in each other's way, and
@@ -35,6 +36,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 pytest.register_assert_rewrite("parity")  # its helpers assert too
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, then those with many: a worker takes a file at a time, and none should begin a long
+    one when the others have nothing left.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    count = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in slow, -count[item.path], item.path))
 
 
 @pytest.fixture(scope="module", autouse=True)
