@@ -50,13 +50,17 @@ class Room(DynamicLayer):  # type: ignore[no-untyped-call]
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         return like.new_empty((self.rows, like.shape[1], self.length, like.shape[3]))
 
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows only."""
+        self.rows, self.keys, self.values = len(indices), self.keys[indices], self.values[indices]
+
     def get_seq_length(self) -> int:
         """Tokens that are there; `update` adds none until `wrote` says so, as a pass may take several windows."""
         return self.used
 
 
 def room(config: Any, rows: int, length: int) -> Cache:
-    """An empty cache of a model for `rows` rows of at most `length` tokens."""
+    """An empty cache of a model for `rows` rows; it has to grow after `length` tokens."""
     return Cache(layers=[Room(rows, length) for _ in DynamicCache(config=config).layers])
 
 
@@ -70,12 +74,6 @@ def wrote(cache: Any, tokens: int) -> None:
     """Every row has got so many tokens more."""
     for layer in cache.layers:
         layer.used += tokens
-
-
-def keep(cache: Any, rows: torch.Tensor) -> None:
-    """Drop all other rows."""
-    for layer in cache.layers:
-        layer.rows, layer.keys, layer.values = len(rows), layer.keys[rows], layer.values[rows]
 
 
 def _attention(

@@ -143,9 +143,11 @@ def _answer(
     """Write the rows' tokens; returns of each row whether it ended, and how many tokens were chosen."""
     done, steps = [_force(row, sampling) for row in rows], [0] * len(rows)
     live = [i for i, row in enumerate(rows) if not done[i] and len(row.tokens) < sampling.max_new_tokens]
-    prefix = _encode_prefix(decoder, [rows[i].prompt for i in live]) if live else 0
+    if not live:
+        return done, steps
+    prefix = _encode_prefix(decoder, [rows[i].prompt for i in live])
     device = decoder.model.device
-    longest = max((len(rows[i].prompt) for i in live), default=0)
+    longest = max(len(rows[i].prompt) for i in live)
     cache = _cache(decoder, prefix, len(live), longest + sampling.max_new_tokens)
     mask = torch.ones((len(live), prefix), dtype=torch.long, device=device)
     place = torch.full((len(live), 1), prefix, device=device)  # of each row's next token
@@ -170,7 +172,7 @@ def _answer(
                 done[i] = not chunk
         if stay and len(stay) < len(live):
             left = torch.tensor(stay, device=device)
-            attention.keep(cache, left)
+            cache.batch_select_indices(left)
             mask, place = mask[left], place[left]
         live = [live[k] for k in stay]
     return done, steps
@@ -212,7 +214,7 @@ def _encode(decoder: Decoder, tokens: list[int]) -> None:
 
 
 def _cache(decoder: Decoder, length: int, rows: int, most: int) -> Cache:
-    """A cache for `rows` rows of at most `most` tokens that begins with the encoded prefix, cut to `length`."""
+    """A cache for `rows` rows of some `most` tokens that begins with the encoded prefix, cut to `length`."""
     cache = attention.room(decoder.model.config, rows, most)
     if length:
         for i, (keys, values) in enumerate(decoder.encoded):
