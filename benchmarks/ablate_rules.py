@@ -29,6 +29,8 @@ from rich.table import Table
 
 from jaxsim import reward
 from jaxsim.audit import search, verdict
+from jaxsim.audit.arena import make_arenas
+from jaxsim.audit.budgets import BUDGETS, Budget
 from jaxsim.rollouts import episode_keys
 from jaxsim.rules import SWITCHES
 from jaxsim.version import SIMULATOR_VERSION
@@ -44,7 +46,7 @@ def main() -> None:
     args = arguments()
     console = Console()
     args.out.mkdir(parents=True, exist_ok=True)
-    budget, many = search.BUDGETS[args.budget], cli.chosen(args.scenario or [cli.scenario("published")])
+    budget, many = BUDGETS[args.budget], cli.chosen(args.scenario or [cli.scenario("published")])
     keys = episode_keys(jax.random.key(args.seed + 1_000_003), budget.report)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
@@ -78,20 +80,22 @@ def arguments() -> Any:
         "--variants", type=cli.rule_set, nargs="+", default=VARIANTS, metavar="RULES",
         help="rules to judge (default: classic and hardened, each with one switch changed, and as they are)",
     )  # fmt: skip
-    p.add_argument("--budget", choices=list(search.BUDGETS), default="tiny", help="how hard to search (default: tiny)")
+    p.add_argument("--budget", choices=list(BUDGETS), default="tiny", help="how hard to search (default: tiny)")
     cli.add_seed(p)
     p.add_argument("--out", type=Path, default=Path("out/ablation"), metavar="DIR", help="folder of the report")
     return p.parse_args()
 
 
-def judged(variant: str, many: list[Any], budget: search.Budget, keys: jax.Array, seed: int) -> list[dict[str, Any]]:
+def judged(variant: str, many: list[Any], budget: Budget, keys: jax.Array, seed: int) -> list[dict[str, Any]]:
     """A row for every scenario and reward under one variant of the rules."""
-    arenas = search.make_arenas(many, variant, {n: reward.weights(n) for n in REWARDS})
+    arenas = make_arenas(many, variant, {n: reward.weights(n) for n in REWARDS})
+    choice_keys = episode_keys(jax.random.key(seed + 2_000_003), budget.report // 2)
     rows = []
     for arena, found in zip(arenas, search.search(arenas, budget, seed), strict=True):
         finals = [verdict.finalists(found, r) for r in range(len(REWARDS))]
+        seeing = verdict.choose_seeing(arena, finals, choice_keys)
         for r, played in enumerate(verdict.play(arena, finals, keys)):
-            row = verdict.judge(arena, played, r, seed, keys)
+            row = verdict.judge(arena, played, r, seed, keys, seeing[r], found.bounds)
             kept = ("rules", "reward", "scenario", "verdict", "exploits", "evg", "evg_ci", "evg_norm", "evg_norm_ci")
             more = ("farming_growth", "farming_surplus", "outcome_tau", "best_open_loop_name", "best_evidence_name")
             returns = {p["policy"]: p["return"] for p in row["policies"]}

@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import math
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxsim.audit.search import ALWAYS, BRIEFED, FARM, PLAN, Arena, Candidate
+from jaxsim.audit.arena import BRIEFED, FARM, PLAN, Arena, Candidate
 from jaxsim.names import action_text, positional_text
 from jaxsim.recurrent import VIEWS
 from jaxsim.rules import PERSONALITIES
@@ -29,7 +30,9 @@ COLOURS = {
     "best open-loop": "#D55E00",
     "best farming loop": "#CC79A7",
 }
-MARKDOWN_HEAD = "| reward | scenario | verdict | exploits | EVG [95 %] | open-loop | evidence | farming |"
+MARKDOWN_HEAD = (
+    "| reward | scenario | verdict | exploits | EVG [95 %] | EVG_norm [95 %] | open-loop | evidence | farming |"
+)
 
 
 class Cloud(NamedTuple):
@@ -67,8 +70,6 @@ def describe(candidate: Candidate, arena: Arena) -> dict[str, Any]:
         return {"plan": [f"{who}: {', '.join(plan)}" for who, plan in zip(PERSONALITIES, each, strict=True)]}
     if candidate.kind in VIEWS:
         return {"params": f"learned, {candidate.kind}"}
-    if candidate.kind == ALWAYS:
-        return {"plan": ["always " + action_text(int(p), arena.scenario, dims)]}
     if candidate.kind == FARM:
         prefix = [action_text(int(a), arena.scenario, dims) for a in p.prefix[: p.prefix_length]]
         loop = action_text(int(p.action), arena.scenario, dims)
@@ -127,10 +128,27 @@ def interval(pair: list[float]) -> str:
 def plan_text(best: dict[str, Any]) -> str:
     """A best policy in one line."""
     if "plan" in best:
-        return "; ".join(best["plan"])
+        runs = [(action, len(list(same))) for action, same in groupby(best["plan"])]
+        return "; ".join(action if n == 1 else f"{action} × {n}" for action, n in runs)
     if isinstance(best["params"], str):
         return str(best["params"])
     return ", ".join(f"{k}={v:.2f}" if isinstance(v, float) else f"{k}={v}" for k, v in best["params"].items())
+
+
+def share(row: dict[str, Any]) -> str:
+    """EVG_norm with its interval."""
+    norm = row["evg_norm"]
+    return "n/a" if math.isnan(norm) else f"{norm:.2f} {interval(row['evg_norm_ci'])}"
+
+
+def bound_lines(row: dict[str, Any]) -> list[str]:
+    """What the best plan of each class that was searched exhaustively may earn at most."""
+    return [
+        f"- of all {b['members']} plans of the class *{name}* none earns more than {b['upper']:+.2f} over monitor "
+        f"(95 %, all at once; best measured {b['best']:+.2f}; at least {b['fewest_episodes']} episodes each), which "
+        f"leaves EVG_norm ≥ {b['evg_norm']:.2f}"
+        for name, b in row["open_loop_bounds"].items()
+    ]
 
 
 def metric_lines(row: dict[str, Any]) -> list[str]:
@@ -174,7 +192,7 @@ def markdown(document: dict[str, Any], clouds: list[Cloud], out: Path) -> str:
     ]
     lines += [
         f"| {r['reward']} | {r['scenario']} | **{r['verdict']}** | {', '.join(r['exploits']) or '–'} | "
-        f"{r['evg']:+.2f} {interval(r['evg_ci'])} | {r['best_open_loop']['return']:.2f} "
+        f"{r['evg']:+.2f} {interval(r['evg_ci'])} | {share(r)} | {r['best_open_loop']['return']:.2f} "
         f"(std {r['best_open_loop']['std']:.2f}) | {r['best_evidence']['return']:.2f} | {r['farming']['return']:.2f} |"
         for r in rows
     ]
@@ -194,7 +212,7 @@ def markdown(document: dict[str, Any], clouds: list[Cloud], out: Path) -> str:
         lines += [f"- learned, {v}: return {returns[v]['return']:.2f}" for v in VIEWS if v in returns]
         tells = ", ".join(f"{k} {v if isinstance(v, bool) else round(v, 3)}" for k, v in r["tells"].items())
         lines.append(f"- tells of the best open-loop policy: {tells}")
-        lines += metric_lines(r)
+        lines += bound_lines(r) + metric_lines(r)
         lines += [
             f"- replay {e}: `python benchmarks/sweep_rewards.py --replay {out / f}`" for e, f in r["witness"].items()
         ]
@@ -304,8 +322,9 @@ def weights_figure(cloud: Cloud) -> Any:
 def print_verdicts(console: Console, rows: list[dict[str, Any]]) -> None:
     """The verdict table."""
     table = Table(title="Does the reward pay for reading the evidence?", show_lines=False)
-    for name in ("reward", "scenario", "verdict", "exploits", "EVG [95 %]", "open-loop (std)", "evidence", "farming"):
-        table.add_column(name, justify="left" if name in ("reward", "scenario", "verdict", "exploits") else "right")
+    left = ("reward", "scenario", "verdict", "exploits")
+    for name in (*left, "EVG [95 %]", "EVG_norm [95 %]", "open-loop (std)", "evidence", "farming"):
+        table.add_column(name, justify="left" if name in left else "right")
     for r in rows:
         ol = r["best_open_loop"]
         table.add_row(
@@ -314,6 +333,7 @@ def print_verdicts(console: Console, rows: list[dict[str, Any]]) -> None:
             r["verdict"],
             ", ".join(r["exploits"]) or "–",
             f"{r['evg']:+.2f} {interval(r['evg_ci'])}",
+            share(r),
             f"{ol['return']:.2f} ({ol['std']:.2f})",
             f"{r['best_evidence']['return']:.2f}",
             f"{r['farming']['return']:.2f}",

@@ -31,6 +31,9 @@ from scipy.stats import qmc
 import scenarios
 from jaxsim import recurrent, reward
 from jaxsim.audit import checkpoint, search, verdict
+from jaxsim.audit.arena import EVIDENCE as FAMILY
+from jaxsim.audit.arena import Arena, Candidate, make_arenas, stack_parameters, take
+from jaxsim.audit.budgets import BUDGETS
 from jaxsim.audit.rescore import CERTIFIED_EVG_NORM, is_blind, is_seeing
 from jaxsim.policies import BASELINES, EVIDENCE
 from jaxsim.recurrent import PRIVILEGED
@@ -121,9 +124,7 @@ def main() -> None:
 def arguments() -> Any:
     """The command line."""
     p = cli.parser(__doc__)
-    p.add_argument(
-        "--budget", choices=list(search.BUDGETS), default="pool", help="of the search for the pool (default: pool)"
-    )
+    p.add_argument("--budget", choices=list(BUDGETS), default="pool", help="of the search for the pool (default: pool)")
     p.add_argument(
         "--generated",
         type=cli.integer(0, 100),
@@ -157,34 +158,34 @@ def reread(path: Path) -> list[Ground]:
         return [Ground(n, *(file[f"{n}/{field}"] for field in Ground._fields[1:])) for n in names]
 
 
-def pooled(args: Any, console: Console) -> list[tuple[search.Arena, search.Found]]:
+def pooled(args: Any, console: Console) -> list[tuple[Arena, search.Found]]:
     """The training scenarios, each with the policies that a search under several weightings found."""
     many = [scenarios.load(n) for g in scenarios.GROUPS for n in scenarios.names(g)]
     many = [s for s in many if not s.held_out]
     many += [generate(seed, 16 + 2 * seed, "train") for seed in range(args.generated)]
     pivots = draw(PIVOTS, args.seed + 1)
     rewards = {f"pivot {c}": as_weights({n: v[c] for n, v in pivots.items()}) for c in range(PIVOTS)}
-    arenas = search.make_arenas(many, RULES, rewards)
+    arenas = make_arenas(many, RULES, rewards)
     began = time.perf_counter()
 
     def advance(what: str) -> None:
         console.print(f"{time.perf_counter() - began:5.0f} s  {what}", highlight=False)
 
     # Plans grow from single actions here: pairs are for the sweep.
-    return list(zip(arenas, search.search(arenas, search.BUDGETS[args.budget], args.seed, advance), strict=True))
+    return list(zip(arenas, search.search(arenas, BUDGETS[args.budget], args.seed, advance), strict=True))
 
 
-def learned_policies(folder: Path | None) -> list[search.Candidate]:
+def learned_policies(folder: Path | None) -> list[Candidate]:
     """Every checkpoint of a folder that is a defender, whatever reward it was trained for."""
     found = [checkpoint.load(path) for path in sorted(folder.glob("*.safetensors"))] if folder else []
-    return [search.Candidate(c.view, recurrent.POLICIES[c.view], c.learned) for c in found if c.view != PRIVILEGED]
+    return [Candidate(c.view, recurrent.POLICIES[c.view], c.learned) for c in found if c.view != PRIVILEGED]
 
 
-def ground(arena: search.Arena, found: search.Found, learned: list[search.Candidate], seed: int) -> Ground:
+def ground(arena: Arena, found: search.Found, learned: list[Candidate], seed: int) -> Ground:
     """Play the pool, half of the episodes for choosing and half for measuring."""
-    pool = [search.Candidate(n, *BASELINES[n]) for n in ("monitor", "heuristic", "random")]
+    pool = [Candidate(n, *BASELINES[n]) for n in ("monitor", "heuristic", "random")]
     family = search.sample_family(128, seed + 2)
-    pool += [search.Candidate(search.EVIDENCE, EVIDENCE, search.take(family, i)) for i in range(128)]
+    pool += [Candidate(FAMILY, EVIDENCE, take(family, i)) for i in range(128)]
     pool += learned
     pool += [*found.open_loop, *found.positional, *found.farming, *found.pool]
     keys = episode_keys(jax.random.fold_in(jax.random.key(seed), 77), 512)
@@ -192,7 +193,7 @@ def ground(arena: search.Arena, found: search.Found, learned: list[search.Candid
     harm: dict[int, np.ndarray] = {}
     for policy in dict.fromkeys(c.policy for c in pool):
         members = [i for i, c in enumerate(pool) if c.policy is policy]
-        parameters = search.stack_parameters([pool[i].parameters for i in members])
+        parameters = stack_parameters([pool[i].parameters for i in members])
         stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, lanes=arena.lanes)
         sums = np.stack(stats.signals, axis=-1)
         for m, i in enumerate(members):

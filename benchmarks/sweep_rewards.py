@@ -21,7 +21,9 @@ from rich.console import Console
 import scenarios
 from jaxsim import recurrent, reward
 from jaxsim.audit import checkpoint, metrics, rescore, search, verdict, witness
+from jaxsim.audit.arena import Arena, Candidate, make_arenas
 from jaxsim.audit.bootstrap import Estimate
+from jaxsim.audit.budgets import BUDGETS, Budget
 from jaxsim.policies import BASELINES
 from jaxsim.replays import load_record, play_record
 from jaxsim.rollouts import episode_keys
@@ -47,7 +49,7 @@ def main() -> None:
         return
     out = report.prepare(args.out)
     began = time.perf_counter()
-    budget = search.BUDGETS[args.budget]
+    budget = BUDGETS[args.budget]
     rows: list[dict[str, Any]] = []
     clouds: list[report.Cloud] = []
     # One run of the search per set of rules; all its rewards are scored from the same rollouts.
@@ -101,7 +103,7 @@ def arguments() -> Any:
         help=f"rewards to audit: {', '.join(reward.PRESETS)} (default: all)",
     )
     cli.add_personality(p)
-    p.add_argument("--budget", choices=list(search.BUDGETS), default="small", help="how hard to search")
+    p.add_argument("--budget", choices=list(BUDGETS), default="small", help="how hard to search")
     p.add_argument(
         "--move",
         type=cli.fraction,
@@ -133,14 +135,14 @@ def chosen(args: Any, rules: str) -> list[scenarios.Scenario]:
     return many + [generate(seed, args.entities, "held_out") for seed in range(args.generated)]
 
 
-def learned(folder: Path, rules: str, name: str) -> dict[str, search.Candidate]:
+def learned(folder: Path, rules: str, name: str) -> dict[str, Candidate]:
     """The learned policies for some rules and a reward, by view; none if the folder has none."""
     found = {}
     for view in recurrent.VIEWS:
         path = folder / f"{rules}-{name}-{view}.safetensors"
         if path.exists():
             try:
-                found[view] = search.Candidate(view, recurrent.POLICIES[view], checkpoint.load(path).learned)
+                found[view] = Candidate(view, recurrent.POLICIES[view], checkpoint.load(path).learned)
             except ValueError as error:
                 cli.fail(str(error))
     return found
@@ -154,26 +156,28 @@ def moved_weights(name: str, share: float) -> dict[str, RewardWeights]:
 
 
 def sweep(
-    chosen: list[Any], rules: str, names: list[str], budget: search.Budget, out: Path, args: Any
+    chosen: list[Any], rules: str, names: list[str], budget: Budget, out: Path, args: Any
 ) -> tuple[list[dict[str, Any]], list[report.Cloud]]:
     """Search, judge and re-score under one set of rules."""
     moved = {name: moved_weights(name, args.move) for name in names}
     rewards = {n: reward.weights(n) for n in names} | {k: w for m in moved.values() for k, w in m.items()}
     owner = names + [name for name, m in moved.items() for _ in m]  # the preset of each reward
-    arenas = search.make_arenas(chosen, rules, rewards, args.personality)
+    arenas = make_arenas(chosen, rules, rewards, args.personality)
     known = {name: learned(args.policies, rules, name) for name in names}
     rows: list[dict[str, Any]] = []
     clouds: list[report.Cloud] = []
-    with cli.progress(search.steps(arenas) + (1 if args.brief else 2) * len(arenas)) as advance:
+    with cli.progress(search.steps(arenas, budget) + (1 if args.brief else 2) * len(arenas)) as advance:
         found = search.search(arenas, budget, args.seed, advance)
         # The key of the report is another branch than that of the search: no episode is in both.
         report_seed = args.seed + 1_000_003
         keys = episode_keys(jax.random.key(report_seed), budget.report)
+        choice_keys = episode_keys(jax.random.key(args.seed + 2_000_003), budget.report // 2)
         for arena, best in zip(arenas, found, strict=True):
             advance(f"{arena.scenario.id}: verdict")
             finals = [verdict.finalists(best, r, known[name]) for r, name in enumerate(owner)]
             played = verdict.play(arena, finals, keys)
-            judged = [verdict.judge(arena, p, r, args.seed, keys) for r, p in enumerate(played)]
+            seeing = verdict.choose_seeing(arena, finals, choice_keys)
+            judged = [verdict.judge(arena, p, r, args.seed, keys, seeing[r], best.bounds) for r, p in enumerate(played)]
             for r, name in enumerate(names):
                 row = judged[r]
                 describe(row, arena, finals[r], r, report_seed, out)
@@ -193,7 +197,7 @@ def sweep(
 
 
 def describe(
-    row: dict[str, Any], arena: search.Arena, named: dict[str, search.Candidate], r: int, report_seed: int, out: Path
+    row: dict[str, Any], arena: Arena, named: dict[str, Candidate], r: int, report_seed: int, out: Path
 ) -> None:
     """Put into a row what the best policies do, in words, and write a witness file for every exploit."""
     by_name = {p["policy"]: p for p in row["policies"]}
@@ -230,9 +234,7 @@ def summary_of_moves(row: dict[str, Any], others: list[dict[str, Any]], share: f
     }
 
 
-def measured(
-    row: dict[str, Any], arena: search.Arena, named: dict[str, search.Candidate], r: int, keys: jax.Array
-) -> dict[str, Any]:
+def measured(row: dict[str, Any], arena: Arena, named: dict[str, Candidate], r: int, keys: jax.Array) -> dict[str, Any]:
     """What tells a policy that reads, of the best evidence-using policy; and how far the open-loop one is from it."""
     best, plan = named[row["best_evidence_name"]], named["open-loop"]
 
@@ -250,11 +252,11 @@ def measured(
 
 
 def rescored(
-    arena: search.Arena, survivors: list[search.Candidate], names: list[str], keys: jax.Array, configs: int, seed: int
+    arena: Arena, survivors: list[Candidate], names: list[str], keys: jax.Array, configs: int, seed: int
 ) -> report.Cloud:
     """EVG of thousands of weightings, from the rollouts of everything that survived the search."""
-    monitor = search.Candidate("monitor", *BASELINES["monitor"])
-    heuristic = search.Candidate("heuristic", *BASELINES["heuristic"])
+    monitor = Candidate("monitor", *BASELINES["monitor"])
+    heuristic = Candidate("heuristic", *BASELINES["heuristic"])
     half = len(keys) // 2
     began = time.perf_counter()
     pool = [monitor, heuristic, *survivors]

@@ -26,6 +26,7 @@ from rich.console import Console
 import scenarios
 from jaxsim import env, policies, recurrent, reward
 from jaxsim.audit import checkpoint, ppo, search
+from jaxsim.audit.arena import make_arenas, mean_returns, take
 from jaxsim.compile import dims_of
 from jaxsim.rollouts import episode_keys, rollout_many
 from jaxsim.types import Params
@@ -132,15 +133,15 @@ def training_scenarios(args: Any) -> list[scenarios.Scenario]:
 
 def best_of_family(many: list[scenarios.Scenario], args: Any) -> tuple[policies.Policy, policies.EvidenceParams]:
     """The member of the investigate-then-contain family that earns the most on average: the teacher."""
-    arenas = search.make_arenas(many, args.rules, {args.reward: reward.weights(args.reward)}, args.personality)
+    arenas = make_arenas(many, args.rules, {args.reward: reward.weights(args.reward)}, args.personality)
     family = search.sample_family(256, args.seed)
     key = jax.random.fold_in(jax.random.key(args.seed), 5)
     rows = np.arange(256)
     for episodes, kept in ((16, 24), (128, 1)):
-        keys, part = episode_keys(key, episodes), search.take(family, rows)
-        earned = np.mean([search.mean_returns(a, policies.EVIDENCE, part, keys)[:, 0] for a in arenas], axis=0)
+        keys, part = episode_keys(key, episodes), take(family, rows)
+        earned = np.mean([mean_returns(a, policies.EVIDENCE, part, keys)[:, 0] for a in arenas], axis=0)
         rows = rows[np.argsort(-earned)[:kept]]
-    return policies.EVIDENCE, search.take(family, rows[0])
+    return policies.EVIDENCE, take(family, rows[0])
 
 
 def trained(

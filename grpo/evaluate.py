@@ -46,7 +46,8 @@ from grpo.play import Played, Respond, Turn
 from grpo.report import Told
 from jaxsim import Env, policies, recurrent, reward, rollouts
 from jaxsim.audit import checkpoint, search
-from jaxsim.audit.search import Candidate
+from jaxsim.audit.arena import EVIDENCE, PLAN, Arena, Candidate, make_arenas
+from jaxsim.audit.budgets import BUDGETS
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
 from jaxsim.names import action_text
@@ -237,26 +238,25 @@ def read_part(path: Path, episodes: int) -> list[dict[str, Any]]:
 # --- other policies -------------------------------------------------------------------------------------------------
 
 
-def candidates(args: Any, arena: search.Arena, advance: Callable[[str], None]) -> dict[str, Candidate]:
+def candidates(args: Any, arena: Arena, advance: Callable[[str], None]) -> dict[str, Candidate]:
     """The policies of a campaign, in the order of their rows. What the search finds is kept in search.json."""
     found = {name: Candidate(name, *policies.BASELINES[name]) for name in (*ALWAYS_THERE, "heuristic")}
     kept, name = args.out / "search.json", arena.scenario.id
     if {OPEN_LOOP, "evidence"} & set(args.policies):
         known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
         if name not in known:
-            (best,) = search.search([arena], search.BUDGETS[BUDGET], args.seed, advance)
+            (best,) = search.search([arena], BUDGETS[BUDGET], args.seed, advance)
             plan, family = best.open_loop[0], best.evidence[0].parameters
             known[name] = {
-                OPEN_LOOP: {"kind": plan.kind, "actions": np.asarray(plan.parameters).tolist()},
+                OPEN_LOOP: {"actions": np.trim_zeros(plan.parameters, "b").tolist()},
                 "evidence": {k: np.asarray(v).item() for k, v in family._asdict().items()},
             }
             cli.write_json(kept, known)
-        kind, actions = known[name][OPEN_LOOP].values()
-        policy = policies.ALWAYS if kind == search.ALWAYS else policies.PLAN
-        found[OPEN_LOOP] = Candidate(kind, policy, np.asarray(actions, np.int32))
+        actions = known[name][OPEN_LOOP]["actions"] or [0]
+        found[OPEN_LOOP] = Candidate(PLAN, policies.PLAN, np.asarray(actions, np.int32))
         member = zip(known[name]["evidence"].values(), policies.DEFAULT_EVIDENCE, strict=True)
         parameters = policies.EvidenceParams(*(np.asarray(value, np.asarray(x).dtype) for value, x in member))
-        found["evidence"] = Candidate(search.EVIDENCE, policies.EVIDENCE, parameters)
+        found["evidence"] = Candidate(EVIDENCE, policies.EVIDENCE, parameters)
     learned = cli.ROOT / "benchmarks" / "policies" / f"{args.rules}-{args.reward}-{recurrent.SEEING}.safetensors"
     if LEARNED in args.policies and learned.is_file():
         try:
@@ -270,14 +270,12 @@ def candidates(args: Any, arena: search.Arena, advance: Callable[[str], None]) -
 def in_words(campaign: Campaign, candidate: Candidate) -> str:
     """What the search found."""
     kind, p = candidate.kind, candidate.parameters
-    if kind == search.ALWAYS:
-        return f"always {action_text(int(p), campaign.scenario, campaign.env.dims)}"
-    if kind == search.PLAN:
+    if kind == PLAN:
         each = [
             f"{action_text(int(p[t]), campaign.scenario, campaign.env.dims)} at tick {t}" for t in np.flatnonzero(p)
         ]
         return "; ".join(each) or "MONITOR"
-    return ", ".join(f"{k} {v:.2g}" for k, v in p._asdict().items()) if kind == search.EVIDENCE else ""
+    return ", ".join(f"{k} {v:.2g}" for k, v in p._asdict().items()) if kind == EVIDENCE else ""
 
 
 def play_candidate(campaign: Campaign, name: str, candidate: Candidate, shuffle: bool) -> Told:
@@ -391,7 +389,7 @@ def evaluate(args: Any, advance: Callable[[str], None]) -> tuple[dict[str, list[
     told: dict[str, list[Told]] = {}
     campaigns = []
     weights = {args.reward: reward.weights(args.reward)}
-    for arena in search.make_arenas(args.scenario, args.rules, weights, args.personality):
+    for arena in make_arenas(args.scenario, args.rules, weights, args.personality):
         params = make_params(arena.scenario, dims, args.rules, args.reward, args.personality)
         campaigns.append(Campaign(arena.scenario, params, prompting.inventory(arena.scenario, dims), keys))
         for name, candidate in candidates(args, arena, advance).items():

@@ -4,6 +4,8 @@ Episode e of `key` draws from fold_in(key, e), its reset from tick 0 of that key
 episode is the same whatever the batch, and two policies meet the same attacker luck (common random numbers).
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +19,8 @@ from jaxsim.noise import Noise
 from jaxsim.policies import Policy
 from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params, Signals, State
 
+BLOCK, GROUPS = 32, 128  # episodes of a policy, and policies, in a batch of `returns_many`
+WORKERS = min(4, os.cpu_count() or 1)  # of its batches side by side
 CHANNELS = ("alerts", "forensics", "controls")  # of an observation, that `exchange` can take from another episode
 
 
@@ -143,9 +147,11 @@ def _rollout(
     ticks: int | None,
     shuffle: tuple[str, ...],
 ) -> tuple[EpisodeStats, Trajectory | None]:
+    own = 0 if keys.ndim == 2 else None  # keys (M, E): each policy has episodes of its own; (E,): all have the same
+
     def over_lanes(f: Any) -> Any:
         # Policies x episodes; params are shared by all lanes.
-        return jax.vmap(jax.vmap(f, in_axes=(None, 0, 0)), in_axes=(0, None, 0))
+        return jax.vmap(jax.vmap(f, in_axes=(None, 0, 0)), in_axes=(0, own, 0))
 
     def begin(p: Any, key: Array, _: Array) -> Any:
         return start(dims, key, params), policy.init(dims, p), no_stats(params)
@@ -154,7 +160,7 @@ def _rollout(
         return play_tick(dims, policy, p, params, key, *seen_and_carry)
 
     many = jax.tree.leaves(parameters)[0].shape[0]
-    carry = over_lanes(begin)(parameters, keys, jnp.zeros((many, len(keys))))
+    carry = over_lanes(begin)(parameters, keys, jnp.zeros((many, keys.shape[-1])))
 
     def look(state: State) -> Observation:
         return env.observe(dims, state, params)
@@ -171,6 +177,43 @@ def _rollout(
         record = Trajectory(signals, action)
     state, _, stats = carry
     return jax.vmap(jax.vmap(lambda s, e: finish(s, e, params)))(state, stats), record
+
+
+@partial(jax.jit, static_argnames=("dims", "policy"))
+def _returns(dims: Dims, policy: Policy, parameters: Any, params: Params, keys: Array) -> Array:
+    """(G, BLOCK) or (G, BLOCK, R) returns of G policies; `keys` (G, BLOCK, ...) uint32 are key data."""
+    # What else an episode has to tell is no output, so the compiler leaves out what is needed for it alone.
+    return _rollout(dims, policy, parameters, params, jax.random.wrap_key_data(keys), None, ())[0].episode_return
+
+
+def returns_many(env_: env.Env, params: Params, policy: Policy, parameters: Any, keys: np.ndarray) -> np.ndarray:
+    """Returns of M policies (leading axis of every leaf of `parameters`) in E episodes, as `rollout_many` has them.
+
+    `keys` (E, ...) uint32 is the key data of the episodes. Returns (M, E) float32, or (M, E, R) where the reward
+    weights are (R,). One compiled program serves every number of policies and of episodes: it plays GROUPS policies,
+    BLOCK episodes of each, and several of it run side by side, a thread for each core.
+    """
+    leaves, tree = jax.tree.flatten(parameters)
+    leaves = [np.asarray(x) for x in leaves]
+    many, episodes = len(leaves[0]), len(keys)
+    blocks = -(-episodes // BLOCK)
+    data = np.resize(keys, (blocks * BLOCK, *keys.shape[1:])).reshape(blocks, BLOCK, *keys.shape[1:])
+    points = np.shape(params.reward.clip)
+    played = np.empty((many * blocks, BLOCK, *points), np.float32)
+
+    def play(first: int) -> None:
+        # The last batch is filled up with its first pair of policy and block, and cut again.
+        pair = np.arange(first, first + GROUPS)
+        pair[pair >= len(played)] = first
+        some = jax.tree.unflatten(tree, [x[pair // blocks] for x in leaves])
+        part = np.asarray(_returns(env_.dims, policy, some, params, data[pair % blocks]))
+        played[first : first + GROUPS] = part[: len(played) - first]
+
+    play(0)  # compiles
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for _ in pool.map(play, range(GROUPS, len(played), GROUPS)):
+            pass
+    return played.reshape(many, blocks * BLOCK, *points)[:, :episodes]
 
 
 def rollout_many(

@@ -10,8 +10,10 @@ import pytest
 
 import scenarios
 from jaxsim import reward
-from jaxsim.audit import bootstrap, rescore, search, verdict, witness
-from jaxsim.audit.search import Arena, Candidate
+from jaxsim.audit import bootstrap, plans, rescore, search, verdict, witness
+from jaxsim.audit.arena import PLAN as PLAN_KIND
+from jaxsim.audit.arena import Arena, Candidate, make_arenas, returns_of
+from jaxsim.audit.budgets import Budget
 from jaxsim.policies import BASELINES, FARM, PLAN, FarmParams
 from jaxsim.replays import load_record, play_record
 from jaxsim.rollouts import episode_keys, rollout_many
@@ -19,26 +21,30 @@ from jaxsim.types import CONFIRMED, INVESTIGATE, RewardWeights
 
 ROOT = Path(__file__).parent.parent
 SUPPLY = "supply_chain_token_drift"
-TINY = search.Budget(
+TINY = Budget(
+    base="",
     ticks=(0, 1, 2),
     pairs=2**11,
     beam=2,
-    depth=2,
+    depth=1,
+    moves=6,
+    climb=2,
     prefix=1,
     family=64,
-    screen=16,
+    screen=32,
     select=64,
-    kept=24,
+    kept=12,
     report=512,
     configs=64,
 )
 REPORT_KEYS = episode_keys(jax.random.key(99), TINY.report)
+CHOICE_KEYS = episode_keys(jax.random.key(98), 64)
 
 
 @pytest.fixture(scope="module")
 def arena() -> Arena:
     rewards = {n: reward.weights(n) for n in ("linear", "evidence")}
-    return search.make_arenas([scenarios.load(SUPPLY)], "classic", rewards)[0]._replace(lanes=2048)
+    return make_arenas([scenarios.load(SUPPLY)], "classic", rewards)[0]._replace(lanes=2048)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +58,9 @@ def played(arena: Arena, found: search.Found) -> list[list[verdict.Played]]:
 
 
 @pytest.fixture(scope="module")
-def rows(arena: Arena, played: list[list[verdict.Played]]) -> list[dict[str, Any]]:
-    return [verdict.judge(arena, p, r, 0, REPORT_KEYS) for r, p in enumerate(played)]
+def rows(arena: Arena, found: search.Found, played: list[list[verdict.Played]]) -> list[dict[str, Any]]:
+    seeing = verdict.choose_seeing(arena, [{p.name: p.candidate for p in of_one} for of_one in played], CHOICE_KEYS)
+    return [verdict.judge(arena, p, r, 0, REPORT_KEYS, seeing[r], found.bounds) for r, p in enumerate(played)]
 
 
 def plan(arena: Arena, *texts: str) -> np.ndarray:
@@ -74,11 +81,11 @@ def test_search_finds_the_blind_optimum_and_the_farm(arena: Arena, rows: list[di
 
 
 def test_harm_seeking_needs_that_harm_itself_pays(
-    arena: Arena, played: list[list[verdict.Played]], monkeypatch: pytest.MonkeyPatch
+    arena: Arena, found: search.Found, played: list[list[verdict.Played]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A policy that earns more and stops less is not enough: that may be because controls cost."""
     monkeypatch.setattr(verdict.metrics, "harm_monotonicity", lambda *args: bootstrap.Estimate(0.1, -0.1, 0.3))
-    row = verdict.judge(arena, played[1], 1, 0, REPORT_KEYS)
+    row = verdict.judge(arena, played[1], 1, 0, REPORT_KEYS, "evidence", found.bounds)
     assert row["harm_seeker"] is not None and verdict.HARM_SEEKING not in row["exploits"]
     assert [(h["ticks"], h["ci"]) for h in row["harm_monotonicity"]] == [(t, [-0.1, 0.3]) for t in verdict.HARM_TICKS]
 
@@ -106,19 +113,26 @@ def test_search_is_reproducible(arena: Arena, found: search.Found) -> None:
 
 
 def test_plan_enumeration_is_exhaustive(arena: Arena) -> None:
-    dims, ticks = arena.env.dims, (0, 2, 5)
-    acts = dims.actions - 1
-    singles, pairs = search.single_plans(dims, ticks), search.pair_plans(dims, ticks, 3 * acts**2)
-    assert len(singles) == 1 + 3 * acts and len(pairs) == 3 * acts**2
+    ticks, acts = (0, 2, 5), np.arange(1, arena.env.dims.actions, dtype=np.int32)
+    many = len(acts)
+    singles, pairs = plans.single_plans(acts, ticks, 9), plans.pair_plans(acts, ticks, 9, 3 * many**2)
+    constant = plans.constant_plans(acts, 9)
+    assert len(singles) == 1 + 3 * many and len(pairs) == 3 * many**2 and len(constant) == many
     both = np.concatenate([singles, pairs])
-    assert len(np.unique(both, axis=0)) == len(both)
-    assert not np.delete(both, ticks, axis=1).any() and both.shape[1] == 6
+    assert len(np.unique(both, axis=0)) == len(both) and (constant == acts[:, None]).all()
+    assert not np.delete(both, ticks, axis=1).any() and both.shape[1] == 9
     # No room for three ticks: two are left, and then none.
-    assert len(search.pair_plans(dims, ticks, 3 * acts**2 - 1)) == acts**2
-    assert len(search.pair_plans(dims, ticks, acts**2 - 1)) == 0
-    grown = search.extend_plans(search.legal_actions(arena), pairs[:1], ticks)
-    assert (grown != 0).sum(axis=1).tolist() == [3] * acts, "one idle tick, one more action each"
-    assert len(search.extend_plans(search.legal_actions(arena), grown, ticks)) == 0
+    assert len(plans.pair_plans(acts, ticks, 9, 3 * many**2 - 1)) == many**2
+    assert len(plans.pair_plans(acts, ticks, 9, many**2 - 1)) == 0
+
+
+def test_plans_grow_by_one_change_each() -> None:
+    parents = np.asarray([[0, 0, 0, 0], [5, 0, 0, 0]], np.int32)
+    moves, fills = np.asarray([[0, 5], [0, 6], [2, 7]]), np.asarray([8])
+    grown = plans.grow(parents, moves, fills).tolist()
+    expected = [[6, 0, 0, 0], [0, 0, 7, 0], [5, 0, 7, 0], [8, 8, 8, 8], [5, 8, 8, 8]]
+    assert sorted(grown) == sorted(expected), "no repeats, and no parent is its own child"
+    assert len(plans.grow(parents[:0], moves, fills)) == 0
 
 
 def test_farm_loops_only_contain_entities_that_exist(arena: Arena) -> None:
@@ -143,17 +157,17 @@ def test_farming_policy_investigates_then_repeats(arena: Arena) -> None:
 
 
 def test_returns_of_pads_without_changing_results(arena: Arena) -> None:
-    plans = search.single_plans(arena.env.dims, (0, 1))[:5]
+    some = plans.single_plans(np.arange(1, arena.env.dims.actions), (0, 1), 2)[:5]
     keys = episode_keys(jax.random.key(1), 16)
-    padded = search.returns_of(arena, PLAN, plans, keys)
-    direct, _ = rollout_many(arena.env, arena.params, PLAN, plans, keys)
+    padded = returns_of(arena, PLAN, some, keys)
+    direct, _ = rollout_many(arena.env, arena.params, PLAN, some, keys)
     np.testing.assert_array_equal(padded, direct.episode_return)
 
 
 def test_rescoring_equals_simulation(arena: Arena) -> None:
     """Exact for weightings in which the clip and the disruption cap bind."""
     pool = [Candidate(n, *BASELINES[n]) for n in ("monitor", "heuristic", "random")]
-    pool.append(Candidate(search.PLAN, PLAN, plan(arena, "MONITOR", "ISOLATE_ASSET ci-runner-01")))
+    pool.append(Candidate(PLAN_KIND, PLAN, plan(arena, "MONITOR", "ISOLATE_ASSET ci-runner-01")))
     keys = episode_keys(jax.random.key(5), 128)
     ledger = rescore.record(arena, pool, keys)
     weights = rescore.sobol_weights(8, seed=1)

@@ -29,6 +29,8 @@ import prompting
 from grpo import evaluate, report, transcript
 from jaxsim import policies
 from jaxsim.audit import search
+from jaxsim.audit.arena import EVIDENCE, PLAN, Arena, Candidate
+from jaxsim.audit.budgets import BUDGETS, Budget
 from jaxsim.replays import load_record, play_record
 
 SUPPLY, CLOUD, TICKS = "supply_chain_token_drift", "cloud_metadata_ssrf", 70
@@ -157,12 +159,10 @@ def test_rows_say_what_was_played(whole: Path) -> None:
 def test_other_policies_and_campaigns_share_the_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searched = []
 
-    def find(arenas: list[search.Arena], budget: search.Budget, seed: int, advance: Any) -> Any:
+    def find(arenas: list[Arena], budget: Budget, seed: int, advance: Any) -> Any:
         searched.append((arenas[0].scenario.id, budget, seed))
-        plan = search.Candidate(search.PLAN, policies.PLAN, np.asarray([0, 3, 0, 9], np.int32))
-        family = search.Candidate(
-            search.EVIDENCE, policies.EVIDENCE, jax.tree.map(np.asarray, policies.DEFAULT_EVIDENCE)
-        )
+        plan = Candidate(PLAN, policies.PLAN, np.asarray([0, 3, 0, 9], np.int32))
+        family = Candidate(EVIDENCE, policies.EVIDENCE, jax.tree.map(np.asarray, policies.DEFAULT_EVIDENCE))
         return [SimpleNamespace(open_loop=[plan], evidence=[family])]
 
     monkeypatch.setattr(search, "search", find)
@@ -190,7 +190,7 @@ def test_other_policies_and_campaigns_share_the_episodes(tmp_path: Path, monkeyp
     assert "INVESTIGATE" in (tmp_path / "report.md").read_text() and "at tick 3" in (tmp_path / "report.md").read_text()
     # The search is not repeated; rows can be left out afterwards.
     evaluate.main([*argv, "--policies", "open-loop", "evidence", "--transcripts", "0"])
-    assert searched == [(name, search.BUDGETS["tiny"], 0) for name in (SUPPLY, CLOUD)]
+    assert searched == [(name, BUDGETS["tiny"], 0) for name in (SUPPLY, CLOUD)]
     kept = {(r["scenario"], r["policy"]): r["mean_return"] for r in rows}
     again = {(r["scenario"], r["policy"]): r["mean_return"] for r in rows_in(tmp_path)}
     assert again == {k: v for k, v in kept.items() if k[1] not in ("heuristic", "learned")}

@@ -10,7 +10,9 @@ import pytest
 import scenarios
 from jaxsim import reward
 from jaxsim.audit import metrics, rescore, search
-from jaxsim.audit.search import Arena, Candidate
+from jaxsim.audit.arena import FARM as FARM_KIND
+from jaxsim.audit.arena import PLAN as PLAN_KIND
+from jaxsim.audit.arena import Arena, Candidate, make_arenas
 from jaxsim.compile import compile_scenario, dims_of
 from jaxsim.names import parse_action
 from jaxsim.policies import BASELINES, FARM, PLAN, FarmParams
@@ -24,7 +26,7 @@ KEYS = episode_keys(jax.random.key(1), 512)  # the same everywhere, so that prog
 
 
 def arena(rules: str) -> Arena:
-    return search.make_arenas([SCENARIO], rules, {n: reward.weights(n) for n in REWARDS})[0]
+    return make_arenas([SCENARIO], rules, {n: reward.weights(n) for n in REWARDS})[0]
 
 
 CLASSIC, HARDENED = arena("classic"), arena("hardened")
@@ -37,9 +39,9 @@ def act(text: str) -> int:
 
 MONITOR = Candidate("monitor", *BASELINES["monitor"])
 READER = Candidate("evidence", *BASELINES["evidence"])
-BLIND = Candidate(search.PLAN, PLAN, np.asarray([act("ISOLATE_ASSET ci-runner-01")], np.int32))
+BLIND = Candidate(PLAN_KIND, PLAN, np.asarray([act("ISOLATE_ASSET ci-runner-01")], np.int32))
 LOOP = Candidate(
-    search.FARM,
+    FARM_KIND,
     FARM,
     FarmParams(
         prefix=np.asarray([act("BLOCK_EGRESS egress-proxy")], np.int32),

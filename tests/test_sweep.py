@@ -10,7 +10,8 @@ import pytest
 import sweep_rewards
 
 from jaxsim import reward
-from jaxsim.audit import search, verdict
+from jaxsim.audit import verdict
+from jaxsim.audit.budgets import BUDGETS
 
 ROOT = Path(__file__).parent.parent
 SUPPLY = "supply_chain_token_drift"
@@ -79,8 +80,8 @@ def test_a_bad_learned_policy_is_one_line(tmp_path: Path, capsys: pytest.Capture
 
 @pytest.mark.slow
 def test_sweep_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    less = search.BUDGETS["tiny"]._replace(ticks=(0, 1, 2), pairs=0, depth=3, family=64, select=128, report=512)
-    monkeypatch.setitem(search.BUDGETS, "tiny", less)
+    less = BUDGETS["tiny"]._replace(ticks=(0, 1, 2), depth=2, family=64, select=128, report=512)
+    monkeypatch.setitem(BUDGETS, "tiny", less)
     monkeypatch.setattr(sys, "argv", ["sweep_rewards.py", "--scenario", SUPPLY, "--rules", "classic", "--reward"])
     sys.argv += ["evidence", "--budget", "tiny", "--certify", "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as ended:

@@ -16,9 +16,9 @@ from chex import Array
 
 from jaxsim import attacker, env, reward
 from jaxsim.audit import rescore
+from jaxsim.audit.arena import Arena, Candidate, returns_of
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
 from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
-from jaxsim.audit.search import Arena, Candidate, returns_of
 from jaxsim.noise import Noise
 from jaxsim.policies import BASELINES, Policy
 from jaxsim.rollouts import CHANNELS, start, tick_noise

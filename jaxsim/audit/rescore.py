@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from jaxsim import recurrent, reward
-from jaxsim.audit.search import ALWAYS, BRIEFED, EVIDENCE, PLAN, Arena, Candidate, stack_parameters
+from jaxsim.audit.arena import BRIEFED, EVIDENCE, PLAN, Arena, Candidate, stack_parameters
 from jaxsim.rollouts import rollout_many
 from jaxsim.types import RewardWeights, Signals
 
@@ -90,7 +90,7 @@ def is_seeing(kind: str) -> bool:
 
 def is_blind(kind: str) -> bool:
     """Whether candidates of a kind are open-loop."""
-    return kind in (PLAN, BRIEFED, ALWAYS, "monitor", recurrent.MASKED)
+    return kind in (PLAN, BRIEFED, "monitor", recurrent.MASKED)
 
 
 def sobol_weights(many: int, seed: int) -> RewardWeights:

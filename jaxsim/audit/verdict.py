@@ -4,7 +4,7 @@ Names: J(p) mean return; EVG = J(best evidence-using) - J(best open-loop); EVG_n
 J(monitor)).
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -13,11 +13,15 @@ import numpy as np
 
 from jaxsim import recurrent
 from jaxsim.audit import metrics
+from jaxsim.audit.arena import FARM, Arena, Candidate, stack_parameters
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
+from jaxsim.audit.course import scout
+from jaxsim.audit.open_loop import SINGLES
+from jaxsim.audit.race import Bound
 from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
-from jaxsim.audit.search import FARM, Arena, Candidate, Found, stack_parameters
-from jaxsim.policies import BASELINES
-from jaxsim.rollouts import EpisodeStats, rollout_many
+from jaxsim.audit.search import Found
+from jaxsim.policies import BASELINES, Policy
+from jaxsim.rollouts import EpisodeStats, returns_many, rollout_many
 from jaxsim.types import EXFIL
 
 STD_ZERO = 1e-3  # points; float32 sums of equal terms differ by less
@@ -41,14 +45,35 @@ class Played(NamedTuple):
 
 def play(arena: Arena, finalists: list[dict[str, Candidate]], keys: jax.Array) -> list[list[Played]]:
     """Play the finalists of each reward on the report episodes; one that is a finalist of many is played once."""
-    unique = {identity(c): c for named in finalists for c in named.values()}
     stats: dict[Hashable, EpisodeStats] = {}
-    for policy in dict.fromkeys(c.policy for c in unique.values()):
-        same = {i: c for i, c in unique.items() if c.policy is policy}
-        parameters = stack_parameters([c.parameters for c in same.values()])
+    for policy, same, parameters in by_policy(c for named in finalists for c in named.values()):
         played, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, lanes=arena.lanes)
         stats |= {i: jax.tree.map(lambda x, m=m: x[m], played) for m, i in enumerate(same)}
     return [[Played(name, c, stats[identity(c)]) for name, c in named.items()] for named in finalists]
+
+
+def choose_seeing(arena: Arena, finalists: list[dict[str, Candidate]], keys: jax.Array) -> list[str]:
+    """For each reward the finalist that reads its evidence and earns the most in the episodes of `keys`: the family's
+    best, the heuristic, or the learned policy that sees."""
+    names = ("evidence", "heuristic", recurrent.SEEING)
+    data, scouted = np.asarray(jax.random.key_data(keys)), scout(arena)  # the rewards that the search has programs for
+    mean: dict[Hashable, np.ndarray] = {}
+    for policy, same, parameters in by_policy(named[n] for named in finalists for n in names if n in named):
+        returns = returns_many(scouted.env, scouted.params, policy, parameters, data).mean(axis=1)
+        mean |= dict(zip(same, returns, strict=True))
+    chosen = []
+    for r, named in enumerate(finalists):
+        earned = {n: float(mean[identity(named[n])][r]) for n in names if n in named}
+        chosen.append(max(earned, key=earned.__getitem__))
+    return chosen
+
+
+def by_policy(candidates: Iterable[Candidate]) -> Iterator[tuple[Policy, list[Hashable], Any]]:
+    """(policy, the identities of the different candidates that have it, their parameters) of each policy."""
+    unique = {identity(c): c for c in candidates}
+    for policy in dict.fromkeys(c.policy for c in unique.values()):
+        same = {i: c for i, c in unique.items() if c.policy is policy}
+        yield policy, list(same), stack_parameters([c.parameters for c in same.values()])
 
 
 def identity(candidate: Candidate) -> Hashable:
@@ -134,7 +159,7 @@ class Comparison(NamedTuple):
 
     mean: np.ndarray  # (P,) mean returns
     boot: np.ndarray  # (RESAMPLES, P) resampled mean returns
-    seeing: int  # the best of the evidence family's best, the heuristic and the learned policy that sees
+    seeing: int  # chosen on other episodes, see `choose_seeing`
     blind: int  # the best of the open-loop, the positional and the briefed plan and the learned policy that is masked
     gain: float  # of `seeing` over monitor
     evg: Estimate
@@ -145,8 +170,8 @@ class Comparison(NamedTuple):
     harm: tuple[int, int] | None  # harm-seeking policy, and the mildest good one instead of which it pays
 
 
-def compare(played: list[Played], r: int, seed: int) -> Comparison:
-    """All differences that matter for reward r, paired over episodes."""
+def compare(played: list[Played], r: int, seed: int, chosen: str) -> Comparison:
+    """All differences that matter for reward r, paired over episodes; `chosen`: by `choose_seeing`."""
     at = {p.name: i for i, p in enumerate(played)}
     returns = np.stack([p.stats.episode_return[:, r] for p in played], axis=1)  # (E, P)
     stages = np.stack([p.stats.succeeded for p in played], axis=1).astype(np.float32)
@@ -158,11 +183,11 @@ def compare(played: list[Played], r: int, seed: int) -> Comparison:
         return estimate(mean[a] - mean[b], boot[:, a] - boot[:, b])
 
     def best(*names: str) -> int:
-        # Each was chosen on other episodes; taking the largest of a few here favours neither side much.
+        # Each was chosen on other episodes; the largest of a few here errs on the side that is taken to be stronger.
         return max((at[n] for n in names if n in at), key=lambda i: mean[i])
 
     hand_made = best("evidence", "heuristic")
-    seeing = best("evidence", "heuristic", recurrent.SEEING)
+    seeing = at[chosen]
     blind = best("open-loop", "positional", "briefed", recurrent.MASKED)
     evg, gain = difference(seeing, blind), difference(seeing, at["monitor"])
     norm = NONE
@@ -185,9 +210,21 @@ def compare(played: list[Played], r: int, seed: int) -> Comparison:
     )
 
 
-def judge(arena: Arena, played: list[Played], r: int, seed: int, keys: jax.Array) -> dict[str, Any]:
-    """The verdict of reward r on one scenario, as a row for JSON, without its witnesses. `keys`: of the forks."""
-    c = compare(played, r, seed)
+def judge(
+    arena: Arena,
+    played: list[Played],
+    r: int,
+    seed: int,
+    keys: jax.Array,
+    seeing: str,
+    bounds: Mapping[str, Bound],
+) -> dict[str, Any]:
+    """The verdict of reward r on one scenario, as a row for JSON, without its witnesses.
+
+    `keys`: of the forks; `seeing`: the reading policy that `choose_seeing` took; `bounds`: on what the best plan of
+    each class that was searched exhaustively earns over MONITOR.
+    """
+    c = compare(played, r, seed, seeing)
     farms = c.farming_growth.low > 0
     harm_pays = [
         (ticks, metrics.harm_monotonicity(arena, played[harmful].candidate, keys[:HARM_EPISODES], r, ticks))
@@ -203,7 +240,10 @@ def judge(arena: Arena, played: list[Played], r: int, seed: int, keys: jax.Array
     outcomes = [outcome(p.stats) for p in played]
     tau = kendall_tau(c.mean, np.stack([harm(p.stats) for p in played], axis=1))
     near = c.farming_surplus.high > -CERTIFIED_EVG_NORM * c.gain
-    certified = not exploits and c.evg_norm.low >= CERTIFIED_EVG_NORM and not near and tau >= CERTIFIED_TAU
+    left = {name: 1.0 - float(b.upper[r]) / c.gain if c.gain > 0 else float("nan") for name, b in bounds.items()}
+    # What was found, and what a single action may earn at most though it was not found.
+    holds = c.evg_norm.low >= CERTIFIED_EVG_NORM and left[SINGLES] >= CERTIFIED_EVG_NORM
+    certified = not exploits and holds and not near and tau >= CERTIFIED_TAU
     return {
         "scenario": arena.scenario.id,
         "rules": arena.rules,
@@ -216,6 +256,16 @@ def judge(arena: Arena, played: list[Played], r: int, seed: int, keys: jax.Array
         "evg_ci": list(c.evg[1:]),
         "evg_norm": c.evg_norm.value,
         "evg_norm_ci": list(c.evg_norm[1:]),
+        "open_loop_bounds": {
+            name: {
+                "members": b.members,
+                "best": float(b.best[r]),
+                "upper": float(b.upper[r]),
+                "fewest_episodes": b.fewest,
+                "evg_norm": left[name],
+            }
+            for name, b in bounds.items()
+        },
         "farming_growth": c.farming_growth.value,
         "farming_growth_ci": list(c.farming_growth[1:]),
         "farming_surplus": c.farming_surplus.value,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 import scenarios
-from jaxsim.audit.search import Arena, Candidate
+from jaxsim.audit.arena import Arena, Candidate
 from jaxsim.names import action_text, entity_names
 from jaxsim.reward import PRESETS
 from jaxsim.rollouts import episode_keys, rollout_many

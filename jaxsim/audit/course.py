@@ -1,0 +1,118 @@
+"""An arena laid out for races: its episodes, what doing nothing earns in them, and how policies of a kind are raced."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsim import policies
+from jaxsim.audit.arena import Arena, take
+from jaxsim.audit.race import differences, race, rounds
+from jaxsim.policies import Policy
+from jaxsim.rollouts import returns_many, start
+from jaxsim.rules import PERSONALITIES
+
+CHEAPER = (0.4, 0.15, 0.0)  # see `scout`
+
+
+class Course(NamedTuple):
+    """An arena as the races need it. Plans are raced by C criteria, other policies by the R rewards of the arena.
+
+    The criteria are the R rewards, those that `scout` adds, and, where the observation names the attacker's
+    personality, each of the R against each personality: there a plan for each of them is one policy.
+    """
+
+    arena: Arena  # with the rewards of `scout`
+    own: int  # R
+    keys: np.ndarray  # (W, ...) uint32, key data of episodes: the first ones to choose on
+    who: np.ndarray  # (W,) int, the attacker's personality where the rules show it; (0,) where they do not
+    monitor: np.ndarray  # (W, C) float32, returns of doing nothing
+
+
+class Finalists(NamedTuple):
+    """K policies of one kind that have played the same E episodes."""
+
+    parameters: Any  # leading axis K
+    returns: np.ndarray  # (K, E, C) of plans, (K, E, R) of others
+
+
+def scout(arena: Arena) -> Arena:
+    """The arena with more rewards behind its own, under which plans grow: the first with its controls made cheaper.
+
+    Where one control costs more than it saves and several together do not, plans that grow under the reward itself
+    never get to them. Under the cheaper ones they do, and every plan on the way is scored by the reward itself.
+    """
+    own = arena.params.reward
+    costs = ("disruption", "false_positive", "containment_cost")
+    first = jax.tree.map(lambda w: w[:1], own)
+    cheaper = [first._replace(**{n: getattr(first, n) * share for n in costs}) for share in CHEAPER]
+    rewards = jax.tree.map(lambda *w: jnp.concatenate(w), own, *cheaper)
+    names = (*arena.rewards, *(f"controls × {share}" for share in CHEAPER))
+    return arena._replace(params=arena.params._replace(reward=rewards), rewards=names)
+
+
+def lay(arena: Arena, keys: np.ndarray, length: int) -> Course:
+    """The course of an arena over the episodes of `keys`, (W, ...) key data, for plans of `length` ticks."""
+    scouted, who = scout(arena), np.zeros(0, np.int32)
+    if not bool(arena.params.rules.hide_personality):
+        begin = jax.jit(jax.vmap(lambda key: start(arena.env.dims, jax.random.wrap_key_data(key), arena.params).who))
+        who = np.asarray(begin(keys))
+    course = Course(scouted, len(arena.rewards), keys, who, np.zeros((0, 0), np.float32))
+    idle = plan_returns(course, np.zeros((1, length), np.int32), 0, len(keys))
+    return course._replace(monitor=idle[0])
+
+
+def policy_returns(course: Course, policy: Policy, parameters: Any, first: int, last: int) -> np.ndarray:
+    """(K, last - first, R) returns of policies in the episodes `first` to `last` - 1."""
+    arena = course.arena
+    return returns_many(arena.env, arena.params, policy, parameters, course.keys[first:last])[:, :, : course.own]
+
+
+def plan_returns(course: Course, some: np.ndarray, first: int, last: int) -> np.ndarray:
+    """(K, last - first, C) returns of plans, (K, T), in the episodes `first` to `last` - 1.
+
+    What belongs to a personality is 0 in the episodes of the others, so its mean ranks plans against that one.
+    """
+    arena = course.arena
+    returns = returns_many(arena.env, arena.params, policies.PLAN, some, course.keys[first:last])
+    if not len(course.who):
+        return returns
+    own, who = returns[:, :, : course.own], course.who[first:last]
+    return np.concatenate([returns, *(own * (who == p)[:, None] for p in range(len(PERSONALITIES)))], axis=2)
+
+
+def race_policies(course: Course, policy: Policy, parameters: Any, screen: int, select: int, keep: int) -> Finalists:
+    """Race policies under the arena's own rewards, from `screen` to `select` episodes; `keep` are left for each."""
+    many = len(jax.tree.leaves(parameters)[0])
+
+    def play(rows: np.ndarray, first: int, last: int) -> np.ndarray:
+        return policy_returns(course, policy, take(parameters, rows), first, last)
+
+    raced = race(play, course.monitor[:, : course.own], many, rounds(screen, select), keep)
+    return Finalists(take(parameters, raced.alive), raced.returns)
+
+
+def together(course: Course, policy: Policy, found: Finalists, given: Any, keep: int) -> Finalists:
+    """The best `keep` for each reward of some finalists and of `given` policies, which play the same episodes now."""
+    if given is not None:
+        again = policy_returns(course, policy, given, 0, found.returns.shape[1])
+        both = jax.tree.map(lambda a, b: np.concatenate([a, b]), found.parameters, given)
+        found = Finalists(both, np.concatenate([found.returns, again]))
+    return best_of(course, found, keep)
+
+
+def best_of(course: Course, found: Finalists, keep: int) -> Finalists:
+    """The best `keep` of some finalists for each criterion."""
+    rows = best_rows(gains(course, found), keep)
+    return Finalists(take(found.parameters, rows), found.returns[rows])
+
+
+def gains(course: Course, found: Finalists) -> np.ndarray:
+    """(K, C) or (K, R) points that finalists earn over doing nothing, as `race.differences` has them."""
+    return differences(found.returns, course.monitor[:, : found.returns.shape[2]])[0]
+
+
+def best_rows(returns: np.ndarray, many: int) -> np.ndarray:
+    """Indices of the `many` best rows of each column of (M, C) means, ascending, without repeats."""
+    return np.unique(np.argsort(-returns, axis=0, kind="stable")[:many])

@@ -1,0 +1,132 @@
+"""The search for the best plan that reads nothing: exhaustive classes, plans that grow from the best, a learned one."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxsim.audit import adversary, plans
+from jaxsim.audit.budgets import Budget
+from jaxsim.audit.course import Course, Finalists, best_rows, gains, plan_returns
+from jaxsim.audit.race import Bound, Raced, bound, race, rounds
+from jaxsim.rollouts import BLOCK, GROUPS
+
+SINGLES, CONSTANT, PAIRS = "single actions", "one action at every tick", "pairs"  # classes searched exhaustively
+STEADY = 1e-4  # points; float32 sums of equal terms differ by less
+STARTS = 3  # rewards, at most, from whose best plans the learned adversary begins
+
+
+class Opened(NamedTuple):
+    """The exhaustive classes of plans, raced; the same plans in the same order for every arena of the same `Dims`."""
+
+    plans: np.ndarray  # (M, T) int32: singles, constant ones, pairs
+    first: np.ndarray  # (M, R) float32, mean returns in the first round
+    finalists: Finalists
+    moves: np.ndarray  # (N, 2) int, (tick, action) of the best single actions
+    fills: np.ndarray  # (F,) int32, the best actions to repeat at every tick
+    bounds: dict[str, Bound]  # by class, over MONITOR, under the R rewards
+
+
+def race_plans(course: Course, budget: Budget, some: np.ndarray, screen: int, bounded: bool) -> Raced:
+    """Race plans, (M, T), from `screen` episodes on."""
+
+    def play(rows: np.ndarray, first: int, last: int) -> np.ndarray:
+        return plan_returns(course, some[rows], first, last)
+
+    def steady(returns: np.ndarray) -> np.ndarray:
+        # The best plan may vary; the best of those that never do is a finding of its own.
+        mean = steady_means(course, returns)
+        rows = best_rows(mean, budget.beam)
+        kept: np.ndarray = rows[np.isfinite(mean[rows]).any(axis=1)]
+        return kept
+
+    return race(play, course.monitor, len(some), rounds(screen, budget.select), budget.kept, bounded, steady)
+
+
+def steady_means(course: Course, returns: np.ndarray) -> np.ndarray:
+    """(K, R) mean returns of plans whose return never varies, -inf for the others; from (K, E, C) returns."""
+    own = returns[:, :, : course.own]
+    return np.where(np.ptp(own, axis=1) < STEADY, own.mean(axis=1), -np.inf)
+
+
+def open_plans(course: Course, budget: Budget, length: int) -> Opened:
+    """Race all single actions at the budget's ticks, each action at every tick, and as many pairs as it has."""
+    acts, own = np.arange(1, course.arena.env.dims.actions, dtype=np.int32), course.own
+    single = plans.single_plans(acts, budget.ticks, length)
+    constant = plans.constant_plans(acts, length)
+    raced = race_plans(course, budget, single, budget.screen, True)
+    # A class of its own: what is the same at every tick may cost a lot, and the largest cost is in every arm's error.
+    same = race_plans(course, budget, constant, budget.screen, True)
+    found = merged(Finalists(single[raced.alive], raced.returns), Finalists(constant[same.alive], same.returns))
+    bounds = {SINGLES: bound(raced, own), CONSTANT: bound(same, own)}
+    first = np.concatenate([raced.first, same.first])
+    pairs = plans.pair_plans(acts, budget.ticks, length, budget.pairs)
+    if len(pairs):
+        more = race_plans(course, budget, pairs, min(BLOCK, budget.screen), True)
+        bounds[PAIRS] = bound(more, own)
+        first = np.concatenate([first, more.first])
+        found = merged(found, Finalists(pairs[more.alive], more.returns))
+    best = 1 + best_rows(raced.difference[1:], budget.moves)  # row 0 is MONITOR
+    tick = (single[best] != 0).argmax(axis=1)
+    fills = acts[best_rows(same.difference, budget.beam)]
+    moves = np.stack([tick, single[best, tick]], axis=1)
+    return Opened(np.concatenate([single, constant, pairs]), first[:, :own], found, moves, fills, bounds)
+
+
+def search_plans(course: Course, budget: Budget, opened: Opened, given: np.ndarray, seed: int) -> Finalists:
+    """Longer plans and the learned one; of all of them and `given` ones, (K, T), the best for each criterion."""
+    found = grow_plans(course, budget, opened, played(course, budget, opened.finalists, given))
+    found = played(course, budget, found, climb_plans(course, budget, found, seed))
+    rows = np.union1d(best_rows(gains(course, found), budget.kept), best_rows(steady_means(course, found.returns), 1))
+    return Finalists(found.parameters[rows], found.returns[rows])
+
+
+def played(course: Course, budget: Budget, found: Finalists, more: np.ndarray) -> Finalists:
+    """Some finalists and more plans, (K, T), which play the same episodes now."""
+    more = more[~plans.contains(found.parameters, more)]
+    if not len(more):
+        return found
+    return merged(found, Finalists(more, plan_returns(course, more, 0, budget.select)))
+
+
+def merged(one: Finalists, other: Finalists) -> Finalists:
+    """The plans of both."""
+    parameters = np.concatenate([one.parameters, other.parameters])
+    return Finalists(parameters, np.concatenate([one.returns, other.returns]))
+
+
+def grow_plans(course: Course, budget: Budget, opened: Opened, found: Finalists) -> Finalists:
+    """The best plans for each criterion are changed in one place, and the best of those again, `depth` times."""
+    grown = found.parameters[:0]
+    for _ in range(budget.depth):
+        parents = found.parameters[best_rows(gains(course, found), budget.beam)]
+        parents = parents[~plans.contains(grown, parents)]
+        children = plans.grow(parents, opened.moves, opened.fills)
+        children = children[~plans.contains(found.parameters, children)]
+        if not len(children):
+            break
+        grown = np.concatenate([grown, parents])
+        raced = race_plans(course, budget, children, budget.screen, False)
+        found = merged(found, Finalists(children[raced.alive], raced.returns))
+    return found
+
+
+def climb_plans(course: Course, budget: Budget, found: Finalists, seed: int) -> np.ndarray:
+    """Plans, (K, T), that the learned adversary comes to: from the best under a few rewards, and from doing nothing."""
+    made = [found.parameters[:0]]
+    acts = np.flatnonzero(np.asarray(course.arena.env.legal_actions(course.arena.params))).astype(np.int32)
+    horizon, first = int(course.arena.params.scenario.horizon), budget.select
+    last = first + budget.climb * BLOCK  # other episodes than those that choose
+    champions = gains(course, found)[:, : course.own].argmax(axis=0)
+    distinct = {int(row): r for r, row in reversed(list(enumerate(champions)))}  # the first reward of each
+    starts = [(found.parameters[row], r) for row, r in sorted(distinct.items(), key=lambda x: x[1])[:STARTS]]
+    for plan, r in [*starts, (np.zeros_like(found.parameters[0]), 0)] if budget.climb else []:
+        reference = plan_returns(course, plan[None], first, last)[0, :, r]
+
+        def sample(some: np.ndarray, step: int, r: int = r, reference: np.ndarray = reference) -> Any:
+            at = first + step * BLOCK
+            returns = plan_returns(course, some, at, at + BLOCK)[:, :, r]
+            return returns, reference[step * BLOCK : (step + 1) * BLOCK]
+
+        rng = np.random.default_rng((seed, r, int(plan.any())))
+        made.append(adversary.climb(sample, plan, acts, horizon, budget.climb, GROUPS, rng))
+    return np.unique(np.concatenate(made), axis=0)

@@ -1,0 +1,130 @@
+"""The best of many policies under noise: a race on common episodes, and what the best of them can earn at most.
+
+All arms play the same episodes, so that a difference between two is paired. Few episodes are given to all of them, more
+to those that are left: sequential halving (Karnin, Koren & Somekh 2013, "Almost optimal exploration in multi-armed
+bandits"), which also drops at once what is worse than the leader beyond doubt (Audibert & Bubeck 2010, "Best arm
+identification in multi-armed bandits"). What an arm earns is measured as its difference to a reference policy whose
+mean is known from many more episodes, so that much of the luck can be taken out (a control variate).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import norm
+
+# (rows, first, last) -> (len(rows), last - first, C): returns of some arms in episodes first to last - 1, by criterion.
+Play = Callable[[np.ndarray, int, int], np.ndarray]
+Protect = Callable[[np.ndarray], np.ndarray]  # returns of the first round, (M, n, C) -> rows that are never dropped
+
+LEVEL = 0.05  # of all simultaneous statements about one race
+
+
+class Raced(NamedTuple):
+    """What a race of M arms found. Differences are to the reference, in points."""
+
+    alive: np.ndarray  # (K,) int, the arms that reached the end, ascending
+    returns: np.ndarray  # (K, E, C) float32, theirs in every episode
+    first: np.ndarray  # (M, C) float32, mean return of every arm in the first round
+    difference: np.ndarray  # (M, C) of every arm, as `differences` has it, over all episodes that it played
+    error: np.ndarray  # (M, C) its standard error
+    episodes: np.ndarray  # (M,) int, that it played
+    rounds: int
+
+
+class Bound(NamedTuple):
+    """A simultaneous upper bound on what the best member of a class earns; differences to the reference, in points."""
+
+    members: int
+    best: np.ndarray  # (C,) the largest difference measured
+    upper: np.ndarray  # (C,) the bound
+    fewest: int  # episodes that the least measured member played
+
+
+def rounds(first: int, last: int) -> tuple[int, ...]:
+    """Episodes after each round: doubled from `first` until `last`."""
+    ends = [min(first, last)]
+    while ends[-1] < last:
+        ends.append(min(2 * ends[-1], last))
+    return tuple(ends)
+
+
+def differences(returns: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """((K, C) mean differences of arms to the reference, (K, C) their standard errors), in points.
+
+    `returns` (K, n, C) are in the first n of the episodes of `reference`, (E, C), n <= E. Where the first n episodes
+    are kinder than all E, as the reference shows, the difference is corrected by its regression on the reference
+    (control variate; Lavenberg & Welch 1981, "A perspective on the use of control variables"). The error is as if one
+    more episode had shown the largest difference of any arm: so it is above 0 for one whose rare success is to come.
+    """
+    n, every = returns.shape[1], len(reference)
+    difference = returns - reference[:n]
+    kindness = reference[:n] - reference.mean(axis=0)
+    mean, kind = difference.mean(axis=1), kindness.mean(axis=0)
+    spread = np.maximum(kindness.var(axis=0), 1e-12)
+    slope = (np.einsum("knc,nc->kc", difference, kindness) / n - mean * kind) / spread
+    left = np.maximum(difference.var(axis=1) - np.square(slope) * spread, 0.0)
+    largest = np.abs(difference).max(axis=(0, 1), initial=0.0)
+    error = np.sqrt(left / n + np.square(slope) * spread / every + np.square(largest / n))
+    return mean - slope * kind, error
+
+
+def race(
+    play: Play,
+    reference: np.ndarray,
+    arms: int,
+    ends: tuple[int, ...],
+    keep: int,
+    bounded: bool = False,
+    protect: Protect | None = None,
+) -> Raced:
+    """Race `arms` arms over rounds that end after `ends` episodes; at the end `keep` are left for each criterion.
+
+    `reference` (E, C) are the returns of the policy that differences are taken to, in the same episodes and as many
+    more as there are. From round to round the number of arms falls by the same factor. With `bounded`, as many again
+    are kept for what they may earn at most, which makes `bound` tight.
+    """
+    looks = len(ends)
+    z = float(norm.isf(LEVEL / (2 * max(1, arms * looks))))
+    alive, done = np.arange(arms), 0
+    kept = np.zeros((arms, 0, reference.shape[1]), np.float32)
+    mean, error = np.zeros((2, arms, reference.shape[1]))
+    episodes = np.zeros(arms, np.int64)
+    first, protected = mean, alive[:0]
+    for look, end in enumerate(ends):
+        kept = np.concatenate([kept, play(alive, done, end)], axis=1)
+        mean[alive], error[alive] = differences(kept, reference)
+        episodes[alive] = done = end
+        if look == 0:
+            first = kept.mean(axis=1)
+            protected = protect(kept) if protect else protected
+        if look < looks - 1:
+            most = int(np.ceil(keep * (max(arms, keep) / keep) ** ((looks - 2 - look) / (looks - 1))))
+            stay = survivors(mean[alive], error[alive], z, most, bounded) | np.isin(alive, protected)
+            alive, kept = alive[stay], kept[stay]
+    return Raced(alive, kept, first, mean, error, episodes, looks)
+
+
+def survivors(mean: np.ndarray, error: np.ndarray, z: float, most: int, bounded: bool) -> np.ndarray:
+    """(K,) bool: for each criterion the best `most` arms, less those that the leader beats by more than `z` errors."""
+    column = np.arange(mean.shape[1])
+    leader, upper = mean.argmax(axis=0), mean + z * error
+    top = np.zeros(mean.shape, bool)
+    for value in (mean, upper) if bounded else (mean,):
+        np.put_along_axis(top, np.argsort(-value, axis=0, kind="stable")[:most], True, axis=0)
+    stay: np.ndarray = (top & (upper >= mean[leader, column] - z * error[leader, column])).any(axis=1)
+    return stay
+
+
+def bound(raced: Raced, criteria: int) -> Bound:
+    """The bound over all arms of a race, for the first `criteria`.
+
+    The largest of mean + z errors, z for as many one-sided statements at once as there are arms and rounds at which an
+    arm may have left (Bonferroni): so it holds although arms were dropped for what they earned. It rests on the normal
+    approximation of means of at least as many episodes as the first round has.
+    """
+    arms = len(raced.episodes)
+    z = float(norm.isf(LEVEL / max(1, arms * raced.rounds)))
+    mean = raced.difference[:, :criteria]
+    upper = (mean + z * raced.error[:, :criteria]).max(axis=0)
+    return Bound(arms, mean.max(axis=0), upper, int(raced.episodes.min()))

@@ -1,0 +1,168 @@
+"""The race finds what is there under noise, its bound holds, the adversary climbs, and budgets contain each other."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import scenarios
+from jaxsim import policies, reward
+from jaxsim.audit import adversary, course, open_loop, plans, search
+from jaxsim.audit.arena import Arena, make_arenas
+from jaxsim.audit.budgets import BUDGETS, Budget, lineage
+from jaxsim.audit.race import bound, differences, race, rounds
+from jaxsim.rollouts import episode_keys, returns_many, rollout_many
+
+NOISE, PAYS = 3.0, 1.0  # points: standard deviation of a return, and what the needle earns
+
+
+@pytest.fixture(scope="module")
+def arena() -> Arena:
+    rewards = {"operational": reward.weights("operational")}
+    return make_arenas([scenarios.load("cloud_metadata_ssrf")], "hardened", rewards)[0]
+
+
+def noisy(means: np.ndarray, rng: np.random.Generator, luck: float = 0.0) -> Any:
+    """Arms with these mean returns, (M,); a share `luck` of the variance of every episode is common to all arms."""
+    common = rng.normal(size=65536) * NOISE * np.sqrt(luck)
+
+    def play(rows: np.ndarray, first: int, last: int) -> np.ndarray:
+        own = rng.normal(size=(len(rows), last - first)) * NOISE * np.sqrt(1 - luck)
+        returns: np.ndarray = (means[rows, None] + common[first:last] + own)[:, :, None]
+        return returns
+
+    return play, common[:4096, None]
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "full"])
+def test_a_needle_among_all_single_actions_is_found(name: str) -> None:
+    budget, found = BUDGETS[name], 0
+    arms = 1 + 36 * len(budget.ticks)
+    for trial in range(100):
+        rng = np.random.default_rng((trial, arms))
+        needle = int(rng.integers(1, arms))
+        play, reference = noisy(np.where(np.arange(arms) == needle, PAYS, 0.0), rng)
+        raced = race(play, reference, arms, rounds(budget.screen, budget.select), budget.kept)
+        found += raced.alive[raced.returns.mean(axis=(1, 2)).argmax()] == needle
+    assert found >= 95
+
+
+def test_a_needle_in_the_rules_is_found_by_the_whole_search(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules in which one secret action at one tick pays, all others nothing; every return under independent noise."""
+    budget, length = BUDGETS["tiny"], 70
+    keys = np.zeros((8 * budget.select, 2), np.uint32)
+    found = 0
+    for trial in range(100):
+        rng = np.random.default_rng(trial)
+        tick, act = int(rng.choice(budget.ticks)), int(rng.integers(1, arena.env.dims.actions))
+
+        def rules(env: Any, params: Any, policy: Any, some: np.ndarray, keys: np.ndarray, **secret: Any) -> np.ndarray:
+            pays = PAYS * (some[:, secret["tick"]] == secret["act"])
+            noise = secret["rng"].normal(size=(len(some), len(keys))) * NOISE
+            return np.repeat((pays[:, None] + noise)[:, :, None], 4, axis=2)
+
+        monkeypatch.setattr(
+            course, "returns_many", lambda *args, t=tick, a=act, r=rng, rules=rules: rules(*args, tick=t, act=a, rng=r)
+        )
+        laid = course.lay(arena, keys, length)
+        opened = open_loop.open_plans(laid, budget, length)
+        finalists = open_loop.search_plans(laid, budget, opened, np.zeros((0, length), np.int32), 0)
+        best = finalists.parameters[course.gains(laid, finalists)[:, 0].argmax()]
+        found += best[tick] == act
+    assert found >= 95
+
+
+def test_the_bound_holds_whichever_arms_were_dropped() -> None:
+    """In at least 95 % of races it is above what the best arm earns; an arm that was dropped early counts as well."""
+    held = 0
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        means = rng.normal(size=100) * 0.3
+        play, reference = noisy(means, rng, luck=0.5)
+        raced = race(play, reference, 100, rounds(64, 512), 5, bounded=True)
+        found = bound(raced, 1)
+        assert found.members == 100 and found.fewest == raced.episodes.min() < 512 and found.best[0] < found.upper[0]
+        held += found.upper[0] >= means.max()
+    assert held >= 190
+
+
+def test_an_arm_that_never_varied_has_an_error() -> None:
+    """What pays in one episode of a thousand has earned nothing yet in most samples of 64."""
+    returns = np.zeros((2, 64, 1), np.float32)
+    returns[1, 0] = 10.0
+    mean, error = differences(returns, np.zeros((64, 1)))
+    assert mean[0, 0] == 0 and error[0, 0] == pytest.approx(10 / 64)
+
+
+def test_kind_episodes_are_told_by_the_reference() -> None:
+    """Arms that save what the reference loses: their difference is judged as if the episodes had been like all."""
+    rng = np.random.default_rng(0)
+    lost = -6.0 * (rng.random(8192) < 0.4)[:, None]
+    saves = (0.5 * -lost[:64, 0] + rng.normal(size=64) * 0.1)[None, :, None]
+    mean, error = differences(lost[:64] + saves, lost)
+    true = 0.5 * 6 * (lost < 0).mean()
+    assert abs(mean[0, 0] - true) < 4 * error[0, 0] < 0.5 < 5 * saves.std() / 8
+    assert error[0, 0] < 0.5 * saves.std() / 8
+
+
+def test_the_adversary_climbs_to_what_pays() -> None:
+    horizon, acts = 20, np.arange(12, dtype=np.int32)
+    start = np.zeros(24, np.int32)
+    rng = np.random.default_rng(3)
+
+    def sample(some: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        gain = 1.0 * (some[:, 4] == 7) + 0.8 * (some[:, 11] == 2) - 0.3 * (some[:, :horizon] != 0).sum(axis=1)
+        return gain[:, None] + rng.normal(size=(len(some), 32)), np.zeros(32)
+
+    found = adversary.climb(sample, start, acts, horizon, 64, 128, np.random.default_rng(0))
+    best = max(found, key=lambda plan: 1.0 * (plan[4] == 7) + 0.8 * (plan[11] == 2) - 0.3 * (plan != 0).sum())
+    assert best[4] == 7 and best[11] == 2 and (best != 0).sum() <= 3 and not best[horizon:].any()
+
+
+@pytest.mark.parametrize("episodes", [32, 45])
+def test_returns_many_equals_rollout_many(arena: Arena, episodes: int) -> None:
+    keys = episode_keys(jax.random.key(7), episodes)
+    some = plans.single_plans(np.arange(1, arena.env.dims.actions), (0, 3), 70)[:9]
+    for policy, parameters in (
+        (policies.PLAN, some),
+        (policies.EVIDENCE, search.sample_family(8, 0)),
+    ):
+        together = returns_many(arena.env, arena.params, policy, parameters, np.asarray(jax.random.key_data(keys)))
+        stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys)
+        np.testing.assert_allclose(together, stats.episode_return, atol=1e-5)
+
+
+def test_a_larger_budget_contains_a_smaller_one() -> None:
+    assert [len(lineage(BUDGETS[name])) for name in ("tiny", "small", "full")] == [1, 2, 3]
+    for name in ("small", "full"):
+        larger, smaller = BUDGETS[name], BUDGETS[BUDGETS[name].base]
+        for field in ("pairs", "beam", "depth", "moves", "climb", "prefix", "family", "select", "kept", "report"):
+            assert getattr(larger, field) >= getattr(smaller, field), field
+        assert set(smaller.ticks) <= set(larger.ticks)
+
+
+def test_a_family_begins_with_the_smaller_one() -> None:
+    small, large = search.sample_family(64, 5), search.sample_family(256, 5)
+    for a, b in zip(small, large, strict=True):
+        np.testing.assert_array_equal(a, b[:64])
+
+
+def test_what_a_smaller_budget_found_takes_part(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that the larger budget would never come to by itself is its best, if the smaller one had it."""
+    tiny = Budget("", (0,), 0, 1, 0, 1, 0, 0, 8, 32, 32, 1, 64, 64)
+    gem = np.zeros(70, np.int32)
+    gem[[5, 6, 7]] = 3
+    larger = tiny._replace(base="tiny", ticks=(0, 1))
+    monkeypatch.setitem(BUDGETS, "tiny", tiny)
+    real = open_loop.search_plans
+
+    def spied(laid: Any, budget: Budget, opened: Any, given: np.ndarray, seed: int) -> Any:
+        if budget is tiny:
+            return course.Finalists(gem[None], np.full((1, 32, laid.monitor.shape[1]), 9.0, np.float32))
+        assert any(np.array_equal(plan, gem) for plan in given)
+        return real(laid, budget, opened, given, seed)
+
+    monkeypatch.setattr(search, "search_plans", spied)
+    (found,) = search.search([arena], larger, 0)
+    assert found.open_loop[0].parameters.shape == (70,)
