@@ -38,6 +38,7 @@ from grpo import decode, embedded, gguf_file, llama_server, models
 from grpo import exam as exams
 from grpo.embedded import ModelError
 from grpo.models import Loaded
+from grpo.portable import make_portable
 from jaxsim.version import SIMULATOR_VERSION
 
 KINDS = ("q8_0", "f16", "none")
@@ -197,6 +198,7 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: str, card: str, licenc
         with embedded.quiet():
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        make_portable(folder)
     except SafetensorError as error:  # no space left
         raise OSError(28, str(error), str(folder)) from error
     (folder / "README.md").write_text(card, encoding="utf-8")

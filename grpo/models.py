@@ -287,7 +287,7 @@ def _same(one: str, other: str) -> bool:
     if all(_HUB_ID.fullmatch(name) and not os.path.isdir(name) for name in hub):
         return hub[0].lower() == hub[1].lower()
     last = [Path(os.path.abspath(name)).name.lower() for name in hub]
-    return last[0] == last[1] or sorted(last) == sorted((EMBEDDED, embedded.FOLDER))
+    return last[0] == last[1] or set(last) <= {EMBEDDED, embedded.FOLDER, embedded.EARLIER}
 
 
 def _adapted(model: Any, folder: Path, base: str, trainable: bool) -> Any:

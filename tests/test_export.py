@@ -17,7 +17,7 @@ pytest.importorskip("llguidance")
 
 import torch
 from safetensors.torch import load_file, save_file
-from test_models import SPECIAL, TEXT, logits, lora, tiny, tiny_tokenizer
+from test_models import SPECIAL, TEXT, logits, lora, needs_version_5, tiny, tiny_tokenizer
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -123,6 +123,7 @@ def test_a_plain_model_folder(exported):
     files = {path.name for path in (exported / "merged").iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= files
     assert {"chat_template.jinja", "README.md"} <= files
+    assert needs_version_5(exported / "merged") == []
     model: Any = AutoModelForCausalLM
     assert model.from_pretrained(exported / "merged").dtype == torch.float32
 

