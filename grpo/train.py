@@ -404,6 +404,7 @@ def save_adapter(model: Any, folder: Path) -> None:
     for left in (part, folder):
         shutil.rmtree(left, ignore_errors=True)
     model.save_pretrained(part, selected_adapters=["default"], save_embedding_layers=False)
+    models.note_base(model, part)
     os.replace(part, folder)
 
 

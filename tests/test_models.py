@@ -197,6 +197,78 @@ def test_adapter_errors(made, tmp_path, copy):
         load(str(made), adapter)
 
 
+def test_an_adapter_knows_its_base_by_content(made, tmp_path):
+    """Every export has a `merged`: another of that name and shapes, one that was moved, one that was written anew."""
+    first, second = (tiny(tmp_path / run / "merged", seed) for run, seed in (("run1", 1), ("run2", 2)))
+    loaded, noted, bare = load(str(first)), tmp_path / "noted", tmp_path / "bare"
+    adapted = lora(loaded)
+    for folder in (noted, bare):
+        adapted.save_pretrained(folder)
+    models.note_base(adapted, noted)
+    wanted = logits(load(str(first), noted).model)
+    for adapter in (noted, bare):
+        with pytest.raises(
+            ModelError, match=r"was made for .*run1/merged, not for .*run2/merged; load it with its own"
+        ):
+            load(str(second), adapter)
+    moved = tmp_path / "elsewhere" / "by another name"
+    moved.parent.mkdir()
+    first.rename(moved)
+    assert torch.equal(logits(load(str(moved), noted).model), wanted)
+    for model in (moved, second):
+        with pytest.raises(
+            ModelError, match=r"was made for .*, not for .*name .* as its base in .*adapter_config.json"
+        ):
+            load(str(model), bare)
+    config = json.loads((bare / "adapter_config.json").read_text())
+    (bare / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(moved)}))
+    assert torch.equal(logits(load(str(moved), bare).model), wanted)  # the remedy works
+    shutil.copytree(second, first)  # exported anew to the same place
+    with pytest.raises(ModelError, match=r"with other weights; .* delete .*base.json"):
+        load(str(first), noted)
+    (noted / models.BASE_NOTE).unlink()
+    load(str(first), noted)
+
+
+def test_identity(made, tmp_path):
+    def of(folder: Path) -> str:
+        return models.identity(folder, models.check_folder(folder, "x"))
+
+    again = tiny(tmp_path / "again")
+    assert of(made) == of(again) != of(tiny(tmp_path / "other", seed=1))
+    model = load(str(made), dtype="float32").model
+    (again / "model.safetensors").unlink()
+    model.save_pretrained(again, max_shard_size="50kB")
+    assert of(made) == of(again) and len(models.check_folder(again, "x")) > 2  # in parts
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
+    model.save_pretrained(tmp_path / "changed")
+    shutil.copy(made / "tokenizer.json", tmp_path / "changed")
+    assert of(made) != of(tmp_path / "changed")
+
+
+def test_weights_that_would_be_dropped(made, tmp_path):
+    adapter = tmp_path / "adapter"
+    lora(load(str(made))).save_pretrained(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q_proj"]}))
+    with pytest.raises(
+        ModelError, match=r"for modules that its .* does not name .*layers.0.self_attn.v_proj.*4 in all"
+    ):
+        load(str(made), adapter)
+
+
+def test_an_adapter_without_a_base(made, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapted = lora(load(str(made), dtype="float32"))
+    adapted.save_pretrained(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    assert torch.equal(logits(load(str(made), adapter, dtype="float32").model), logits(adapted.eval()))
+    with pytest.raises(ModelError, match="is an adapter; load its base, which it does not name, with adapter="):
+        load(str(adapter))
+
+
 def test_same_model_by_another_name():
     qwen = "Qwen/Qwen2.5-1.5B-Instruct"
     assert models._same(qwen, "/a/b/Qwen2.5-1.5B-Instruct/")
@@ -205,6 +277,7 @@ def test_same_model_by_another_name():
     assert models._same("/x/" + embedded.FOLDER, "embedded") and models._same("/x/" + embedded.EARLIER, "embedded")
     assert not models._same("other/Qwen2.5-1.5B-Instruct", qwen)
     assert not models._same(qwen, "embedded")
+    assert models._same("/old/run1/merged", "/new/run1/merged") and not models._same("run1/merged", "run2/merged")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
