@@ -44,6 +44,11 @@ class ModelError(ValueError):
     """A model cannot be had or loaded; the message says what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def cache() -> Path:
     """The cache of this package: $JAXSIM_SOC_CACHE, or jaxsim-soc/ in $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get(CACHE_VARIABLE)

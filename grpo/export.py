@@ -36,7 +36,7 @@ from rich.table import Table
 import prompting
 from grpo import decode, embedded, gguf_file, llama_server, models
 from grpo import exam as exams
-from grpo.embedded import ModelError
+from grpo.embedded import ModelError, first_line
 from grpo.models import Loaded
 from grpo.portable import make_portable
 from jaxsim.version import SIMULATOR_VERSION
@@ -195,7 +195,7 @@ def merged(loaded: Loaded) -> Any:
     try:
         model = loaded.model.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:  # NaN, or a kind without a merge
-        why = models.first_line(error).rstrip(".")
+        why = first_line(error).rstrip(".")
         if "NaN" in why:
             raise ModelError(f"the adapter cannot be merged: {why}; take one of an earlier step") from error
         raise ModelError(f"an adapter of this kind {NOT_MERGED} ({why})") from error

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo import embedded
-from grpo.embedded import INSTALL, ModelError
+from grpo import chat_template, embedded
+from grpo.embedded import INSTALL, ModelError, first_line
 
 EMBEDDED = "embedded"
 HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "model*.safetensors")
@@ -191,10 +191,6 @@ def _json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} holds no JSON object ({error}); fetch or write it again") from error
 
 
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def check_folder(folder: Path, name: str) -> list[Path]:
     """The files of a model folder that hold weights. Raises ModelError when a file is missing, damaged or cut off."""
     if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
@@ -238,11 +234,25 @@ def load_tokenizer(folder: Path, name: str) -> Any:
         raise ModelError(f"the tokenizer of {name} cannot be loaded: {first_line(error)}") from error
     if not tokenizer.chat_template:
         raise ModelError(f"{name} has no chat template; take a model that was trained to chat (its -Instruct version)")
+    try:
+        template = chat_template.mended(tokenizer)
+    except ValueError as error:
+        raise ModelError(
+            f"the chat template of {name} cannot be used: {error}; mend {_template_file(folder)}, or take another model"
+        ) from error
+    if template != tokenizer.get_chat_template():
+        tokenizer.chat_template = template
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer of {name} has neither a padding nor an end token; name one in its config")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _template_file(folder: Path) -> Path:
+    """Where the chat template of a model folder is."""
+    own = folder / "chat_template.jinja"
+    return own if own.is_file() else folder / "tokenizer_config.json"
 
 
 def _model(folder: Path, name: str, dtype: Any, device: str, four_bit: bool) -> Any:

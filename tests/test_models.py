@@ -26,7 +26,8 @@ from tokenizers import models as kinds
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from grpo import embedded, models, portable
+import prompting
+from grpo import decode, embedded, models, portable
 from grpo.models import ModelError, load
 
 # PEFT still asks for it.
@@ -323,6 +324,74 @@ def test_no_chat_template(copy):
     (copy / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="no chat template"):
         load(str(copy))
+
+
+# --- chat templates -------------------------------------------------------------------------------------------------
+
+TURNS = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content | trim + '<|im_end|>\n' "
+    "}}{%- endfor %}"
+)
+SPEAKS = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+OPENS = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"
+REFUSES = "{%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{%- endif %}"
+DROPS = TURNS.replace("in messages", "in messages if message.role != 'system'")
+SWITCH = (  # as hybrid models have it
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}"
+    "{%- if enable_thinking is defined and not enable_thinking %}{{- '\n</think>\n\n' }}{%- endif %}{%- endif %}"
+)
+NO_THOUGHT = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+def with_template(folder: Path, template: str) -> Path:
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def chat_of(folder: Path) -> str:
+    """What the model is shown, and what a trainer and a copy of the tokenizer would show it."""
+    tokenizer = load(str(folder)).tokenizer
+    text = decode.chat_text(tokenizer, prompting.chat("Tick 3 of 60"))
+    tokenizer.save_pretrained(folder / "again")
+    again = models.load_tokenizer(folder / "again", "again")
+    assert again.chat_template == tokenizer.chat_template
+    examples = decode.chat_text(tokenizer, prompting.chat("Tick 4", (("Tick 3 of 60", '{"action": "MONITOR"}'),)))
+    assert prompting.system_prompt() in examples and "Tick 4" in examples and "MONITOR" in examples
+    return text
+
+
+@pytest.mark.parametrize("template", [REFUSES + TURNS + SPEAKS, DROPS + SPEAKS])
+def test_a_template_without_a_system_role_shows_the_rules(copy, template):
+    wanted = f"<|im_start|>user\n{prompting.system_prompt()}\n\nTick 3 of 60<|im_end|>\n<|im_start|>assistant\n"
+    assert chat_of(with_template(copy, template)) == wanted
+
+
+def test_a_template_that_needs_nothing_is_left_alone(copy):
+    assert load(str(copy)).tokenizer.chat_template == TEMPLATE
+    thinks = TURNS + SPEAKS + "{# <think> #}{% if 0 %}{{ enable_thinking }}<think>{% endif %}"
+    assert load(str(with_template(copy, thinks))).tokenizer.chat_template == thinks
+
+
+@pytest.mark.parametrize("template", [TURNS + OPENS, TURNS + SWITCH, REFUSES + TURNS + OPENS])
+def test_a_template_that_begins_a_thought_has_it_ended(copy, template):
+    text = chat_of(with_template(copy, template))
+    assert text.endswith("Tick 3 of 60<|im_end|>\n" + NO_THOUGHT) and prompting.system_prompt() in text
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("\n" + TURNS + "{% if %}", r"it fails in line 4: .*; mend .*chat_template.jinja, or take another model$"),
+        ("{{ raise_exception('no chats at all') }}", "it fails: no chats at all; mend"),
+        ("{%- for m in messages %}{{ m.content[0].text.upper() }}{%- endfor %}", "it fails: "),
+        (SPEAKS, "it does not show every message; mend"),
+        (REFUSES + SPEAKS, "it fails: System role not supported; mend"),
+    ],
+)
+def test_a_template_that_cannot_be_used(copy, template, why):
+    with pytest.raises(ModelError, match=r"the chat template of .*copy cannot be used: " + why) as caught:
+        load(str(with_template(copy, template)))
+    assert "\n" not in str(caught.value)
 
 
 def test_memory(made, monkeypatch):
