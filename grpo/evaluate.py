@@ -40,9 +40,9 @@ import numpy as np
 
 import prompting
 import scenarios
-from grpo import play, report, transcript
+from grpo import json_lines, play, report, transcript
 from grpo.embedded import ModelError
-from grpo.play import Played, Respond, Turn
+from grpo.play import Played, Respond, Turn, is_turn
 from grpo.report import Told
 from jaxsim import Env, policies, recurrent, reward, rollouts
 from jaxsim.audit import checkpoint, search
@@ -215,24 +215,11 @@ def begin(out: Path, wanted: dict[str, Any], restart: bool) -> None:
 
 
 def read_part(path: Path, episodes: int) -> list[dict[str, Any]]:
-    """The whole lines of a part, one a tick; what follows them, such as a line that was cut off, is removed."""
-    found: list[dict[str, Any]] = []
-    kept = 0
-    content = path.read_bytes() if path.exists() else b""
-    for line in content.splitlines(keepends=True):
-        try:
-            turn = json.loads(line)
-            good = line.endswith(b"\n") and turn["tick"] == len(found) and len(turn["texts"]) == episodes
-        except (ValueError, TypeError, KeyError):
-            good = False
-        if not good:
-            break
-        found.append(turn)
-        kept += len(line)
-    if kept < len(content):
-        with open(path, "r+b") as file:
-            file.truncate(kept)
-    return found
+    """The whole lines of a part, one a tick; a last one that was cut off is removed."""
+    try:
+        return json_lines.resume(path, partial(is_turn, episodes))
+    except ValueError as error:
+        cli.fail(str(error))
 
 
 # --- other policies -------------------------------------------------------------------------------------------------
@@ -360,22 +347,18 @@ def play_model(
         spent[tick] = (time.perf_counter() - began, speaker.count(texts))
         return texts
 
-    with open(path, "a", encoding="utf-8") as file:
+    def keep(turn: Turn) -> None:
+        seconds, tokens = spent.get(turn.tick, (0.0, 0))  # nothing where nobody was asked
+        json_lines.append(path, {**turn._asdict(), "seconds": seconds, "tokens": tokens})
+        advance(f"{label}, tick {turn.tick + 1}")
 
-        def keep(turn: Turn) -> None:
-            seconds, tokens = spent.get(turn.tick, (0.0, 0))  # nothing where nobody was asked
-            line = {"tick": turn.tick, "texts": turn.texts, "seconds": seconds, "tokens": tokens}
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            advance(f"{label}, tick {turn.tick + 1}")
-
-        # fmt: off
-        played = play.play(
-            campaign.env, campaign.params, campaign.inventory, campaign.keys, respond, layout=args.layout,
-            asking=args.asking, shuffle=shuffle, opening=opening.append, advance=keep,
-            past=[Turn(t["tick"], t["texts"]) for t in past],
-        )
-        # fmt: on
+    # fmt: off
+    played = play.play(
+        campaign.env, campaign.params, campaign.inventory, campaign.keys, respond, layout=args.layout,
+        asking=args.asking, shuffle=shuffle, opening=opening.append, advance=keep,
+        past=[Turn(t["tick"], t["texts"]) for t in past],
+    )
+    # fmt: on
     return played, sum(seconds for seconds, _ in spent.values()), sum(tokens for _, tokens in spent.values())
 
 

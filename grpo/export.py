@@ -36,15 +36,23 @@ from rich.table import Table
 import prompting
 from grpo import decode, embedded, gguf_file, llama_server, models
 from grpo import exam as exams
-from grpo.embedded import ModelError
+from grpo.embedded import ModelError, first_line
 from grpo.models import Loaded
+from grpo.portable import make_portable
 from jaxsim.version import SIMULATOR_VERSION
 
 KINDS = ("q8_0", "f16", "none")
 DTYPES = ("float32", "bfloat16", "float16")
-MERGED, NOTE = "merged", "export.json"
+MERGED, NOTE = models.MERGED, "export.json"
+# What an adapter can be that no weights of its base can; by the name of its setting.
+NEVER_MERGED = {
+    "layer_replication": "repeats layers",
+    "alora_invocation_tokens": "waits for certain tokens",
+    "arrow_config": "chooses among adapters",
+}
 LICENCES = ("LICENSE", "NOTICE")  # of a base, which go with it
 DISAGREES = 1  # exit code
+NOT_MERGED = "cannot be merged; use it with evaluate.py --adapter, beside its base, or train one without that"
 OTHER_WAY = "give --gguf none, then run llama.cpp's own converter: python convert_hf_to_gguf.py {}"
 
 
@@ -82,8 +90,11 @@ def arguments(argv: Sequence[str] | None) -> Any:
     return args
 
 
-def base_of(adapter: Path) -> str:
-    """The model that an adapter was made for. Raises ModelError when its files are not those of a LoRA adapter."""
+def base_of(adapter: Path, given: str | None) -> str:
+    """The model to merge an adapter into: `given`, or the one it was made for.
+
+    Raises ModelError when its files are not those of a LoRA adapter that can be merged, or there is no such model.
+    """
     path = adapter / "adapter_config.json"
     if not path.is_file():
         raise ModelError(f"{adapter} is no adapter: it has no {path.name}; give the folder that it was saved to")
@@ -94,6 +105,11 @@ def base_of(adapter: Path) -> str:
     kind, base = config.get("peft_type"), config.get("base_model_name_or_path")
     if kind != "LORA":
         raise ModelError(f"{path}: peft_type is {kind!r}; only LORA can be merged into a model's weights")
+    for name, does in NEVER_MERGED.items():
+        if config.get(name):
+            raise ModelError(f"{path}: {name} is {config[name]!r:.60}; an adapter that {does} {NOT_MERGED}")
+    if given:
+        return given
     if not isinstance(base, str) or not base:
         raise ModelError(f"{path}: base_model_name_or_path is {base!r}; name the model with --model")
     return base
@@ -178,9 +194,11 @@ def merged(loaded: Loaded) -> Any:
     """The model with the adapter in its weights. Raises ModelError when the adapter's weights are no numbers."""
     try:
         model = loaded.model.merge_and_unload(safe_merge=True)
-    except ValueError as error:  # NaN
-        why = str(error).strip().splitlines()[0]
-        raise ModelError(f"the adapter cannot be merged: {why}; take one of an earlier step") from error
+    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:  # NaN, or a kind without a merge
+        why = first_line(error).rstrip(".")
+        if "NaN" in why:
+            raise ModelError(f"the adapter cannot be merged: {why}; take one of an earlier step") from error
+        raise ModelError(f"an adapter of this kind {NOT_MERGED} ({why})") from error
     for name, tensor in model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{name} holds NaN or infinity once the adapter is merged; take one of an earlier step")
@@ -197,6 +215,7 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: str, card: str, licenc
         with embedded.quiet():
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        make_portable(folder)
     except SafetensorError as error:  # no space left
         raise OSError(28, str(error), str(folder)) from error
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -258,6 +277,18 @@ def trained_in_four_bits(adapter: Path) -> bool:
 def export(args: Any, base: str, part: Path, advance: Callable[[str], None]) -> dict[str, Any]:
     """Write the export into `part`; returns what is to be said about it."""
     advance("loading the model")
+    config = args.adapter / "adapter_config.json"
+    try:
+        place, _ = models.find(base, args.offline)
+    except ModelError as error:
+        if args.model:
+            raise
+        raise ModelError(f"{config}: base_model_name_or_path: {error}; or say with --model where it lies") from error
+    if models.in_few_bits(place):
+        raise ModelError(
+            f"{base} is kept in few bits, which nothing can be merged into; write the name or folder of its full "
+            f"version as base_model_name_or_path into {config}, and leave out --model"
+        )
     loaded = models.load(base, args.adapter, dtype="float32", device=args.device, offline=args.offline)
     check(args, base, loaded, part)
     advance("states of random play")
@@ -315,8 +346,6 @@ def export(args: Any, base: str, part: Path, advance: Callable[[str], None]) -> 
 def check(args: Any, base: str, loaded: Loaded, part: Path) -> None:
     """Raises ModelError when the model cannot be merged or written, before that is begun."""
     model = loaded.model.get_base_model()
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise ModelError(f"{base} is kept in few bits, which nothing can be merged into; give its full version")
     why = "" if args.gguf == "none" else gguf_file.unwritable(model, loaded.tokenizer)
     if why:
         folder = shlex.quote(str(args.out / MERGED))
@@ -424,8 +453,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     console = Console(stderr=True)
     try:
-        own = base_of(args.adapter)
-        base = args.model or own
+        base = base_of(args.adapter, args.model)
         with replacing(args.out, args.restart, [args.adapter, Path(base)]) as part:
             with console.status("starting") as status:
                 told = export(args, base, part, status.update)

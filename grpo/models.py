@@ -6,6 +6,7 @@ is imported before `load` is called.
 """
 
 import difflib
+import hashlib
 import importlib
 import json
 import math
@@ -16,8 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo import embedded
-from grpo.embedded import INSTALL, ModelError
+from grpo import chat_template, embedded
+from grpo.embedded import INSTALL, ModelError, first_line
 
 EMBEDDED = "embedded"
 HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "model*.safetensors")
@@ -25,6 +26,9 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 DTYPES = ("float32", "bfloat16", "float16")
 SPARE = 1.1  # memory for weights, and what loading them takes besides
 NF4 = 0.52  # bytes of a weight in 4 bits, its share of the scales included
+BASE_NOTE = "base.json"  # in an adapter's folder: which base it was made for
+ENDS = 4096  # bytes at each end of a tensor, for its model's identity
+MERGED = "merged"  # the folder of a merged model in an export
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NOT_QUANTISED = re.compile(r"embed|wte|wpe|lm_head|norm")
 
@@ -59,13 +63,15 @@ def load(
     number = _dtype(dtype, device, modules["torch"])
     folder, source = find(name, offline)
     files = check_folder(folder, name)
-    small = "quantization_config" in _json(folder / "config.json")  # in few bits already
+    small = in_few_bits(folder)
     need = sum(x.stat().st_size for x in files) if small else weight_bytes(files, number.itemsize, four_bit)
     check_memory(name, SPARE * need, device, four_bit)
+    own = identity(folder, files)
     if adapter is not None:
-        check_adapter(Path(adapter), name)
+        check_adapter(Path(adapter), name, own)
     tokenizer = load_tokenizer(folder, name)
     model = _model(folder, name, number, device, four_bit and not small)
+    model.identity = own  # for `note_base`
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     # What adapters note as their base: the name rather than where it happens to lie.
     model.config._name_or_path = model.name_or_path = name
@@ -160,7 +166,7 @@ def find(name: str, offline: bool) -> tuple[Path, str]:
     except hub.errors.RepositoryNotFoundError as error:
         raise ModelError(f"{name!r} is no folder here, and the hub does not know it{_nearest(name)}") from error
     except Exception as error:  # whatever the network does
-        why = "it may not be fetched (offline)" if offline else f"the hub cannot be reached ({_first_line(error)})"
+        why = "it may not be fetched (offline)" if offline else f"the hub cannot be reached ({first_line(error)})"
         raise ModelError(
             f"{name!r} is no folder here, it is not in the cache, and {why}; "
             f"load it once with a network, or give the folder of a copy{_nearest(name)}"
@@ -185,14 +191,10 @@ def _json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} holds no JSON object ({error}); fetch or write it again") from error
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def check_folder(folder: Path, name: str) -> list[Path]:
     """The files of a model folder that hold weights. Raises ModelError when a file is missing, damaged or cut off."""
     if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
-        base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+        base = _json(folder / "adapter_config.json").get("base_model_name_or_path") or "which it does not name"
         raise ModelError(f"{name} is an adapter; load its base, {base}, with adapter={name!r}")
     files, index = ["model.safetensors"], folder / "model.safetensors.index.json"
     if not (folder / files[0]).is_file() and index.is_file():
@@ -206,6 +208,11 @@ def check_folder(folder: Path, name: str) -> list[Path]:
     for file in files:
         header(folder / file)
     return [folder / file for file in files]
+
+
+def in_few_bits(folder: Path) -> bool:
+    """Whether the weights of a model folder are quantised."""
+    return "quantization_config" in _json(folder / "config.json")
 
 
 def header(path: Path) -> dict[str, list[int]]:
@@ -224,14 +231,28 @@ def load_tokenizer(folder: Path, name: str) -> Any:
             folder, trust_remote_code=False, local_files_only=True, padding_side="left"
         )
     except Exception as error:  # the reader of a tokenizer raises Exception itself
-        raise ModelError(f"the tokenizer of {name} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"the tokenizer of {name} cannot be loaded: {first_line(error)}") from error
     if not tokenizer.chat_template:
         raise ModelError(f"{name} has no chat template; take a model that was trained to chat (its -Instruct version)")
+    try:
+        template = chat_template.mended(tokenizer)
+    except ValueError as error:
+        raise ModelError(
+            f"the chat template of {name} cannot be used: {error}; mend {_template_file(folder)}, or take another model"
+        ) from error
+    if template != tokenizer.get_chat_template():
+        tokenizer.chat_template = template
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer of {name} has neither a padding nor an end token; name one in its config")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _template_file(folder: Path) -> Path:
+    """Where the chat template of a model folder is."""
+    own = folder / "chat_template.jinja"
+    return own if own.is_file() else folder / "tokenizer_config.json"
 
 
 def _model(folder: Path, name: str, dtype: Any, device: str, four_bit: bool) -> Any:
@@ -259,7 +280,7 @@ def _model(folder: Path, name: str, dtype: Any, device: str, four_bit: bool) -> 
                 **options,
             )
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
-        raise ModelError(f"{name} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{name} cannot be loaded: {first_line(error)}") from error
     if info["missing_keys"]:  # would be random
         raise ModelError(f"{name} has no weights for {', '.join(sorted(info['missing_keys'])[:3])}; fetch it again")
     for layer in model.modules():  # a layout of weights for fast answers on CPUs, which a later backward cannot read
@@ -270,15 +291,74 @@ def _model(folder: Path, name: str, dtype: Any, device: str, four_bit: bool) -> 
     return model
 
 
-def check_adapter(folder: Path, base: str) -> None:
-    """Raises ModelError when an adapter's files are not there or cut off, or it was made for another base."""
+def identity(folder: Path, files: Iterable[Path]) -> str:
+    """What a model is, wherever it lies: a digest of its tensors' names, shapes, kinds and the ends of their values.
+
+    Training or merging changes nearly every value of a tensor, and a few read in no time even of a large model.
+    """
+    if folder.name in (embedded.FOLDER, embedded.EARLIER):  # unpacked by whatever version of transformers
+        return embedded.GGUF_SHA256
+    found = {}
+    for path in files:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            for name, told in json.loads(file.read(size)).items():
+                if name == "__metadata__":
+                    continue
+                begin, end = told["data_offsets"]
+                values = b""
+                for at in (begin, max(begin, end - ENDS)):
+                    file.seek(8 + size + at)
+                    values += file.read(min(ENDS, end - at))
+                found[name] = f"{name} {told['dtype']} {told['shape']} {hashlib.sha256(values).hexdigest()}\n"
+    return hashlib.sha256("".join(found[name] for name in sorted(found)).encode()).hexdigest()
+
+
+def note_base(model: Any, adapter: Path) -> None:
+    """Write into an adapter's folder which base it was made for; `model` is one that `load` gave, with an adapter."""
+    base = model.get_base_model()
+    if not hasattr(base, "identity"):  # not loaded here
+        return
+    note = {"base_model_name_or_path": base.name_or_path, "identity": base.identity}
+    (adapter / BASE_NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def check_adapter(folder: Path, base: str, own: str) -> None:
+    """Raises ModelError when an adapter's files are not there or cut off, or it was made for another base.
+
+    `own` is the identity of `base`. Where that of the right one is noted beside the adapter, it decides. Else names do,
+    unless the adapter names no base, and what lies under the name, if anything.
+    """
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / file).is_file():
             raise ModelError(f"{folder} is no adapter: it has no {file}; give the folder that it was saved to")
     header(folder / "adapter_model.safetensors")
-    made_for = str(_json(folder / "adapter_config.json").get("base_model_name_or_path"))
-    if not _same(made_for, base):
-        raise ModelError(f"adapter {folder} was made for {made_for}, not for {base}; load it with its own base")
+    config, note = folder / "adapter_config.json", folder / BASE_NOTE
+    named = _json(config).get("base_model_name_or_path")
+    if not named:
+        return
+    made_for, told = str(named), _json(note) if note.is_file() else {}
+    if told.get("base_model_name_or_path") == made_for:  # else somebody has named another base since
+        fits = told.get("identity") == own
+    else:
+        fits = _same(made_for, base) and _identity_of(made_for) in ("", own)
+    if not fits:
+        why = f"was made for {made_for}, not for {base}"
+        if _same(made_for, base):
+            why = f"does not fit {base}: it was made for {made_for} with other weights"
+        change = f"delete {note}" if made_for == base else f"name {base} as its base in {config}"
+        raise ModelError(
+            f"adapter {folder} {why}; load it with its own base, or, to have it on this one all the same, {change}"
+        )
+
+
+def _identity_of(name: str) -> str:
+    """The identity of a model that is a whole folder here; '' for others."""
+    folder = Path(name).expanduser()
+    try:
+        return identity(folder, check_folder(folder, name)) if folder.is_dir() else ""
+    except ModelError:
+        return ""
 
 
 def _same(one: str, other: str) -> bool:
@@ -286,8 +366,13 @@ def _same(one: str, other: str) -> bool:
     hub = [re.sub(r".*models--(.+?)--(.+?)/snapshots/\w+/?$", r"\1/\2", name) for name in (one, other)]
     if all(_HUB_ID.fullmatch(name) and not os.path.isdir(name) for name in hub):
         return hub[0].lower() == hub[1].lower()
-    last = [Path(os.path.abspath(name)).name.lower() for name in hub]
-    return last[0] == last[1] or sorted(last) == sorted((EMBEDDED, embedded.FOLDER))
+    last = [_last(Path(os.path.abspath(name))).lower() for name in hub]
+    return last[0] == last[1] or set(last) <= {EMBEDDED, embedded.FOLDER, embedded.EARLIER}
+
+
+def _last(path: Path) -> str:
+    """The name that tells a folder from others: every export has a `merged`."""
+    return path.name if path.name != MERGED else str(Path(path.parent.name, MERGED))
 
 
 def _adapted(model: Any, folder: Path, base: str, trainable: bool) -> Any:
@@ -296,8 +381,16 @@ def _adapted(model: Any, folder: Path, base: str, trainable: bool) -> Any:
         warnings.filterwarnings("error", message="(.|\n)*Found missing adapter keys")
         try:
             # Weights to train stay float32; to answer with, they are as narrow as the model's, which is far faster.
-            return _need("peft").PeftModel.from_pretrained(
-                model, str(folder), is_trainable=trainable, autocast_adapter_dtype=trainable
-            )
+            kind: dict[str, Any] = {"is_trainable": trainable, "autocast_adapter_dtype": trainable}
+            adapted = _need("peft").PeftModel.from_pretrained(model, str(folder), **kind)
+            # Once more, since only this tells what had no place.
+            dropped = adapted.load_adapter(str(folder), adapted.active_adapter, **kind).unexpected_keys
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, UserWarning) as error:
-            raise ModelError(f"adapter {folder} does not fit {base}: {_first_line(error)}") from error
+            raise ModelError(f"adapter {folder} does not fit {base}: {first_line(error)}") from error
+    if dropped and not adapted.active_peft_config.is_prompt_learning:
+        raise ModelError(
+            f"adapter {folder} has weights for modules that its adapter_config.json does not name or {base} does not "
+            f"have: {', '.join(sorted(dropped)[:3])} ({len(dropped)} in all); name them in target_modules there, or "
+            "save the adapter again"
+        )
+    return adapted

@@ -36,6 +36,11 @@ class Turn(NamedTuple):
     texts: list[str | None]
 
 
+def is_turn(episodes: int, line: dict[str, Any], tick: int) -> bool:
+    """Whether a line of a file is the turn of a tick."""
+    return line["tick"] == tick and len(line["texts"]) == episodes
+
+
 class Played(NamedTuple):
     """E episodes of a model."""
 

@@ -1,6 +1,5 @@
 """Training rows: a prompt, an integer id into a bank of states, and what every legal action is worth there."""
 
-import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -15,7 +14,7 @@ import prompting
 import scenarios
 from grpo import bank as banks
 from grpo import credit as credits
-from grpo import play
+from grpo import json_lines, play
 from grpo.bank import Bank
 from grpo.credit import Credit
 from jaxsim import env, reward, rollouts
@@ -252,8 +251,8 @@ def save(folder: Path, rows: Rows, game: Campaigns) -> None:
     """Write rows into a folder, each file whole or not at all; `credit.npz` last, so that it says: complete."""
     folder.mkdir(parents=True, exist_ok=True)
     banks.save(folder / "bank.npz", rows.bank, game.dims, game.params)
-    lines = [json.dumps({"id": i, "prompt": text}, ensure_ascii=False) for i, text in enumerate(rows.prompts)]
-    _whole(folder / "prompts.jsonl", lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    lines = json_lines.encode({"id": i, "prompt": text} for i, text in enumerate(rows.prompts))
+    _whole(folder / "prompts.jsonl", lambda file: file.write(lines))
     arrays = {**rows.credit._asdict(), "step_reward": rows.step_reward, "informative": rows.informative}
     _whole(folder / "credit.npz", lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
 
@@ -264,7 +263,7 @@ def load(folder: Path, game: Campaigns) -> Rows | None:
         return None
     bank = banks.load(folder / "bank.npz", game.dims, game.params)
     try:
-        prompts = [json.loads(line)["prompt"] for line in (folder / "prompts.jsonl").read_text("utf-8").splitlines()]
+        prompts = [line["prompt"] for line in json_lines.read(folder / "prompts.jsonl")]
         with np.load(folder / "credit.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         found = Credit(*(arrays[name] for name in Credit._fields))

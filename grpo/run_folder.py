@@ -14,6 +14,7 @@ import jax
 from accelerate import PartialState
 
 import prompting
+from grpo import json_lines
 from grpo.settings import Settings
 from jaxsim.version import SIMULATOR_VERSION
 
@@ -76,13 +77,11 @@ class Log:
 
     def __init__(self, path: Path):
         self.path = path
-        self.lines: list[dict[str, Any]] = []
-        if path.exists():
-            for text in path.read_text("utf-8").splitlines():
-                try:
-                    self.lines.append(json.loads(text))
-                except ValueError:
-                    break  # cut off by a kill
+        begin = json_lines.resume if PartialState().is_main_process else json_lines.read
+        try:
+            self.lines: list[dict[str, Any]] = begin(path, lambda line, _: {"loop", "phase", "step"} <= line.keys())
+        except ValueError as error:
+            cli.fail(str(error))
 
     def add(self, loop: int, phase: str, step: int, report: dict[str, Any]) -> None:
         """Append the report of a step."""
@@ -91,14 +90,12 @@ class Log:
         line = {"loop": loop, "phase": phase, "step": step, **report}
         if not PartialState().is_main_process:
             return
-        text = json.dumps(line, ensure_ascii=False)
-        whole = len(kept) == len(self.lines) and (not kept or self.path.read_bytes().endswith(b"\n"))
+        last = len(kept) == len(self.lines)
         self.lines = [*kept, line]
-        if whole:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(text + "\n")
+        if last:
+            json_lines.append(self.path, line)
         else:
-            cli.write_text(self.path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in self.lines))
+            cli.write_bytes(self.path, json_lines.encode(self.lines))
 
 
 def timed(out: Path, manifest: dict[str, Any], what: str, since: float) -> None:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
@@ -38,7 +39,19 @@ from accelerate import PartialState
 from rich.console import Console
 
 import prompting
-from grpo import decode, diagnostics, gate, models, play, report_training, rows, settings, unsloth_backend, warm
+from grpo import (
+    decode,
+    diagnostics,
+    gate,
+    json_lines,
+    models,
+    play,
+    report_training,
+    rows,
+    settings,
+    unsloth_backend,
+    warm,
+)
 from grpo.embedded import ModelError
 from grpo.rows import Campaigns, Rows
 from grpo.run_folder import Log, begin, save_manifest, timed
@@ -302,7 +315,7 @@ def own_play(
     decoder = decode.Decoder(model, tokenizer)
     sampling = decode.Sampling(chosen.temperature, chosen.max_completion)
     files = [folder / f"play-{name}.jsonl" for name in game.names]
-    pasts = [turns(path) for path in files]
+    pasts = [turns(path, chosen.collect_episodes) for path in files]
 
     def respond(p: int) -> play.Respond:
         likely = play.likely_answers(tokenizer, [game.inventories[p]])
@@ -315,8 +328,7 @@ def own_play(
     with cli.progress(ticks, done=sum(map(len, pasts)), quiet=console.quiet) as step:
 
         def advance(p: int, turn: play.Turn) -> None:
-            with open(files[p], "a", encoding="utf-8") as file:
-                file.write(json.dumps(turn._asdict(), ensure_ascii=False) + "\n")
+            json_lines.append(files[p], turn._asdict())
             step(f"loop {loop}: own play")
 
         bank, _ = rows.from_model(
@@ -326,18 +338,12 @@ def own_play(
     return bank
 
 
-def turns(path: Path) -> list[play.Turn]:
+def turns(path: Path, episodes: int) -> list[play.Turn]:
     """The turns of an interrupted play; a last line that was cut off is dropped."""
-    if not path.exists():
-        return []
-    found = []
-    for text in path.read_text("utf-8").splitlines():
-        try:
-            found.append(play.Turn(**json.loads(text)))
-        except ValueError:
-            break
-    cli.write_text(path, "".join(json.dumps(t._asdict(), ensure_ascii=False) + "\n" for t in found))
-    return found
+    try:
+        return [play.Turn(**line) for line in json_lines.resume(path, partial(play.is_turn, episodes))]
+    except ValueError as error:
+        cli.fail(str(error))
 
 
 def warm_up(
@@ -398,6 +404,7 @@ def save_adapter(model: Any, folder: Path) -> None:
     for left in (part, folder):
         shutil.rmtree(left, ignore_errors=True)
     model.save_pretrained(part, selected_adapters=["default"], save_embedding_layers=False)
+    models.note_base(model, part)
     os.replace(part, folder)
 
 

@@ -25,6 +25,7 @@ REASONS = (
 )
 FALLBACKS = (NO_JSON, BROKEN_JSON, WRONG_SCHEMA)  # nothing that could be called an action was said
 MAX_STARTS = 16  # opening braces from which an object is looked for; a bound makes the time linear
+THINK, THOUGHT = "<think>", "</think>"  # what a thought of a model stands between
 
 _PAIRS = tuple[tuple[str, object], ...]
 
@@ -46,28 +47,49 @@ _DECODER = json.JSONDecoder(
 )
 
 
+def _said(text: str) -> str:
+    """What is left of a completion without its thoughts.
+
+    A thought goes from <think> to </think>, or to the end where it was cut off. An end without a beginning ends one
+    that the chat template began.
+    """
+    first, *others = text.split(THINK)
+    parts = [first.partition(THOUGHT)[2] if THOUGHT in first else first]
+    parts += [other.partition(THOUGHT)[2] for other in others]
+    return "\n".join(parts)
+
+
 def _first_object(text: str) -> _PAIRS | str:
-    """The key-value pairs of the first JSON object in a text, or the reason why there is none."""
-    start = text.find("{")
-    if start < 0:
-        return NO_JSON
+    """The key-value pairs of the first JSON object in a text that says `action`, or the reason why there is none.
+
+    What stands inside an object is not looked at, nor what stands in one as far as it is JSON before it breaks off.
+    """
+    start, reason = text.find("{"), NO_JSON
     for _ in range(MAX_STARTS):
+        if start < 0:
+            break
         try:
-            pairs: _PAIRS = _DECODER.raw_decode(text, start)[0]
-            return pairs
-        except (ValueError, RecursionError):
-            start = text.find("{", start + 1)
-            if start < 0:
-                break
-    return BROKEN_JSON
+            pairs, end = _DECODER.raw_decode(text, start)
+            if any(key == "action" for key, _ in pairs):
+                return pairs
+            reason = WRONG_SCHEMA
+        except json.JSONDecodeError as error:
+            reason = WRONG_SCHEMA if reason == WRONG_SCHEMA else BROKEN_JSON
+            # The position is that of what breaks it, but for a text without an end that of its beginning.
+            end = len(text) if error.msg.startswith("Unterminated string") else max(error.pos, start + 1)
+        except (ValueError, RecursionError):  # nested too deep to be read
+            return BROKEN_JSON
+        start = text.find("{", end)
+    return reason
 
 
 def parse(text: str, inventory: Inventory) -> Parsed:
     """The action that a completion asks for. Never raises.
 
-    It is that of the first JSON object in the text; what stands around it, and its other keys, are ignored.
+    It is that of the first JSON object that says `action`, after thoughts; what stands around it, and its other keys,
+    are ignored.
     """
-    found = _first_object(text)
+    found = _first_object(_said(text))
     if isinstance(found, str):
         return Parsed(INVALID, found)
     verbs = [value for key, value in found if key == "action"]

@@ -1,6 +1,6 @@
 """The system prompt, and the messages of a chat."""
 
-FORMAT_VERSION = "1"  # of everything that `prompting` writes and reads; changes when a text or its meaning does
+FORMAT_VERSION = "2"  # of everything that `prompting` writes and reads; changes when a text or its meaning does
 
 SYSTEM = """You are a SOC analyst. Each tick you see the network and answer with one action.
 MONITOR: wait. Free.

@@ -17,7 +17,7 @@ pytest.importorskip("llguidance")
 
 import torch
 from safetensors.torch import load_file, save_file
-from test_models import SPECIAL, TEXT, logits, lora, tiny, tiny_tokenizer
+from test_models import SPECIAL, TEXT, logits, lora, needs_version_5, tiny, tiny_tokenizer
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -123,6 +123,7 @@ def test_a_plain_model_folder(exported):
     files = {path.name for path in (exported / "merged").iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= files
     assert {"chat_template.jinja", "README.md"} <= files
+    assert needs_version_5(exported / "merged") == []
     model: Any = AutoModelForCausalLM
     assert model.from_pretrained(exported / "merged").dtype == torch.float32
 
@@ -385,6 +386,61 @@ def test_broken_adapters(qwen, tmp_path, capsys):
     config.write_text(json.dumps(read))
     assert "was made for" in failed(capsys, "--adapter", adapter, "--model", "embedded", "--out", out)
     assert [*tmp_path.iterdir()] == [adapter]
+
+
+def test_a_base_that_the_adapter_does_not_lead_to(qwen, tmp_path, capsys):
+    """Named not at all, elsewhere, or in few bits: what is said to be done about it can be done."""
+    adapter = Path(shutil.copytree(qwen[1], tmp_path / "adapter"))
+    config = adapter / "adapter_config.json"
+    read = json.loads(config.read_text())
+
+    def named(base: str | None) -> None:
+        config.write_text(json.dumps(read | {"base_model_name_or_path": base}))
+
+    named(None)
+    said = failed(capsys, "--adapter", adapter, "--out", tmp_path / "null")
+    assert "base_model_name_or_path is None; name the model with --model" in said
+    assert export.base_of(adapter, str(qwen[0])) == str(qwen[0])
+    assert load(str(qwen[0]), adapter).about["adapter"] == str(adapter)
+
+    named(str(tmp_path / "gone" / "tiny"))
+    said = failed(capsys, "--adapter", adapter, "--out", tmp_path / "moved")
+    assert said.count("\n") == 1 and "say with --model where it lies" in said and "adapter_config.json" in said
+    assert load(str(qwen[0]), adapter).about["adapter"] == str(adapter)
+    named(str(tmp_path / "gone" / "of another name"))
+    said = failed(capsys, "--adapter", adapter, "--model", qwen[0], "--out", tmp_path / "renamed")
+    assert f"name {qwen[0]} as its base in {config}" in said
+
+    few = Path(shutil.copytree(qwen[0], tmp_path / "few"))
+    settings = json.loads((few / "config.json").read_text())
+    (few / "config.json").write_text(json.dumps(settings | {"quantization_config": {"load_in_4bit": True}}))
+    named(str(few))
+    (adapter / models.BASE_NOTE).write_text(json.dumps({"base_model_name_or_path": str(few), "identity": "of few"}))
+    for more in ([], ["--model", few]):
+        said = failed(capsys, "--adapter", adapter, "--out", tmp_path / "full", *more)
+        assert "few is kept in few bits" in said and f"into {config}" in said and said.count("\n") == 1
+    named(str(qwen[0]))
+    export.main(["--adapter", str(adapter), "--gguf", "none", "--out", str(tmp_path / "full"), *STATES])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lora_bias": True, "target_modules": ["o_proj"]}, "an adapter of this kind cannot be merged; use it with"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, "an adapter that repeats layers cannot be merged; use it with"),
+        ({"alora_invocation_tokens": [5, 6]}, "an adapter that waits for certain tokens cannot be merged; use it with"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed", "ignore:Adapter 'default'")  # PEFT's affair
+def test_adapters_that_no_weights_of_their_base_can_be(llama, tmp_path, capsys, change, message):
+    import peft
+
+    same = {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    adapted = peft.get_peft_model(load(str(llama[0]), dtype="float32").model, peft.LoraConfig(**same | change))
+    adapted.save_pretrained(tmp_path / "adapter")
+    said = failed(capsys, "--adapter", tmp_path / "adapter", "--out", tmp_path / "soc", "--gguf", "none")
+    assert message in said and "evaluate.py --adapter" in said and said.count("\n") == 1
+    assert [*tmp_path.iterdir()] == [tmp_path / "adapter"]
 
 
 def test_an_adapter_that_diverged(qwen, tmp_path):

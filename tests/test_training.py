@@ -19,7 +19,7 @@ pytest.importorskip("peft")
 
 import jax
 import torch
-from test_models import tiny
+from test_models import lora, tiny
 
 import prompting
 import scenarios
@@ -304,6 +304,15 @@ def test_a_step_done_again_replaces_its_line_and_all_after_it(tmp_path: Path) ->
     assert [json.loads(text)["x"] for text in path.read_text().splitlines()] == [1, 2, 3, 40]
     log.add(0, "warm", 2, {"x": 0})
     assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_trained_adapter_knows_its_base(tmp_path: Path) -> None:
+    model = lora(models.load(str(tiny(tmp_path / "merged"))))
+    train.save_adapter(model, tmp_path / "adapter")
+    models.load(str(tmp_path / "merged"), tmp_path / "adapter")
+    other = tiny(tmp_path / "other" / "merged", seed=1)
+    with pytest.raises(models.ModelError, match=r"was made for .*, not for"):
+        models.load(str(other), tmp_path / "adapter")
 
 
 # --- beside the training --------------------------------------------------------------------------------------------
