@@ -10,7 +10,7 @@ class Budget(NamedTuple):
     ticks: tuple[int, ...]  # at which a single action or a pair may act, ascending
     pairs: int  # most plans of two actions: as many leading ticks as make no more
     beam: int  # plans that grow, for each criterion
-    depth: int  # times that they grow
+    depth: int  # times that they grow, from what the base has grown
     moves: int  # single actions that they grow by, the best for each criterion
     climb: int  # steps of the learned blind adversary, from each of its starts
     prefix: int  # most blind actions before a farming loop
@@ -37,11 +37,11 @@ BUDGETS = {
         screen=64, select=512, kept=12, report=1024, configs=256,
     ),
     "small": Budget(
-        "tiny", SMALL_TICKS, pairs=2**14, beam=4, depth=4, moves=32, climb=64, prefix=3, family=512,
+        "tiny", SMALL_TICKS, pairs=2**14, beam=4, depth=2, moves=24, climb=48, prefix=3, family=512,
         screen=64, select=1024, kept=24, report=2048, configs=4096,
     ),
     "full": Budget(
-        "small", FULL_TICKS, pairs=2**17, beam=8, depth=7, moves=96, climb=256, prefix=5, family=4096,
+        "small", FULL_TICKS, pairs=2**15, beam=6, depth=3, moves=48, climb=160, prefix=5, family=4096,
         screen=64, select=4096, kept=48, report=8192, configs=65536,
     ),
 }  # fmt: skip

@@ -25,6 +25,7 @@ class Course(NamedTuple):
 
     arena: Arena  # with the rewards of `scout`
     own: int  # R
+    length: int  # T, ticks of a plan, the same for all arenas of a search
     keys: np.ndarray  # (W, ...) uint32, key data of episodes: the first ones to choose on
     who: np.ndarray  # (W,) int, the attacker's personality where the rules show it; (0,) where they do not
     monitor: np.ndarray  # (W, C) float32, returns of doing nothing
@@ -58,7 +59,7 @@ def lay(arena: Arena, keys: np.ndarray, length: int) -> Course:
     if not bool(arena.params.rules.hide_personality):
         begin = jax.jit(jax.vmap(lambda key: start(arena.env.dims, jax.random.wrap_key_data(key), arena.params).who))
         who = np.asarray(begin(keys))
-    course = Course(scouted, len(arena.rewards), keys, who, np.zeros((0, 0), np.float32))
+    course = Course(scouted, len(arena.rewards), length, keys, who, np.zeros((0, 0), np.float32))
     idle = plan_returns(course, np.zeros((1, length), np.int32), 0, len(keys))
     return course._replace(monitor=idle[0])
 

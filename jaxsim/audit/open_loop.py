@@ -48,9 +48,9 @@ def steady_means(course: Course, returns: np.ndarray) -> np.ndarray:
     return np.where(np.ptp(own, axis=1) < STEADY, own.mean(axis=1), -np.inf)
 
 
-def open_plans(course: Course, budget: Budget, length: int) -> Opened:
+def open_plans(course: Course, budget: Budget) -> Opened:
     """Race all single actions at the budget's ticks, each action at every tick, and as many pairs as it has."""
-    acts, own = np.arange(1, course.arena.env.dims.actions, dtype=np.int32), course.own
+    acts, own, length = np.arange(1, course.arena.env.dims.actions, dtype=np.int32), course.own, course.length
     single = plans.single_plans(acts, budget.ticks, length)
     constant = plans.constant_plans(acts, length)
     raced = race_plans(course, budget, single, budget.screen, True)
@@ -61,7 +61,7 @@ def open_plans(course: Course, budget: Budget, length: int) -> Opened:
     first = np.concatenate([raced.first, same.first])
     pairs = plans.pair_plans(acts, budget.ticks, length, budget.pairs)
     if len(pairs):
-        more = race_plans(course, budget, pairs, min(BLOCK, budget.screen), True)
+        more = race_plans(course, budget, pairs, min(BLOCK, budget.screen), False)
         bounds[PAIRS] = bound(more, own)
         first = np.concatenate([first, more.first])
         found = merged(found, Finalists(pairs[more.alive], more.returns))

@@ -69,9 +69,9 @@ def longer_prefixes(arena: Arena, farms: FarmParams) -> FarmParams:
     return longer
 
 
-def search_farms(course: Course, budget: Budget, length: int) -> Finalists:
-    """Loops without a prefix, then with longer and longer ones before the best; `length` ticks of prefix at most."""
-    frontier = farm_loops(course.arena, np.zeros((1, 0), np.int32), length)
+def search_farms(course: Course, budget: Budget) -> Finalists:
+    """Loops without a prefix, then with longer and longer ones before the best."""
+    frontier = farm_loops(course.arena, np.zeros((1, 0), np.int32), LONGEST_PREFIX)
     found = race_policies(course, policies.FARM, frontier, BLOCK, budget.select, 2 * budget.beam)
     best = best_of(course, found, 2 * budget.beam)
     for _ in range(budget.prefix):
@@ -123,48 +123,81 @@ class Found(NamedTuple):
     bounds: dict[str, Bound]  # by class of plans searched exhaustively: what its best earns over MONITOR, per reward
 
 
-class Kept(NamedTuple):
-    """What a budget found in one arena: for the next larger one, and to report."""
+class Blind(NamedTuple):
+    """The plans that a search found in one arena."""
 
     plans: Finalists
-    positional: np.ndarray  # (R, T) int32
-    farms: Finalists
-    family: Finalists
+    positional: np.ndarray  # (R, T) int32, for each reward the plan that is best on average over all arenas
     bounds: dict[str, Bound]
 
 
-def search(
-    arenas: list[Arena], budget: Budget, seed: int, advance: Callable[[str], None] = lambda step: None
-) -> list[Found]:
+Advance = Callable[[str], None]
+
+
+def silent(what: str) -> None:
+    """An `advance` that tells nobody."""
+
+
+def search(arenas: list[Arena], budget: Budget, seed: int, advance: Advance = silent) -> list[Found]:
     """Search every arena. `advance(what)` is called before each of the `steps(arenas, budget)` steps.
 
-    A budget begins with all that the budget before it does, in the same episodes, and what that found takes part: so a
+    A budget begins with all that the budgets before it do, in the same episodes, and what they found takes part: so a
     larger one finds no less, but for the luck of the episodes that choose.
     """
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    length = max(int(a.params.scenario.horizon) for a in arenas)
-    kept: list[Kept] = []
-    found: list[Found] = []
-    for level in lineage(budget):
-        keys = np.asarray(jax.random.key_data(episode_keys(key, WIDE * level.select)))
-        courses, opened = [], []
-        for arena in arenas:
-            advance(f"{arena.scenario.id}: open-loop plans")
-            courses.append(lay(arena, keys, length))
-            opened.append(open_plans(courses[-1], level, length))
-        advance("positional plans")
-        positional = search_positional(courses, level, opened, [k.positional for k in kept])
-        before: list[Kept | None] = list(kept) or [None] * len(arenas)
-        kept, found = [], []
-        for course, plans, given in zip(courses, opened, before, strict=True):
-            kept.append(_search_one(course, level, plans, positional, given, length, seed, advance))
-            found.append(chosen(course, level, kept[-1]))
+    courses = lay_out(arenas, budget, seed)
+    blind = search_blind(courses, budget, seed, advance)
+    found = []
+    for i, plans in enumerate(blind):
+        farms = family = None
+        for level, laid in zip(lineage(budget), courses, strict=True):
+            name = arenas[i].scenario.id
+            advance(f"{name}: farming loops")
+            farms = together(
+                laid[i], policies.FARM, search_farms(laid[i], level), farms and farms.parameters, 2 * level.beam
+            )
+            advance(f"{name}: evidence family")
+            members = sample_family(level.family, seed)
+            raced = race_policies(laid[i], policies.EVIDENCE, members, BLOCK, level.select, 2 * level.beam)
+            family = together(laid[i], policies.EVIDENCE, raced, family and family.parameters, 2 * level.beam)
+        assert farms is not None and family is not None, "a budget is in its own lineage"
+        found.append(chosen(courses[-1][i], budget, plans, farms, family))
     return found
 
 
 def steps(arenas: list[Arena], budget: Budget) -> int:
     """How often `search` calls `advance`."""
     return len(lineage(budget)) * (4 * len(arenas) + 1)
+
+
+def lay_out(arenas: list[Arena], budget: Budget, seed: int) -> list[list[Course]]:
+    """The courses of the arenas, for every budget of the lineage; a smaller one has the first episodes of a larger."""
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    length = max(int(a.params.scenario.horizon) for a in arenas)
+    courses = []
+    for level in lineage(budget):
+        keys = np.asarray(jax.random.key_data(episode_keys(key, WIDE * level.select)))
+        courses.append([lay(arena, keys, length) for arena in arenas])
+    return courses
+
+
+def search_blind(courses: list[list[Course]], budget: Budget, seed: int, advance: Advance = silent) -> list[Blind]:
+    """Search every arena for plans that read nothing; `courses` by `lay_out`."""
+    found: list[Blind] = []
+    for level, laid in zip(lineage(budget), courses, strict=True):
+        opened = []
+        for course in laid:
+            advance(f"{course.arena.scenario.id}: open-loop plans")
+            opened.append(open_plans(course, level))
+        advance("positional plans")
+        positional = search_positional(laid, level, opened, [b.positional for b in found])
+        given = [
+            np.concatenate([positional, *(b.plans.parameters for b in found[i : i + 1])]) for i in range(len(laid))
+        ]
+        found = []
+        for course, start, more in zip(laid, opened, given, strict=True):
+            advance(f"{course.arena.scenario.id}: longer plans")
+            found.append(Blind(search_plans(course, level, start, more, seed), positional, start.bounds))
+    return found
 
 
 def search_positional(
@@ -179,33 +212,7 @@ def search_positional(
     return best
 
 
-def _search_one(
-    course: Course,
-    budget: Budget,
-    opened: Opened,
-    positional: np.ndarray,
-    given: Kept | None,
-    length: int,
-    seed: int,
-    advance: Callable[[str], None],
-) -> Kept:
-    name = course.arena.scenario.id
-    advance(f"{name}: longer plans")
-    more = np.concatenate([positional, *([given.plans.parameters] if given else [])])
-    plans = search_plans(course, budget, opened, more, seed)
-
-    advance(f"{name}: farming loops")
-    farms = search_farms(course, budget, LONGEST_PREFIX)
-    farms = together(course, policies.FARM, farms, given.farms.parameters if given else None, 2 * budget.beam)
-
-    advance(f"{name}: evidence family")
-    members = sample_family(budget.family, seed)
-    family = race_policies(course, policies.EVIDENCE, members, BLOCK, budget.select, 2 * budget.beam)
-    family = together(course, policies.EVIDENCE, family, given.family.parameters if given else None, 2 * budget.beam)
-    return Kept(plans, positional, farms, family, opened.bounds)
-
-
-def chosen(course: Course, budget: Budget, kept: Kept) -> Found:
+def chosen(course: Course, budget: Budget, blind: Blind, farms: Finalists, family: Finalists) -> Found:
     """The best of each kind under each reward of the arena."""
     own = course.own
 
@@ -215,16 +222,16 @@ def chosen(course: Course, budget: Budget, kept: Kept) -> Found:
         made = [Candidate(kind, policy, take(found.parameters, i)) for i in range(len(mean))]
         return [made[i] for i in mean.argmax(axis=0)], [made[i] for i in best_rows(mean, budget.beam)]
 
-    open_loop, pool = candidates(PLAN, policies.PLAN, kept.plans)
-    farming, farms = candidates(FARM, policies.FARM, kept.farms)
-    evidence, family = candidates(EVIDENCE, policies.EVIDENCE, kept.family)
-    positional = [Candidate(PLAN, policies.PLAN, plan) for plan in kept.positional]
+    open_loop, pool = candidates(PLAN, policies.PLAN, blind.plans)
+    farming, loops = candidates(FARM, policies.FARM, farms)
+    evidence, members = candidates(EVIDENCE, policies.EVIDENCE, family)
+    positional = [Candidate(PLAN, policies.PLAN, plan) for plan in blind.positional]
     certain: list[Candidate | None] = []
-    for mean in steady_means(course, kept.plans.returns).T:
-        best = kept.plans.parameters[mean.argmax()]
+    for mean in steady_means(course, blind.plans.returns).T:
+        best = blind.plans.parameters[mean.argmax()]
         certain.append(Candidate(PLAN, policies.PLAN, best) if np.isfinite(mean.max()) else None)
-    pool += farms + family + positional
-    return Found(open_loop, certain, positional, brief(course, kept.plans), farming, evidence, pool, kept.bounds)
+    pool += loops + members + positional
+    return Found(open_loop, certain, positional, brief(course, blind.plans), farming, evidence, pool, blind.bounds)
 
 
 def brief(course: Course, found: Finalists) -> list[Candidate]:
@@ -233,7 +240,7 @@ def brief(course: Course, found: Finalists) -> list[Candidate]:
     briefed = []
     for r in range(course.own):
         returns = found.returns[:, :, r]
-        overall = returns.mean(axis=1).argmax()
+        overall = gains(course, found)[:, r].argmax()
         rows = [
             returns[:, who == p].mean(axis=1).argmax() if np.any(who == p) else overall
             for p in range(len(PERSONALITIES))
