@@ -196,6 +196,7 @@ def describe(
     row: dict[str, Any], arena: search.Arena, named: dict[str, search.Candidate], r: int, report_seed: int, out: Path
 ) -> None:
     """Put into a row what the best policies do, in words, and write a witness file for every exploit."""
+    row["digest"] = scenarios.digest(arena.scenario)
     by_name = {p["policy"]: p for p in row["policies"]}
 
     def best_of(name: str) -> dict[str, Any]:

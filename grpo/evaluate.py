@@ -152,7 +152,7 @@ def settings(args: Any) -> dict[str, Any]:
         "scenario": [s.id for s in args.scenario],
         **{name: getattr(args, name) for name in (*names.split(), "four_bit", "dtype", "device")},
         "adapter": args.adapter and str(args.adapter),
-        **{f"contents of {s.id}": hashlib.sha256(scenarios.dump(s).encode()).hexdigest() for s in args.scenario},
+        **{f"contents of {s.id}": scenarios.digest(s) for s in args.scenario},
         "contents of the model": fingerprint(Path(args.model)),
         "contents of the adapter": args.adapter and fingerprint(args.adapter),
         "simulator_version": SIMULATOR_VERSION,

@@ -104,7 +104,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[Any, Settings]:
     )
     p.add_argument("--force", action="store_true", help="train on a reward that the audit has not certified")
     p.add_argument(
-        "--audit", type=Path, metavar="FILE", help="report.json of a sweep (default: the project's verdicts)"
+        "--audit", type=Path, metavar="FILE", help="report.json of a sweep, beside the project's own verdicts"
     )
     p.add_argument("--restart", action="store_true", help="delete what is in --out and begin anew")
     p.add_argument("--print-config", action="store_true", help="print the settings as JSON, and stop")
@@ -171,7 +171,8 @@ def passed(chosen: Settings, args: Any) -> list[dict[str, Any]]:
     except ValueError as error:
         cli.fail(f"--audit: {error}")
     if objections and not args.force:
-        cli.fail(f"{objections[0]}; audit it (python benchmarks/sweep_rewards.py), or train on it anyway with --force")
+        what_to_do = gate.remedy(chosen.rules, chosen.reward, found, chosen.campaigns)
+        cli.fail(f"{objections[0]}; {what_to_do}, or train on it anyway with --force")
     for objection in objections:
         print(f"warning: {objection} (--force)", file=sys.stderr)
     return found
