@@ -57,6 +57,7 @@ def begin(out: Path, chosen: Settings, args: Any, verdict: list[dict[str, Any]])
             "machine": platform.machine(), "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
+        "paid": {"signals": chosen.weights, "not_covered_by_the_audit": chosen.not_covered},
         "audit": verdict,
         "command": ["python", "grpo/train.py", *sys.argv[1:]],
         "seconds": {},

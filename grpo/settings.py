@@ -125,6 +125,11 @@ class Settings(BaseModel):
         """The weight of each reward signal."""
         return self.signals or dict(signals.PROFILES[self.profile])
 
+    @property
+    def not_covered(self) -> list[str]:
+        """What GRPO pays for that an audit of the reward says nothing about, in words."""
+        return signals.beside_the_return(self.weights) if self.steps else []
+
 
 def load(preset: str, changes: dict[str, Any] | None = None) -> Settings:
     """The settings of a preset (a name, or the path of a YAML file) with `changes` on top. Raises SettingsError."""

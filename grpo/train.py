@@ -38,7 +38,19 @@ from accelerate import PartialState
 from rich.console import Console
 
 import prompting
-from grpo import decode, diagnostics, gate, models, play, report_training, rows, settings, unsloth_backend, warm
+from grpo import (
+    decode,
+    diagnostics,
+    gate,
+    models,
+    play,
+    report_training,
+    rows,
+    settings,
+    signals,
+    unsloth_backend,
+    warm,
+)
 from grpo.embedded import ModelError
 from grpo.rows import Campaigns, Rows
 from grpo.run_folder import Log, begin, save_manifest, timed
@@ -102,7 +114,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[Any, Settings]:
     p.add_argument(
         "--out", type=Path, default=Path("out/train"), metavar="DIR", help="of everything (default: out/train)"
     )
-    p.add_argument("--force", action="store_true", help="train on a reward that the audit has not certified")
+    p.add_argument("--force", action="store_true", help="train though the audit has not certified what is paid")
     p.add_argument(
         "--audit", type=Path, metavar="FILE", help="report.json of a sweep, beside the project's own verdicts"
     )
@@ -165,13 +177,17 @@ def started(chosen: Settings) -> PartialState:
 
 
 def passed(chosen: Settings, args: Any) -> list[dict[str, Any]]:
-    """The audit's verdicts for the training campaigns. Fails on a reward that is not certified, unless forced."""
+    """The audit's verdicts for the training campaigns. Fails when what is paid is not certified, unless forced."""
     try:
         found, objections = gate.verdicts(args.audit or gate.OWN, chosen.rules, chosen.reward, chosen.campaigns)
     except ValueError as error:
         cli.fail(f"--audit: {error}")
+    what_to_do = gate.remedy(chosen.rules, chosen.reward, found, chosen.campaigns)
+    if chosen.not_covered:
+        if not objections:
+            what_to_do = f"pay for return_to_go, and for form if you like ({', '.join(signals.FORMAT_ONLY)})"
+        objections.append(f"signals: the audit is of the return alone, but paid is {', '.join(chosen.not_covered)}")
     if objections and not args.force:
-        what_to_do = gate.remedy(chosen.rules, chosen.reward, found, chosen.campaigns)
         cli.fail(f"{objections[0]}; {what_to_do}, or train on it anyway with --force")
     for objection in objections:
         print(f"warning: {objection} (--force)", file=sys.stderr)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,19 @@ from test_models import tiny
 import prompting
 import scenarios
 from grpo import bank as banks
-from grpo import decode, diagnostics, models, optimise, rows, run_folder, settings, signals, train, warm
+from grpo import (
+    decode,
+    diagnostics,
+    models,
+    optimise,
+    report_training,
+    rows,
+    run_folder,
+    settings,
+    signals,
+    train,
+    warm,
+)
 from jaxsim.names import parse_plan
 from jaxsim.policies import BASELINES, PLAN
 from jaxsim.types import INVESTIGATE, MONITOR
@@ -394,6 +407,11 @@ def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> Non
         (["--steps", "-1"], "smoke.yaml: steps"),
         (["--rules", "classic", "--reward", "evidence"], "is degenerate (open-loop, farming, harm-seeking)"),
         (["--signals", "{"], "--signals: '{' is no JSON"),
+        (["--profile", "published"], "audit is of the return alone, but paid is no_redundant_containment x 1"),
+        (
+            ["--signals", '{"action_diversity": 1}'],
+            "paid is action_diversity x 1, no return_to_go; pay for",
+        ),
         (["--learning-rate", "1"], "--learning-rate"),
         (["--log-to", "trackio"], "pip install trackio"),
     ],
@@ -405,6 +423,33 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
         train.main(["--preset", "smoke", "--out", str(tmp_path / "out"), *options])
     assert ended.value.code == 2 and wanted in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_paid_is_said_beside_the_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(**changes: Any) -> tuple[str, dict[str, Any]]:
+        chosen = settings.load("smoke", changes)
+        args = SimpleNamespace(audit=None, force=True, restart=True)
+        verdict = train.passed(chosen, args)
+        manifest = run_folder.begin(tmp_path / "out", chosen, args, verdict)
+        return report_training.card(chosen, verdict, ""), manifest["paid"]
+
+    card, paid = told()
+    assert "Paid for: return_to_go x 1, format x 1." in card
+    assert "rules `hardened` (supply_chain_token_drift: certified). What was paid is that return, and" in card
+    assert paid == {"signals": {"return_to_go": 1.0, "format": 1.0}, "not_covered_by_the_audit": []}
+    assert not capsys.readouterr().err
+    card, paid = told(signals={"return_to_go": 1, "action_diversity": 0.5})
+    assert "**It does not cover what was paid: action_diversity x 0.5.**" in card
+    assert paid["not_covered_by_the_audit"] == ["action_diversity x 0.5"]
+    assert "warning: signals: the audit is of the return alone" in capsys.readouterr().err
+    card, _ = told(rules="classic", reward="evidence")
+    assert "(supply_chain_token_drift: degenerate)" in card
+    card, _ = told(rules="hardened-persistence")
+    assert "(supply_chain_token_drift: not audited)" in card
+    card, _ = told(profile="published", steps=0)  # a warm start pays nothing
+    assert "GRPO took no step, and nothing was paid." in card
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
