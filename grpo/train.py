@@ -51,14 +51,14 @@ from grpo import (
     unsloth_backend,
     warm,
 )
+from grpo.contents import place
 from grpo.embedded import ModelError
 from grpo.rows import Campaigns, Rows
-from grpo.run_folder import Log, begin, save_manifest, timed
+from grpo.run_folder import Log, begin, release, save_manifest, timed
 from grpo.settings import Settings
 from jaxsim.types import VERBS
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CHECKED = 64  # rows of each loop that nothing is trained on, for its shuffle drop
 ALARMED = 3  # exit code of a run that the alarm stopped
 
 
@@ -74,10 +74,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         backend = unsloth_backend.choose(chosen.backend)
     except ModelError as error:
         cli.fail(str(error))
+    out = Path(os.path.realpath(args.out))
+    check_evaluation(out, chosen)
     processes = started(chosen)
     console = Console(stderr=True, quiet=not processes.is_main_process)
     verdict = passed(chosen, args)
-    out: Path = args.out
     with processes.main_process_first():
         manifest = begin(out, chosen, args, verdict)
     manifest["backend"], chosen = backend, chosen.model_copy(update={"backend": backend})
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if alarm:
                     break
     except ModelError as error:
+        release(out)
         cli.fail(str(error))
     if not processes.is_main_process:
         return
@@ -129,9 +131,10 @@ def arguments(argv: Sequence[str] | None) -> tuple[Any, Settings]:
         name: _value(name, getattr(args, name)) for name in Settings.model_fields if getattr(args, name) is not None
     }
     try:
-        return args, settings.load(args.preset or default_preset(), given)
+        chosen = settings.load(args.preset or default_preset(), given)
     except settings.SettingsError as error:
         cli.fail(str(error))
+    return args, chosen.model_copy(update={"model": place(chosen.model)})
 
 
 def _kind(annotation: Any) -> str:
@@ -148,7 +151,7 @@ def _value(name: str, text: str) -> Any:
     """Command-line text as pydantic wants it; it checks the rest."""
     annotation = Settings.model_fields[name].annotation
     if get_origin(annotation) is tuple:
-        return tuple(x for x in text.split(",") if x)
+        return tuple(x for x in map(str.strip, text.split(",")) if x)
     if get_origin(annotation) is dict:
         try:
             return json.loads(text)
@@ -223,7 +226,7 @@ def outer_loop(
     timed(out, manifest, f"loop{loop} rows", began)
     known = diagnostics.tables(game, found)
     order = np.random.default_rng(chosen.seed + loop).permutation(len(found.prompts))
-    apart = min(CHECKED, max(2, len(order) // 8))
+    apart = settings.kept_apart(len(order))
     kept_out, shown = order[:apart], np.sort(order[apart:])
     taught = shown[found.informative[shown]]
     console.print(
@@ -433,14 +436,26 @@ def finish_adapter(
 
 
 def evaluation_options(out: Path, chosen: Settings) -> list[str]:
-    """What the evaluations of base and adapter have in common."""
+    """What the evaluations of base and adapter have in common. One of another number of episodes begins anew."""
+    try:
+        held = json.loads((out / "evaluation" / "manifest.json").read_text("utf-8"))["episodes"]
+    except (OSError, ValueError, KeyError, TypeError):  # the evaluation itself will say what is wrong there
+        held = chosen.evaluate_episodes
     return [
+        *(["--restart"] if held != chosen.evaluate_episodes else []),
         "--model", chosen.model, "--rules", chosen.rules, "--reward", chosen.reward,
         "--scenario", *chosen.campaigns, "--episodes", str(chosen.evaluate_episodes), "--seed", str(chosen.seed),
         "--no-constrained", "--asking", chosen.asking, "--layout", chosen.layout,
         "--max-new-tokens", str(chosen.max_completion), "--dtype", chosen.dtype,
         *(["--four-bit"] if chosen.four_bit else []), "--out", str(out / "evaluation"),
     ]  # fmt: skip
+
+
+def check_evaluation(out: Path, chosen: Settings) -> None:
+    """Fail now for what the evaluation, which comes last, would not accept."""
+    from grpo import evaluate as evaluation
+
+    evaluation.parse_args([*evaluation_options(out, chosen), "--policies", *chosen.evaluate_policies])
 
 
 @contextmanager

@@ -9,6 +9,8 @@ import scenarios
 from grpo import gate, settings
 from jaxsim.version import SIMULATOR_VERSION
 
+SUPPLY = "supply_chain_token_drift"
+
 
 @pytest.mark.parametrize("name", settings.PRESETS)
 def test_every_preset_is_valid(name: str) -> None:
@@ -42,11 +44,22 @@ def test_the_t4_preset_is_what_a_t4_can_do() -> None:
         ({"scenarios": ("nowhere",)}, r"nowhere"),
         ({"four_bit": True, "dtype": "float32"}, r"four_bit and dtype = float32 contradict each other"),
         ({"warm_rows": 0, "steps": 0}, r"nothing would be trained"),
+        ({"evaluate_policies": ("hueristic",)}, r"evaluate_policies: 'hueristic' is unknown; did you mean heuristic\?"),
+        ({"evaluate_episodes": 20_000}, r"cpu.yaml: evaluate_episodes = 20000: .*less than or equal to 10000"),
+        ({"scenarios": (SUPPLY, SUPPLY)}, rf"'{SUPPLY}' and '{SUPPLY}' both have the id '{SUPPLY}'; leave one out"),
+        ({"rows": 16, "warm_rows": 0, "prompts_per_step": 15}, r"prompts_per_step = 15 is more than there are: 2 of a"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(changes: dict[str, object], wanted: str) -> None:
     with pytest.raises(settings.SettingsError, match=wanted):
         settings.load("cpu", changes)
+
+
+def test_two_files_of_one_id_are_refused_before_anything_else(tmp_path: Path) -> None:
+    for name, noise in (("one.yaml", 0.1), ("two.yaml", 0.2)):
+        a_network(tmp_path / name, "same", noise_rate=noise)
+    with pytest.raises(settings.SettingsError, match=r"one.yaml' and '.*two.yaml' both have the id 'same'; .*`id`"):
+        settings.load("cpu", {"scenarios": (str(tmp_path / "one.yaml"), str(tmp_path / "two.yaml"))})
 
 
 def test_a_preset_may_be_a_file(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from grpo import (
     train,
     warm,
 )
+from grpo.contents import place
 from jaxsim.names import parse_plan
 from jaxsim.policies import BASELINES, PLAN
 from jaxsim.types import INVESTIGATE, MONITOR
@@ -413,6 +414,9 @@ def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> Non
             "paid is action_diversity x 1, no return_to_go; pay for",
         ),
         (["--learning-rate", "1"], "--learning-rate"),
+        (["--evaluate-policies", "hueristic"], "did you mean heuristic?"),
+        (["--evaluate-episodes", "20000"], "smoke.yaml: evaluate_episodes = '20000'"),
+        (["--model", "-x"], "--model"),  # by the parser of the evaluation
         (["--log-to", "trackio"], "pip install trackio"),
     ],
 )
@@ -423,6 +427,71 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
         train.main(["--preset", "smoke", "--out", str(tmp_path / "out"), *options])
     assert ended.value.code == 2 and wanted in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def begun(out: Path, **changes: Any) -> dict[str, Any]:
+    chosen = settings.load("smoke", changes)
+    chosen = chosen.model_copy(update={"model": place(chosen.model)})
+    return run_folder.begin(out, chosen, SimpleNamespace(restart=False), [])
+
+
+def test_what_only_the_evaluation_needs_may_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun(tmp_path / "out")
+    changes = {"evaluate_episodes": 7, "evaluate_policies": ("heuristic",), "evaluate_shuffle": True}
+    settings_now = begun(tmp_path / "out", **changes)["settings"]
+    assert settings_now["evaluate_episodes"] == 7 and settings_now["evaluate_policies"] == ["heuristic"]
+    assert json.loads((tmp_path / "out" / "run_manifest.json").read_text())["settings"] == settings_now
+    with pytest.raises(SystemExit):
+        begun(tmp_path / "out", steps=3)
+    assert "steps = 2 there, 3 here" in capsys.readouterr().err
+    # The evaluation that was begun with the other number begins anew.
+    chosen = settings.load("smoke", changes)
+    assert "--restart" not in train.evaluation_options(tmp_path / "out", chosen)
+    manifest = tmp_path / "out" / "evaluation" / "manifest.json"
+    manifest.parent.mkdir()
+    for text, anew in (('{"episodes": 2}', True), ('{"episodes": 7}', False), ("{", False)):
+        manifest.write_text(text)
+        assert ("--restart" in train.evaluation_options(tmp_path / "out", chosen)) == anew
+
+
+def test_a_model_or_network_is_known_again_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a model", "other"):
+        Path(name).mkdir()
+        (Path(name) / "config.json").write_text(name)
+    Path("link").symlink_to("a model")
+    Path("mine.yaml").write_text(scenarios.dump(scenarios.load(CAMPAIGN)))
+    begun(tmp_path / "out", model="a model", scenarios=("mine.yaml",))
+    for model, network in (
+        (str(tmp_path / "a model"), str(tmp_path / "mine.yaml")),
+        ("./link", "mine.yaml"),
+        ("other/../a model/", "./mine.yaml"),
+    ):
+        begun(tmp_path / "out", model=model, scenarios=(network,))
+    with pytest.raises(SystemExit):
+        begun(tmp_path / "out", model="other", scenarios=("mine.yaml",))
+    said = capsys.readouterr().err
+    assert "/other' holds something else than " in said and "give another --out, or --restart" in said
+    Path("mine.yaml").write_text(scenarios.dump(scenarios.load(CAMPAIGN).model_copy(update={"noise_rate": 0.9})))
+    with pytest.raises(SystemExit):
+        begun(tmp_path / "out", model="a model", scenarios=("mine.yaml",))
+    assert "scenarios = ['mine.yaml'] holds something else than ['./mine.yaml'] did" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_loaded_binds_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            train.main(["--preset", "smoke", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")])
+        assert ended.value.code == 2 and "has no config.json" in capsys.readouterr().err
+        assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_comma_list_may_have_spaces() -> None:
+    _, chosen = train.arguments(["--preset", "smoke", "--evaluate-policies", " heuristic, evidence ,"])
+    assert chosen.evaluate_policies == ("heuristic", "evidence")
 
 
 def test_what_is_paid_is_said_beside_the_certificate(
