@@ -41,6 +41,7 @@ import prompting
 from grpo import (
     decode,
     diagnostics,
+    finite,
     gate,
     models,
     play,
@@ -233,6 +234,8 @@ def outer_loop(
         f"loop {loop}: {len(order)} rows; {len(shown) - len(taught)} do not tell actions apart and teach GRPO nothing, "
         f"{len(order) - len(shown)} are kept for checking"
     )
+    if chosen.steps:
+        check_rows(len(taught), chosen)
     began = time.monotonic()
     if loop == 0 and chosen.warm_rows:
         with processes.main_process_first():
@@ -240,7 +243,7 @@ def outer_loop(
         timed(out, manifest, "warm start", began)
     began = time.monotonic()
     alarm = ""
-    if chosen.steps and len(taught):
+    if chosen.steps:
         from grpo import optimise
 
         def line(step: int, report: dict[str, Any]) -> None:
@@ -269,6 +272,15 @@ def outer_loop(
     return folder / "adapter", alarm
 
 
+def check_rows(many: int, chosen: Settings) -> None:
+    """Raises ModelError when so many rows that teach something do not make one step."""
+    if many < chosen.prompts_per_step:
+        raise ModelError(
+            f"GRPO cannot take a step: {many} rows tell actions apart, prompts_per_step = {chosen.prompts_per_step}; "
+            "choose more rows or futures, a lower least_z, or fewer prompts_per_step, with --restart"
+        )
+
+
 def student(chosen: Settings, adapter: Path | None) -> tuple[Any, Any]:
     """The model with an adapter to train: the last loop's, or a fresh one."""
     import torch
@@ -277,6 +289,7 @@ def student(chosen: Settings, adapter: Path | None) -> tuple[Any, Any]:
     loaded = models.load(
         chosen.model, adapter, four_bit=chosen.four_bit, dtype=chosen.dtype, trainable=adapter is not None
     )
+    finite.check_model(loaded.model, chosen.model)
     if adapter is not None:
         return loaded.model, loaded.tokenizer
     torch.manual_seed(chosen.seed)
@@ -287,7 +300,11 @@ def student(chosen: Settings, adapter: Path | None) -> tuple[Any, Any]:
         target_modules=list(TARGETS),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(loaded.model, lora), loaded.tokenizer
+    try:
+        return get_peft_model(loaded.model, lora), loaded.tokenizer
+    except ValueError as error:
+        why = str(error).splitlines()[0]
+        raise ModelError(f"{chosen.model} has no layers to put an adapter on ({why}); take another model") from error
 
 
 def collected(
@@ -413,7 +430,8 @@ def checked(
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter beside its place, then put it there."""
+    """Write the adapter beside its place, then put it there. Raises ModelError when its weights are no numbers."""
+    finite.check_weights(model, "the adapter")
     part = folder.with_name(folder.name + ".part")
     for left in (part, folder):
         shutil.rmtree(left, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,6 +21,8 @@ pytest.importorskip("peft")
 
 import jax
 import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
 from test_models import tiny
 
 import prompting
@@ -39,6 +42,7 @@ from grpo import (
     warm,
 )
 from grpo.contents import place
+from grpo.embedded import ModelError
 from jaxsim.names import parse_plan
 from jaxsim.policies import BASELINES, PLAN
 from jaxsim.types import INVESTIGATE, MONITOR
@@ -253,6 +257,44 @@ def test_a_warm_start_learns_and_continues_exactly(tmp_path: Path) -> None:
     assert all(torch.equal(weights[n], again[n]) for n in weights)
 
 
+def test_a_warm_start_that_loses_its_numbers_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny(tmp_path / "model")
+    model, tokenizer = student(folder)
+    examples = warm.pairs(
+        tokenizer, [prompting.chat(f"Tick {i} of 70") for i in range(4)], ['{"action": "MONITOR"}'] * 4
+    )
+    steps: list[int] = []
+
+    def learn(examples: Any = examples) -> None:
+        given = {"epochs": 1, "batch": 2, "lr": 1e-3, "seed": 5, "pad": tokenizer.pad_token_id, "save_every": 1}
+        warm.learn(
+            model, examples, [0] * 4, tmp_path / "warm", advance=lambda step, many, loss: steps.append(step), **given
+        )
+
+    with pytest.raises(ModelError, match="no answer worth showing"):
+        learn([])
+    trained = next(p for p in model.parameters() if p.requires_grad)
+    monkeypatch.setattr(warm, "answer_loss", lambda *_: trained.sum() * torch.nan)
+    with pytest.raises(ModelError, match="warm start, step 1 of 2: the loss is nan"):
+        learn()
+    # A loss that is a number, with a gradient that is none.
+    monkeypatch.setattr(warm, "answer_loss", lambda *_: (trained - trained.detach()).abs().sqrt().sum())
+    with pytest.raises(ModelError, match=r"warm start, step 1 of 2: .*lora_.* holds NaN or infinity"):
+        learn()
+    with pytest.raises(ModelError, match=r"the adapter: .* holds NaN"):
+        train.save_adapter(model, tmp_path / "adapter")
+    assert not steps and not (tmp_path / "warm").exists() and not (tmp_path / "adapter").exists()
+
+
+def test_a_model_of_nan_is_not_trained(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN or infinity; fetch"):
+        train.student(settings.load("smoke", {"model": str(folder)}), None)
+
+
 def test_only_the_answer_is_learned(tmp_path: Path) -> None:
     model, tokenizer = student(tiny(tmp_path / "model"))
     model.eval()
@@ -300,6 +342,56 @@ def test_in_half_precision_it_learns_and_continues_exactly(
     rest, again = run("cut")
     assert list(rest) == [3, 4] and first | rest == whole
     assert all(torch.equal(weights[n], again[n]) for n in weights)
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_grpo_that_loses_its_numbers_or_takes_no_step_is_an_error(
+    game: rows.Campaigns, found: rows.Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings.load("smoke", {"model": str(tiny(tmp_path / "model")), "save_every": 1})
+    known = diagnostics.tables(game, found)
+
+    def run(many: int = 24) -> None:
+        model, tokenizer = train.student(chosen, None)
+        steps: list[int] = []
+        try:
+            optimise.optimise(
+                model, tokenizer, known, list(range(many)), chosen, tmp_path / "grpo", 7, lambda at, _: steps.append(at)
+            )
+        finally:
+            assert not steps and optimise.last_whole(tmp_path / "grpo") is None
+
+    def lost(trainer: Any, model: Any, inputs: Any, *_: Any, **__: Any) -> torch.Tensor:
+        return sum(p.sum() for p in model.parameters() if p.requires_grad) * torch.nan
+
+    for where, name, wrong in (
+        (signals, "total", lambda batch, weights: [math.nan] * len(batch)),
+        (optimise.GRPOTrainer, "compute_loss", lost),
+        (optimise.finite, "check_weights", lambda *_: None),  # the loss is seen even where the weights were spared
+    ):
+        monkeypatch.setattr(where, name, wrong)
+        with pytest.raises(ModelError, match=r"GRPO: the reward is nan|GRPO, step 1: (.* holds NaN|the loss is nan)"):
+            run()
+        if where is signals:
+            monkeypatch.undo()
+    monkeypatch.undo()
+    chosen = chosen.model_copy(update={"prompts_per_step": 4, "micro_batch": 8})
+    with pytest.raises(ModelError, match="GRPO took 0 of 2 steps on 3 rows"):
+        run(3)
+
+
+@pytest.mark.parametrize("informative", [0, 2])
+def test_what_cannot_take_a_step_is_refused_before_it_is_trained(
+    game: rows.Campaigns, found: rows.Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, informative: int
+) -> None:
+    changes = {"model": str(tiny(tmp_path / "model")), "prompts_per_step": 3, "micro_batch": 3}
+    chosen = settings.load("smoke", changes)
+    kept = found._replace(informative=np.arange(24) < informative)
+    monkeypatch.setattr(train, "collected", lambda *_: kept)
+    monkeypatch.setattr(warm, "learn", lambda *_, **__: pytest.fail("the warm start began"))
+    log = run_folder.Log(tmp_path / "log.jsonl")
+    with pytest.raises(ModelError, match=r"cannot take a step: [012] rows tell actions apart, prompts_per_step = 3; "):
+        train.outer_loop(0, game, chosen, tmp_path, None, log, Console(quiet=True), {"seconds": {}})
 
 
 # --- the log --------------------------------------------------------------------------------------------------------
@@ -416,7 +508,11 @@ def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> Non
         (["--learning-rate", "1"], "--learning-rate"),
         (["--evaluate-policies", "hueristic"], "did you mean heuristic?"),
         (["--evaluate-episodes", "20000"], "smoke.yaml: evaluate_episodes = '20000'"),
-        (["--model", "-x"], "--model"),  # by the parser of the evaluation
+        (
+            ["--rows", "16", "--prompts-per-step", "16", "--steps", "3", "--warm-rows", "0"],
+            "prompts_per_step = 16 is more than there are",
+        ),
+        (["--model=-x"], "--model"),  # by the parser of the evaluation
         (["--log-to", "trackio"], "pip install trackio"),
     ],
 )
