@@ -37,7 +37,8 @@ def verdicts(path: Path, rules: str, reward: str, campaigns: Sequence[str]) -> t
     ValueError when it is neither.
     """
     every = (rows_of(OWN) if path != OWN else []) + rows_of(path)
-    keyed = {(r.get("digest"), r["rules"], r["reward"]): r for r in every}
+    # Training meets every attacker, and so must the audit.
+    keyed = {(r.get("digest"), r["rules"], r["reward"]): r for r in every if r.get("personality", ANY) == ANY}
     called = {(r["scenario"], r["rules"], r["reward"]): r for r in every}
     found, objections = [], []
     for name in campaigns:
@@ -46,7 +47,7 @@ def verdicts(path: Path, rules: str, reward: str, campaigns: Sequence[str]) -> t
         row = keyed.get((digest, rules, reward))
         if row is not None:
             found.append({k: row[k] for k in KEPT} | {"digest": digest})
-            objections += _objections(row)
+            objections += [_objection(row)] if row["verdict"] != "certified" else []
             continue
         gaps: Row = dict.fromkeys(KEPT) | {"scenario": scenario.id, "rules": rules, "reward": reward, "exploits": []}
         found.append(gaps | {"verdict": NOT_AUDITED, "digest": digest})
@@ -96,24 +97,21 @@ def _difference(other: Row, digest: str) -> str:
     """Why the verdict on a network of the same id is none on this one."""
     if not other.get("digest"):
         return "a report of an earlier version has this id, but not what the network was"
+    if other["digest"] == digest:
+        return f"it has been against the attacker {other['personality']!r} alone"
     return f"a network of this id has been, with other content (digest {other['digest']:.12}, this one {digest:.12})"
 
 
-def _objections(row: Row) -> list[str]:
-    text = f"reward {row['reward']!r} under rules {row['rules']!r} on {row['scenario']}"
-    attacker = row.get("personality", ANY)
-    alone = [f"{text} has been audited against the attacker {attacker!r} alone"] if attacker != ANY else []
-    if row["verdict"] == "certified":
-        return alone
-    text += f" is {row['verdict']}"
+def _objection(row: Row) -> str:
+    text = f"reward {row['reward']!r} under rules {row['rules']!r} on {row['scenario']} is {row['verdict']}"
     best = row.get("farming") if "open-loop" not in row["exploits"] else None
     best = best or row.get("best_open_loop")
     if not row["exploits"] or not best:
-        return [text, *alone]
+        return text
     plan = [a for a in best.get("plan", []) if a]
     short = "; ".join(plan[:4]) + ("; …" if len(plan) > 4 else "")
     witness = f"{short or best.get('params')}, return {best['return']:.2f}"
-    return [f"{text} ({', '.join(row['exploits'])}); its witness: {witness}", *alone]
+    return f"{text} ({', '.join(row['exploits'])}); its witness: {witness}"
 
 
 def collection(reports: Sequence[Path]) -> Row:

@@ -161,8 +161,9 @@ def test_a_network_that_was_never_audited_says_so(tmp_path: Path) -> None:
     _, (objection,) = gate.verdicts(old, "hardened", "operational", [str(tmp_path / "mine.yaml")])
     assert "a report of an earlier version has this id" in objection
     narrow = a_report(tmp_path / "narrow.json", one, personality="stealthy")
-    _, (objection,) = gate.verdicts(narrow, "hardened", "operational", [str(tmp_path / "mine.yaml")])
-    assert objection.endswith("on mine has been audited against the attacker 'stealthy' alone")
+    found, (objection,) = gate.verdicts(narrow, "hardened", "operational", [str(tmp_path / "mine.yaml")])
+    assert objection.endswith("has not been audited: it has been against the attacker 'stealthy' alone")
+    assert "--certify" in gate.remedy("hardened", "operational", found, [str(tmp_path / "mine.yaml")])
 
 
 def test_reports_become_a_collection_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
