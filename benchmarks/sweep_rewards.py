@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import report
 from rich.console import Console
+from rich.markup import escape
 
 import scenarios
 from jaxsim import recurrent, reward
@@ -71,7 +72,8 @@ def main() -> None:
     report.print_verdicts(console, rows)
     report.print_rescoring(console, clouds)
     console.print(
-        f"{document['seconds']:.0f} s; report in [bold]{out}[/bold] (report.md, report.json)", highlight=False
+        f"{document['seconds']:.0f} s; report in [bold]{escape(str(out))}[/bold] (report.md, report.json)",
+        highlight=False,
     )
     failed = sum(not certified(r) for r in rows)
     if args.certify and failed:

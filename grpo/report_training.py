@@ -1,5 +1,6 @@
 """The report of a training run: report.md, metrics.json, the model card and four pictures."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -129,11 +130,12 @@ def paid_in_words(chosen: Settings, verdict: Sequence[Row]) -> str:
 
 
 def card(chosen: Settings, verdict: Sequence[Row], alarm: str) -> str:
-    """The adapter's model card."""
+    """The adapter's model card, which is made to be passed on: of a base in a folder it says the last name."""
+    base = Path(chosen.model).name if os.path.isabs(chosen.model) else chosen.model
     return "\n".join(
         [
             "---",
-            f"base_model: {chosen.model}",
+            f"base_model: {base}",
             "library_name: peft",
             "tags: [security, soc, grpo, lora]",
             "---",

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(os.path.realpath(args.out))
     check_evaluation(out, chosen)
     processes = started(chosen)
-    console = Console(stderr=True, quiet=not processes.is_main_process)
+    console = Console(stderr=True, quiet=not processes.is_main_process, markup=False, highlight=False)
     verdict = passed(chosen, args)
     with processes.main_process_first():
         manifest = begin(out, chosen, args, verdict)
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluated = evaluate(out, chosen, manifest)
     report_training.write(out, chosen, log.lines, evaluated, manifest, alarm)
     save_manifest(out, manifest | {"finished": True, "alarm": alarm})
-    console.print(f"report in {out / 'report.md'}")
+    console.print(f"report in {args.out / 'report.md'}", soft_wrap=True)
     if alarm:
         print(f"{Path(sys.argv[0]).name}: stopped by the alarm: {alarm}", file=sys.stderr)
         raise SystemExit(ALARMED)
@@ -251,8 +251,7 @@ def outer_loop(
             regret = "–" if report["regret"] is None else f"{report['regret']:.2f}"
             console.print(
                 f"loop {loop} GRPO {step}/{chosen.steps}: reward {report['reward_mean']:+.2f}, regret {regret}, "
-                f"valid {report['valid_rate']:.0%}",
-                highlight=False,
+                f"valid {report['valid_rate']:.0%}"
             )
 
         if chosen.backend == "unsloth":
@@ -394,7 +393,7 @@ def warm_up(
     verbs = [prompting.encode(int(labels[r]), game.inventories[int(found.bank.params_index[r])]) for r in which]
     chats = [prompting.chat(found.prompts[r]) for r in which]
     counts = {v: sum(f'"{v}"' in text for text in verbs) for v in VERBS}
-    console.print("warm start: " + ", ".join(f"{n} {v}" for v, n in counts.items() if n), highlight=False)
+    console.print("warm start: " + ", ".join(f"{n} {v}" for v, n in counts.items() if n))
     with cli.progress(quiet=console.quiet) as told:
 
         def advance(step: int, steps: int, loss: float) -> None:

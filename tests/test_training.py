@@ -1,6 +1,7 @@
 """The stages of training: rows and labels, the warm start, what a step reports, the alarm, the log, a whole run."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -476,21 +477,34 @@ def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> Non
     model, given = tiny(tmp_path / "model"), environment(tmp_path / "programs")
     done = subprocess.run(command(model, tmp_path / "whole"), env=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    out = tmp_path / "cut"
+    # In a folder whose name a console could take for markup, each time spelled in another way.
+    out = tmp_path / "cut [bold] short"
+    for name, folder in (("the out", out), ("the model", model)):
+        (tmp_path / name).symlink_to(folder, target_is_directory=True)
+    spelled = [(tmp_path / "the model", tmp_path / "the out"), (Path("model"), Path(out.name)), (model, out)]
+    ways = itertools.cycle(command(*way) for way in spelled)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for where, condition in KILLS.items():
-        run = subprocess.Popen(command(model, out), env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        run = subprocess.Popen(next(ways), env=given, cwd=tmp_path, **quiet)
         while run.poll() is None and not condition(out):
             time.sleep(0.005)
         assert run.poll() is None, f"ended before it could be killed in {where}"
         run.send_signal(signal.SIGKILL)
         run.wait()
         assert not (out / "loop1" / "rows" / "credit.npz").exists()  # what comes last
-    done = subprocess.run(command(model, out), env=given, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    # The reader of what it says has gone.
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(next(ways), env=given, cwd=tmp_path, stdout=writing, stderr=writing)
+    os.close(writing)
+    assert done.returncode == 0
+    done = subprocess.run(next(ways), env=given, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and f"report in {out}/report.md" in done.stderr, done.stderr[-3000:]
     assert (out / "training_log.jsonl").read_text() == (tmp_path / "whole" / "training_log.jsonl").read_text()
     for name in ("adapter/adapter_model.safetensors", "adapter/README.md", "report.md", "metrics.json"):
         assert (out / name).stat().st_size
-    first, second = ((tmp_path / x / "adapter" / "adapter_model.safetensors").read_bytes() for x in ("whole", "cut"))
+    adapters = (x / "adapter" / "adapter_model.safetensors" for x in (tmp_path / "whole", out))
+    first, second = (path.read_bytes() for path in adapters)
     assert first == second
 
 
@@ -611,6 +625,8 @@ def test_what_is_paid_is_said_beside_the_certificate(
     assert "warning: signals: the audit is of the return alone" in capsys.readouterr().err
     card, _ = told(rules="classic", reward="evidence")
     assert "(supply_chain_token_drift: degenerate)" in card
+    card, _ = told(model="/home/somebody/a model")
+    assert "base_model: a model\n" in card and "somebody" not in card
     card, _ = told(rules="hardened-persistence")
     assert "(supply_chain_token_drift: not audited)" in card
     card, _ = told(profile="published", steps=0)  # a warm start pays nothing
