@@ -69,7 +69,7 @@ def main() -> None:
     cli.write_whole(args.out / "ablation.png", lambda file: figure.savefig(file, format="png", dpi=130))
     cli.write_text(args.out / "ablation.md", markdown(summaries))
     show(console, summaries)
-    console.print(f"{document['seconds']:.0f} s; in {args.out}", highlight=False)
+    console.print(f"{document['seconds']:.0f} s; in {args.out}", highlight=False, markup=False)
 
 
 def arguments() -> Any:

@@ -255,17 +255,17 @@ def columns(names: Sequence[str], inches: float) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, simulate, print the table, write the files."""
+    """Parse, simulate, write the files, print the table."""
     args = parse_args(argv)
     cli.need("rich", "the table")
     if args.plot:
         cli.need("matplotlib", "--plot")
     rows = evaluate(args)
-    show(rows)
     if args.json:
         cli.write_json(args.json, rows)
     if args.plot:
         plot(args.plot, rows)
+    show(rows)
 
 
 if __name__ == "__main__":

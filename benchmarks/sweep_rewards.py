@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import report
 from rich.console import Console
+from rich.markup import escape
 
 import scenarios
 from jaxsim import recurrent, reward
@@ -73,7 +74,8 @@ def main() -> None:
     report.print_verdicts(console, rows)
     report.print_rescoring(console, clouds)
     console.print(
-        f"{document['seconds']:.0f} s; report in [bold]{out}[/bold] (report.md, report.json)", highlight=False
+        f"{document['seconds']:.0f} s; report in [bold]{escape(str(out))}[/bold] (report.md, report.json)",
+        highlight=False,
     )
     failed = sum(not certified(r) for r in rows)
     if args.certify and failed:
@@ -200,6 +202,7 @@ def describe(
     row: dict[str, Any], arena: Arena, named: dict[str, Candidate], r: int, report_seed: int, out: Path
 ) -> None:
     """Put into a row what the best policies do, in words, and write a witness file for every exploit."""
+    row["digest"] = scenarios.digest(arena.scenario)
     by_name = {p["policy"]: p for p in row["policies"]}
 
     def best_of(name: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ was interrupted goes on where it stopped when the same command is given again. T
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shlex
@@ -40,10 +39,12 @@ import numpy as np
 
 import prompting
 import scenarios
-from grpo import json_lines, play, report, transcript
+from grpo import json_lines, models, play, report, transcript
+from grpo.contents import fingerprint
 from grpo.embedded import ModelError
 from grpo.play import Played, Respond, Turn, is_turn
 from grpo.report import Told
+from grpo.settings import LEARNED, MAX_EPISODES, OPEN_LOOP, OTHERS
 from jaxsim import Env, policies, recurrent, reward, rollouts
 from jaxsim.audit import checkpoint, search
 from jaxsim.audit.arena import EVIDENCE, PLAN, Arena, Candidate, make_arenas
@@ -57,11 +58,10 @@ from jaxsim.version import SIMULATOR_VERSION
 EVALUATION = 0x6576616C  # folded into the key of --seed; the search folds in 1
 BUDGET = "tiny"  # of the search
 SHUFFLED = ("alerts", "forensics")  # what a policy that reads cannot do without
-BASE, TRAINED, OPEN_LOOP, LEARNED = "base", "trained", "open-loop", "learned"
+BASE, TRAINED = "base", "trained"
 ALWAYS_THERE = ("random", "monitor")  # every other row is compared to them
-OTHERS = ("heuristic", OPEN_LOOP, "evidence", LEARNED)
 READS = ("heuristic", "evidence", LEARNED)
-MAX_EPISODES, PLAN_TICKS = 10_000, 64
+PLAN_TICKS = 64
 
 
 class Campaign(NamedTuple):
@@ -122,7 +122,8 @@ def parse_args(argv: Sequence[str] | None) -> Any:
                    help="always (default), or on-change: MONITOR while the model's view stays the same")
     p.add_argument("--batch", type=cli.positive_int, default=32, metavar="N", help="prompts at a time (default: 32)")
     p.add_argument("--four-bit", action="store_true", help="keep the weights in 4 bits")
-    p.add_argument("--dtype", default="auto", help="of the weights (default: auto)")
+    p.add_argument("--dtype", type=one_of(("auto", *models.DTYPES)), default="auto", metavar="NAME",
+                   help=f"of the weights: auto, {', '.join(models.DTYPES)} (default: auto)")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     p.add_argument("--threads", type=cli.positive_int, metavar="N", help="of torch (default: its own choice)")
     p.add_argument("--offline", action="store_true", help="ask no network for the model")
@@ -130,9 +131,22 @@ def parse_args(argv: Sequence[str] | None) -> Any:
     args = p.parse_args(argv)
     if args.adapter is None and not args.base:
         cli.fail("--no-base without --adapter leaves no model to play; give an adapter")
+    if args.adapter is not None:
+        check_adapter(args.adapter, args.model)
     args.scenario = cli.chosen(args.scenario or [cli.scenario("published")])
     args.command = shlex.join(["python", "grpo/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
     return args
+
+
+def check_adapter(adapter: Path, model: str) -> None:
+    """Fail for an adapter that could not be loaded once the model without it has played."""
+    if not adapter.is_dir():
+        cli.fail(f"--adapter {str(adapter)!r} is no folder; give the folder that the adapter was saved to")
+    if (adapter / "adapter_config.json").is_file():
+        try:
+            models.check_adapter(adapter, model, models.identity_of(model))
+        except ModelError as error:
+            cli.fail(f"--adapter: {error}")
 
 
 def temperature(text: str) -> float:
@@ -153,26 +167,12 @@ def settings(args: Any) -> dict[str, Any]:
         "scenario": [s.id for s in args.scenario],
         **{name: getattr(args, name) for name in (*names.split(), "four_bit", "dtype", "device")},
         "adapter": args.adapter and str(args.adapter),
-        **{f"contents of {s.id}": hashlib.sha256(scenarios.dump(s).encode()).hexdigest() for s in args.scenario},
+        **{f"contents of {s.id}": scenarios.digest(s) for s in args.scenario},
         "contents of the model": fingerprint(Path(args.model)),
         "contents of the adapter": args.adapter and fingerprint(args.adapter),
         "simulator_version": SIMULATOR_VERSION,
         "format_version": prompting.FORMAT_VERSION,
     }
-
-
-def fingerprint(folder: Path) -> str | None:
-    """Of the files of a folder: names, sizes, the first and the last MiB of each. None for what is no folder."""
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        with open(path, "rb") as file:
-            first = file.read(2**20)
-            size = file.seek(0, 2)
-            file.seek(max(0, size - 2**20))
-            digest.update(f"{path.name} {size} ".encode() + first + file.read())
-    return digest.hexdigest()
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------
@@ -202,16 +202,23 @@ def begin(out: Path, wanted: dict[str, Any], restart: bool) -> None:
             held = dict(json.loads(manifest.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             cli.fail(f"--out {out}: manifest.json there cannot be read; {remedy}")
-        joins = held.get("adapter") is None and wanted["adapter"]  # the base has said what it would say again
+        # An adapter may join what was said without one, and take the place of one that has said nothing yet.
+        joins = wanted["adapter"] and (held.get("adapter") is None or not _spoken(out, TRAINED))
         for name in dict.fromkeys([*wanted, *held]):
             old, new = held.get(name), wanted.get(name)
-            if old != new and not (joins and name in ("adapter", "contents of the adapter")):
+            what = f"contents of the {name}"
+            alike = held.get(what) is not None and held.get(what) == wanted.get(what)  # however it is spelled
+            if old != new and not alike and not (joins and name in ("adapter", "contents of the adapter")):
                 cli.fail(f"--out {out} holds a run with {name} = {old!r:.80}, not {new!r:.80}; {remedy}")
-        if not joins:
-            return
     elif any((out / "parts").iterdir()):
         cli.fail(f"--out {out} holds parts of a run, but not the manifest.json that says of which; {remedy}")
     cli.write_json(manifest, wanted)
+
+
+def _spoken(out: Path, name: str) -> bool:
+    """Whether anything is kept that a model of this name said."""
+    ends = (f"-{name}.jsonl", f"-{name}-shuffled.jsonl")
+    return any(p.stat().st_size for p in (out / "parts").iterdir() if p.name.endswith(ends))
 
 
 def read_part(path: Path, episodes: int) -> list[dict[str, Any]]:
@@ -292,7 +299,7 @@ def load(args: Any, adapter: Path | None) -> Speaker:
     """The model. Fails when it cannot be loaded."""
     import torch
 
-    from grpo import decode, grammar, models
+    from grpo import decode, grammar
 
     if args.threads:
         torch.set_num_threads(args.threads)

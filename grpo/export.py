@@ -451,13 +451,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     try:
         base = base_of(args.adapter, args.model)
         with replacing(args.out, args.restart, [args.adapter, Path(base)]) as part:
             with console.status("starting") as status:
                 told = export(args, base, part, status.update)
-            Console(width=120).print(table(told))
+            Console(width=120, markup=False).print(table(told))
             for row in told["agreement"]:
                 if why := exams.wrong(row):
                     name = Path(sys.argv[0]).name

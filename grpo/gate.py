@@ -3,74 +3,141 @@
 The project's own verdicts come from reports of the sweep, later ones replacing earlier ones:
 
     python grpo/gate.py out/classic/report.json out/hardened/report.json > benchmarks/results/verdicts.json
+
+A verdict is about a network, not about its name: rows are found by the digest of the scenario's content.
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "benchmarks")]
 
+import cli
+
+import scenarios
+from jaxsim.rules import ANY
 from jaxsim.version import SIMULATOR_VERSION
 
 OWN = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "verdicts.json"
+KEPT = ("scenario", "rules", "reward", "verdict", "exploits", "evg_norm_ci")
+NOT_AUDITED = "not audited"
+AUDIT = "out/audit"  # where the remedy writes
+
+Row = dict[str, Any]
 
 
-def verdicts(path: Path, rules: str, reward: str, campaigns: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(the audit's rows for these campaigns, what speaks against training, in words).
+def verdicts(path: Path, rules: str, reward: str, campaigns: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """(a row for each of these campaigns, names or files; what speaks against training, in words).
 
-    `path` is the report.json of a sweep, or the project's own collection of verdicts. Raises ValueError when it is
-    neither.
+    `path` is the report.json of a sweep, read beside the project's own collection of verdicts, or that. Raises
+    ValueError when it is neither.
     """
-    try:
-        document = json.loads(path.read_text("utf-8"))
-        every = document["verdicts"]
-        version = document["simulator_version"]
-        keyed = {(r["scenario"], r["rules"], r["reward"]): r for r in every}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the report of a sweep ({error}); give its report.json") from None
-    if version != SIMULATOR_VERSION:
-        raise ValueError(f"{path}: simulator_version = {version!r}, but this is {SIMULATOR_VERSION!r}; audit again")
+    every = (rows_of(OWN) if path != OWN else []) + rows_of(path)
+    # Training meets every attacker, and so must the audit.
+    keyed = {(r.get("digest"), r["rules"], r["reward"]): r for r in every if r.get("personality", ANY) == ANY}
+    called = {(r["scenario"], r["rules"], r["reward"]): r for r in every}
     found, objections = [], []
     for name in campaigns:
-        row = keyed.get((name, rules, reward))
-        if row is None:
-            objections.append(f"reward {reward!r} under rules {rules!r} on {name} has not been audited")
+        scenario = scenarios.load(name)
+        digest = scenarios.digest(scenario)
+        row = keyed.get((digest, rules, reward))
+        if row is not None:
+            found.append({k: row[k] for k in KEPT} | {"digest": digest})
+            objections += [_objection(row)] if row["verdict"] != "certified" else []
             continue
-        found.append({k: row[k] for k in ("scenario", "rules", "reward", "verdict", "exploits", "evg_norm_ci")})
-        if row["verdict"] != "certified":
-            objections.append(_objection(row))
+        gaps: Row = dict.fromkeys(KEPT) | {"scenario": scenario.id, "rules": rules, "reward": reward, "exploits": []}
+        found.append(gaps | {"verdict": NOT_AUDITED, "digest": digest})
+        text = f"reward {reward!r} under rules {rules!r} on {_in_words(scenario.id, name)} has not been audited"
+        other = called.get((scenario.id, rules, reward))
+        objections.append(text + (f": {_difference(other, digest)}" if other else ""))
     return found, objections
 
 
-def _objection(row: dict[str, Any]) -> str:
+def remedy(rules: str, reward: str, found: Sequence[Row], campaigns: Sequence[str]) -> str:
+    """What to do about the objections to these rows, those of `campaigns`."""
+    missing = [name for row, name in zip(found, campaigns, strict=True) if row["verdict"] == NOT_AUDITED]
+    if not missing:
+        return "choose a certified reward"
+    what = shlex.join(["--scenario", *missing, "--rules", rules, "--reward", reward, "--certify"])
+    return (
+        f"audit it (python benchmarks/sweep_rewards.py {what} --out out/audit), then give --audit out/audit/report.json"
+    )
+
+
+def rows_of(path: Path) -> list[Row]:
+    """The verdicts of a report. Raises ValueError when it is none, or of another simulator."""
+    every: list[Row] = _document(path)["verdicts"]
+    return every
+
+
+def _document(path: Path) -> Row:
+    try:
+        document: Row = json.loads(path.read_text("utf-8"))
+        version = document["simulator_version"]
+        for row in document["verdicts"]:
+            if missing := [k for k in KEPT if k not in row]:
+                raise ValueError(f"a verdict has no {missing[0]}")
+            hash((row.get("digest"), row["scenario"], row["rules"], row["reward"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not the report of a sweep ({error}); give its report.json") from None
+    if version != SIMULATOR_VERSION:
+        raise ValueError(f"{path}: simulator_version = {version!r}, but this is {SIMULATOR_VERSION!r}; audit again")
+    return document
+
+
+def _in_words(identity: str, name: str) -> str:
+    return identity if name == identity else f"{identity} ({name})"
+
+
+def _difference(other: Row, digest: str) -> str:
+    """Why the verdict on a network of the same id is none on this one."""
+    if not other.get("digest"):
+        return "a report of an earlier version has this id, but not what the network was"
+    if other["digest"] == digest:
+        return f"it has been against the attacker {other['personality']!r} alone"
+    return f"a network of this id has been, with other content (digest {other['digest']:.12}, this one {digest:.12})"
+
+
+def _objection(row: Row) -> str:
     text = f"reward {row['reward']!r} under rules {row['rules']!r} on {row['scenario']} is {row['verdict']}"
-    if not row["exploits"]:
+    best = row.get("farming") if "open-loop" not in row["exploits"] else None
+    best = best or row.get("best_open_loop")
+    if not row["exploits"] or not best:
         return text
-    best = row["farming"] if "open-loop" not in row["exploits"] and row.get("farming") else row["best_open_loop"]
     plan = [a for a in best.get("plan", []) if a]
     short = "; ".join(plan[:4]) + ("; …" if len(plan) > 4 else "")
     witness = f"{short or best.get('params')}, return {best['return']:.2f}"
     return f"{text} ({', '.join(row['exploits'])}); its witness: {witness}"
 
 
-def collection(reports: Sequence[Path]) -> dict[str, Any]:
-    """What the gate needs of several reports, as a document of its own. Raises ValueError when versions differ."""
-    kept = ("scenario", "rules", "reward", "verdict", "exploits", "evg_norm_ci")
-    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+def collection(reports: Sequence[Path]) -> Row:
+    """What the gate needs of several reports, as a document of its own. Raises ValueError for what is no report."""
+    rows: dict[tuple[str, str, str], Row] = {}
     for path in reports:
-        document = json.loads(path.read_text("utf-8"))
-        if document["simulator_version"] != SIMULATOR_VERSION:
-            raise ValueError(f"{path}: simulator_version = {document['simulator_version']!r}; audit again")
-        for row in document["verdicts"]:
-            fields = ("plan", "params", "return")
-            best = {k: {f: row[k][f] for f in fields if f in row[k]} for k in ("best_open_loop", "farming")}
+        document = _document(path)
+        fields = ("plan", "params", "return")
+        try:
             about = {"budget": document["budget"]["name"], "seed": document["seed"]}
-            rows[row["scenario"], row["rules"], row["reward"]] = {k: row[k] for k in kept} | best | about
+            for row in document["verdicts"]:
+                best = {k: {f: row[k][f] for f in fields if f in row[k]} for k in ("best_open_loop", "farming")}
+                kept = {k: row[k] for k in (*KEPT, "digest", "personality")}
+                rows[row["digest"], row["rules"], row["reward"]] = kept | best | about
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not the report of this version's sweep ({error}); audit again") from None
     return {"simulator_version": SIMULATOR_VERSION, "verdicts": list(rows.values())}
 
 
+def main() -> None:
+    """Print the collection of the reports that the command line names."""
+    try:
+        print(json.dumps(collection([Path(a) for a in sys.argv[1:]]), indent=1))
+    except ValueError as error:
+        cli.fail(str(error))
+
+
 if __name__ == "__main__":
-    print(json.dumps(collection([Path(a) for a in sys.argv[1:]]), indent=1))
+    cli.run(main)

@@ -326,7 +326,7 @@ def note_base(model: Any, adapter: Path) -> None:
 def check_adapter(folder: Path, base: str, own: str) -> None:
     """Raises ModelError when an adapter's files are not there or cut off, or it was made for another base.
 
-    `own` is the identity of `base`. Where that of the right one is noted beside the adapter, it decides. Else names do,
+    `own` is the identity of `base`, "" where it is not known yet: then names alone are compared. Where that of the right one is noted beside the adapter, it decides. Else names do,
     unless the adapter names no base, and what lies under the name, if anything.
     """
     for file in ("adapter_config.json", "adapter_model.safetensors"):
@@ -339,9 +339,9 @@ def check_adapter(folder: Path, base: str, own: str) -> None:
         return
     made_for, told = str(named), _json(note) if note.is_file() else {}
     if told.get("base_model_name_or_path") == made_for:  # else somebody has named another base since
-        fits = told.get("identity") == own
+        fits = own in ("", told.get("identity"))
     else:
-        fits = _same(made_for, base) and _identity_of(made_for) in ("", own)
+        fits = _same(made_for, base) and (not own or identity_of(made_for) in ("", own))
     if not fits:
         why = f"was made for {made_for}, not for {base}"
         if _same(made_for, base):
@@ -352,7 +352,7 @@ def check_adapter(folder: Path, base: str, own: str) -> None:
         )
 
 
-def _identity_of(name: str) -> str:
+def identity_of(name: str) -> str:
     """The identity of a model that is a whole folder here; '' for others."""
     folder = Path(name).expanduser()
     try:

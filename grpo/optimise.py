@@ -2,7 +2,8 @@
 
 Departures from its defaults, all of them: the reward is looked up (return-to-go of the action at the row's state),
 the trainable weights are recast to float32 after construction, because TRL makes them bfloat16, which a T4 lacks;
-and a checkpoint counts only when a marker says that it was written to its end.
+a checkpoint counts only when a marker says that it was written to its end; and a loss or weight that is no number ends
+the training, where the trainer would log an average in its place.
 """
 
 import json
@@ -22,8 +23,9 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 import prompting
-from grpo import diagnostics, signals, speed
+from grpo import diagnostics, finite, signals, speed
 from grpo.diagnostics import Tables
+from grpo.embedded import ModelError
 from grpo.settings import Settings
 
 # Of the trainer's own use of transformers, nothing that a user could change.
@@ -55,6 +57,7 @@ class Book:
         made = [diagnostics.completion(self.known, r, order[r], text) for r, text in zip(row, texts, strict=True)]
         batch, parsed = [m[0] for m in made], [m[1] for m in made]
         totals = signals.total(batch, self.weights)
+        finite.check_number(sum(totals), "GRPO: the reward")  # the trainer would take NaN for 0
         self.latest = diagnostics.step_report(self.known, row, batch, parsed, totals)
         self.latest["signals"] = {
             name: sum(v) / len(v) for name, v in signals.values(batch, list(self.weights)).items()
@@ -64,7 +67,7 @@ class Book:
 
 
 class Follow(TrainerCallback):
-    """After each step: write its report, sound the alarm, mark checkpoints that are whole."""
+    """After each step: check its numbers, write its report, sound the alarm, mark checkpoints that are whole."""
 
     def __init__(self, book: Book, log: Callable[[int, dict[str, Any]], None], armed: bool):
         self.book, self.log, self.armed, self.alarm = book, log, armed, ""
@@ -73,10 +76,15 @@ class Follow(TrainerCallback):
         """A step's luck comes from seed, step and process: the trainer, resuming, would draw other completions."""
         set_seed((args.seed * 1_000_003 + state.global_step + 7919 * args.process_index) % 2**32)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Before anything is logged or saved."""
+        finite.check_weights(model, f"GRPO, step {state.global_step}")
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Join the trainer's numbers with ours."""
         if not logs or "loss" not in logs:
             return
+        finite.check_number(logs["loss"], f"GRPO, step {state.global_step}: the loss")
         kept = ("loss", "grad_norm", "learning_rate", "kl", "entropy", "completions/mean_length")
         report = {**self.book.latest, **{k: logs[k] for k in kept if k in logs}}
         self.book.recent.append(report)
@@ -113,7 +121,8 @@ def optimise(
 ) -> str:
     """Train the adapter of `model` in place on the given rows; returns the alarm's reason, or ''.
 
-    Continues from the newest whole checkpoint in `folder`.
+    Continues from the newest whole checkpoint in `folder`. Raises ModelError when numbers are lost, or when fewer steps
+    were taken than asked for and no alarm says why.
     """
     on_gpu = model.device.type == "cuda"
     half = next(p for p in model.parameters() if not p.requires_grad).dtype
@@ -135,6 +144,7 @@ def optimise(
         cast_lm_head_to_fp32=half == torch.float16,
         use_cpu=not on_gpu,
         logging_steps=1,
+        logging_nan_inf_filter=False,
         save_steps=settings.save_every,
         save_total_limit=2,
         report_to=settings.log_to,
@@ -166,6 +176,14 @@ def optimise(
         book.recent = json.loads((last / WHOLE).read_text())["recent"]
         # Of two adapters (the other is TRL's reference) transformers 5.17 would not restore the one that is trained.
         set_peft_model_state_dict(trainer.model, load_file(last / "adapter_model.safetensors"))
-    with speed.share(model), speed.in_half(model):
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    try:
+        with speed.share(model), speed.in_half(model):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        raise ModelError(f"GRPO: the model's probabilities are no numbers; {finite.REMEDY}") from error
+    taken = trainer.state.global_step
+    if taken < settings.steps and not follow.alarm:
+        raise ModelError(f"GRPO took {taken} of {settings.steps} steps on {len(rows)} rows; give it more rows")
     return follow.alarm

@@ -1,5 +1,6 @@
 """The report of a training run: report.md, metrics.json, the model card and four pictures."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,8 @@ def markdown(chosen: Settings, log: Sequence[Row], rows: Sequence[Row], manifest
         "",
         f"Model `{chosen.model}`, rules `{chosen.rules}`, reward `{chosen.reward}`, profile `{chosen.profile}`; "
         f"{', '.join(chosen.campaigns)}; seed {chosen.seed}. The model was asked: {chosen.asking}.",
+        "",
+        paid_in_words(chosen, manifest["audit"]),
         "",
     ]
     if alarm:
@@ -113,13 +116,26 @@ FILES = {
 }
 
 
+def paid_in_words(chosen: Settings, verdict: Sequence[Row]) -> str:
+    """What GRPO paid for, and what the audit says of that."""
+    audited = "; ".join(f"{r['scenario']}: {r['verdict']}" for r in verdict)
+    audit = f"The audit is of the return under reward `{chosen.reward}` and rules `{chosen.rules}` ({audited})."
+    if not chosen.steps:
+        return f"GRPO took no step, and nothing was paid. {audit}"
+    paid = ", ".join(f"{name} x {weight:g}" for name, weight in chosen.weights.items())
+    covers = "What was paid is that return, and the form of the answers."
+    if chosen.not_covered:
+        covers = f"**It does not cover what was paid: {', '.join(chosen.not_covered)}.**"
+    return f"Paid for: {paid}. {audit} {covers}"
+
+
 def card(chosen: Settings, verdict: Sequence[Row], alarm: str) -> str:
-    """The adapter's model card."""
-    audited = "; ".join(f"{r['scenario']}: {r['verdict']}" for r in verdict) or "not audited"
+    """The adapter's model card, which is made to be passed on: of a base in a folder it says the last name."""
+    base = Path(chosen.model).name if os.path.isabs(chosen.model) else chosen.model
     return "\n".join(
         [
             "---",
-            f"base_model: {chosen.model}",
+            f"base_model: {base}",
             "library_name: peft",
             "tags: [security, soc, grpo, lora]",
             "---",
@@ -127,7 +143,9 @@ def card(chosen: Settings, verdict: Sequence[Row], alarm: str) -> str:
             "# SOC analyst adapter",
             "",
             f"Trained by GRPO in a simulator, rules `{chosen.rules}`, reward `{chosen.reward}`, on "
-            f"{', '.join(chosen.campaigns)}. The reward's audit: {audited}.",
+            f"{', '.join(chosen.campaigns)}.",
+            "",
+            paid_in_words(chosen, verdict),
             *([f"**The alarm stopped the training: {alarm}.**"] if alarm else []),
             "",
             "It answers the prompts of `prompting` (one JSON action) and knows nothing of real networks: use it for "

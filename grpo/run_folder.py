@@ -14,31 +14,43 @@ import jax
 from accelerate import PartialState
 
 import prompting
+import scenarios
 from grpo import json_lines
-from grpo.settings import Settings
+from grpo.contents import fingerprint
+from grpo.settings import MAY_CHANGE, Settings
 from jaxsim.version import SIMULATOR_VERSION
 
+MANIFEST = "run_manifest.json"
 PHASES = ("warm", "grpo", "check")  # of a loop, in the log
 
 
 def begin(out: Path, chosen: Settings, args: Any, verdict: list[dict[str, Any]]) -> dict[str, Any]:
-    """The manifest of a new run, or of the run in `out` if it has the same settings."""
-    path = out / "run_manifest.json"
+    """The manifest of a new run, or of the run in `out` if what it trains is the same."""
+    path = out / MANIFEST
     if args.restart and path.exists():
         shutil.rmtree(out)
     wanted = json.loads(chosen.model_dump_json())
+    contents = {
+        "model": fingerprint(Path(chosen.model)),
+        "scenarios": [scenarios.digest(scenarios.load(name)) for name in chosen.campaigns],
+    }
     if path.exists():
         try:
             manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            had = manifest["settings"]
-        except (ValueError, KeyError) as error:
+            had, held = manifest["settings"], manifest.get("contents", {})
+            differ = [k for k in wanted if k not in (*MAY_CHANGE, *contents) and had.get(k) != wanted[k]]
+            # Of a folder or a file it is the content that counts, and neither its path nor how that is spelled.
+            differ += [k for k, v in contents.items() if (held[k] != v if held.get(k) else had.get(k) != wanted[k])]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             cli.fail(f"{path}: not the manifest of a run ({error}); give another --out, or --restart")
-        differ = [k for k in wanted if had.get(k) != wanted[k]]
         if differ:
             k = differ[0]
-            cli.fail(
-                f"{path}: {k} = {had.get(k)!r} there, {wanted[k]!r} here; give another --out, or --restart to delete it"
-            )
+            changed = f"{k} = {had.get(k)!r} there, {wanted[k]!r} here"
+            if held.get(k) and contents.get(k):
+                changed = f"{k} = {wanted[k]!r} holds something else than {had.get(k)!r} did when the run began"
+            cli.fail(f"{path}: {changed}; give another --out, or --restart to delete it")
+        manifest |= {"settings": wanted, "contents": contents}
+        save_manifest(out, manifest)
         return manifest
     if out.exists() and any(out.iterdir()):
         cli.fail(f"--out {str(out)!r} is a folder with other files in it; give an empty or a new one")
@@ -49,6 +61,7 @@ def begin(out: Path, chosen: Settings, args: Any, verdict: list[dict[str, Any]])
 
     manifest = {
         "settings": wanted,
+        "contents": contents,
         "versions": {
             "jaxsim-soc": cli.version(), "simulator": SIMULATOR_VERSION, "prompts": prompting.FORMAT_VERSION,
             "python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__,
@@ -58,6 +71,7 @@ def begin(out: Path, chosen: Settings, args: Any, verdict: list[dict[str, Any]])
             "machine": platform.machine(), "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
+        "paid": {"signals": chosen.weights, "not_covered_by_the_audit": chosen.not_covered},
         "audit": verdict,
         "command": ["python", "grpo/train.py", *sys.argv[1:]],
         "seconds": {},
@@ -69,7 +83,16 @@ def begin(out: Path, chosen: Settings, args: Any, verdict: list[dict[str, Any]])
 def save_manifest(out: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, whole or not at all."""
     if PartialState().is_main_process:
-        cli.write_json(out / "run_manifest.json", manifest)
+        cli.write_json(out / MANIFEST, manifest)
+
+
+def release(out: Path) -> None:
+    """Let the folder of a run that did nothing go, so that it is not bound to settings that cannot be."""
+    work = [*out.glob("loop*/**/*"), *out.glob("evaluation/parts/*.jsonl"), *out.glob("adapter/*")]
+    if PartialState().is_main_process and not any(p.is_file() and p.stat().st_size for p in work):
+        shutil.rmtree(out / "evaluation", ignore_errors=True)
+        for name in (MANIFEST, "evaluation-base.log"):
+            (out / name).unlink(missing_ok=True)
 
 
 class Log:

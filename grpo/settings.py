@@ -1,5 +1,6 @@
 """What a training run is made of: presets in files, every field overridable on the command line."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,12 @@ from prompting import LAYOUTS
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
 MAX_SEED = 2**31 - 1
+OPEN_LOOP, LEARNED = "open-loop", "learned"
+OTHERS = ("heuristic", OPEN_LOOP, "evidence", LEARNED)  # policies that an evaluation may have beside the model
+MAX_EPISODES = 10_000  # of a campaign in an evaluation
+CHECKED = 64  # rows of each loop, at most, that nothing is trained on, for its shuffle drop
+# What a run may be continued with: nothing that was trained depends on it.
+MAY_CHANGE = ("evaluate_episodes", "evaluate_policies", "evaluate_shuffle", "evaluate_beside", "log_to")
 
 
 class SettingsError(ValueError):
@@ -73,10 +80,8 @@ class Settings(BaseModel):
     # The run
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of all the luck")
     save_every: int = Field(5, ge=1, le=100_000, description="steps between checkpoints")
-    evaluate_episodes: int = Field(32, ge=2, le=100_000, description="episodes per campaign and policy at the end")
-    evaluate_policies: tuple[str, ...] = Field(
-        ("heuristic", "open-loop", "evidence", "learned"), description="rows beside monitor, random, base and trained"
-    )
+    evaluate_episodes: int = Field(32, ge=2, le=MAX_EPISODES, description="episodes per campaign and policy at the end")
+    evaluate_policies: tuple[str, ...] = Field(OTHERS, description="rows beside monitor, random, base and trained")
     evaluate_shuffle: bool = Field(True, description="play again on another episode's evidence")
     evaluate_beside: bool = Field(
         False,
@@ -101,13 +106,32 @@ class Settings(BaseModel):
         for name in self.signals:
             if name not in signals.SIGNALS:
                 raise ValueError(f"signals: {name!r} is unknown; choose among {', '.join(signals.SIGNALS)}")
+        for name in self.evaluate_policies:
+            if name not in OTHERS:
+                near = get_close_matches(name, OTHERS, 1)
+                hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(OTHERS)}"
+                raise ValueError(f"evaluate_policies: {name!r} is unknown; {hint}")
+        ids: dict[str, str] = {}
         for name in self.scenarios:
-            if scenarios.load(name).held_out:
+            one = scenarios.load(name)
+            if one.held_out:
                 raise ValueError(f"scenarios: {name!r} is held out and never trained on; leave it out")
+            if one.id in ids:
+                raise ValueError(
+                    f"scenarios: {ids[one.id]!r} and {name!r} both have the id {one.id!r}; "
+                    "leave one out, or change `id` in one of the files"
+                )
+            ids[one.id] = name
         if self.prompts_per_step * self.group % self.micro_batch:
             raise ValueError(
                 f"micro_batch = {self.micro_batch} does not divide prompts_per_step x group = "
                 f"{self.prompts_per_step * self.group}; choose one that does"
+            )
+        most = self.rows if self.outer_loops > 1 else max(self.rows, self.warm_rows)
+        if self.steps and self.prompts_per_step > most - kept_apart(most):
+            raise ValueError(
+                f"prompts_per_step = {self.prompts_per_step} is more than there are: {kept_apart(most)} of a loop's "
+                f"{most} rows are kept for checking; choose fewer, or more rows"
             )
         if self.four_bit and self.dtype == "float32":
             raise ValueError("four_bit and dtype = float32 contradict each other; use bfloat16, float16 or auto")
@@ -124,6 +148,16 @@ class Settings(BaseModel):
     def weights(self) -> dict[str, float]:
         """The weight of each reward signal."""
         return self.signals or dict(signals.PROFILES[self.profile])
+
+    @property
+    def not_covered(self) -> list[str]:
+        """What GRPO pays for that an audit of the reward says nothing about, in words."""
+        return signals.beside_the_return(self.weights) if self.steps else []
+
+
+def kept_apart(rows: int) -> int:
+    """How many of a loop's rows nothing is trained on."""
+    return min(CHECKED, max(2, rows // 8))
 
 
 def load(preset: str, changes: dict[str, Any] | None = None) -> Settings:

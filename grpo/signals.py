@@ -164,6 +164,9 @@ SIGNALS: dict[str, Signal] = {
     "return_to_go": return_to_go,
     "format": format_gate,
 }
+# These are equal for all legal actions: with weights of 0 and more they say what an answer looks like, and change
+# nothing about which action is worth most.
+FORMAT_ONLY = ("json_valid", "schema_valid", "target_in_valid_targets", "format")
 _RETURNS = ("return_to_go", "format")
 PROFILES: dict[str, dict[str, float]] = {
     "returns": dict.fromkeys(_RETURNS, 1.0),
@@ -179,6 +182,13 @@ def values(batch: Sequence[Completion], names: Sequence[str]) -> dict[str, list[
             hint = f"did you mean {near[0]!r}?" if near else f"choose among {', '.join(SIGNALS)}"
             raise ValueError(f"reward signal {name!r} is unknown; {hint}")
     return {name: SIGNALS[name](batch) for name in names}
+
+
+def beside_the_return(weights: Mapping[str, float]) -> list[str]:
+    """What `weights` pay for beside return-to-go and form, in words; empty when an audit of the return covers them."""
+    plain = [f"{name} x {w:g}" for name, w in weights.items() if name not in (*FORMAT_ONLY, "return_to_go") and w != 0]
+    upside_down = [f"{name} x {weights[name]:g}" for name in FORMAT_ONLY if not weights.get(name, 0.0) >= 0]
+    return [*plain, *upside_down] + ["no return_to_go"] * (not weights.get("return_to_go", 0.0) > 0)
 
 
 def total(batch: Sequence[Completion], weights: Mapping[str, float]) -> list[float]:

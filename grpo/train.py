@@ -42,6 +42,7 @@ import prompting
 from grpo import (
     decode,
     diagnostics,
+    finite,
     gate,
     json_lines,
     models,
@@ -49,17 +50,18 @@ from grpo import (
     report_training,
     rows,
     settings,
+    signals,
     unsloth_backend,
     warm,
 )
+from grpo.contents import place
 from grpo.embedded import ModelError
 from grpo.rows import Campaigns, Rows
-from grpo.run_folder import Log, begin, save_manifest, timed
+from grpo.run_folder import Log, begin, release, save_manifest, timed
 from grpo.settings import Settings
 from jaxsim.types import VERBS
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CHECKED = 64  # rows of each loop that nothing is trained on, for its shuffle drop
 ALARMED = 3  # exit code of a run that the alarm stopped
 
 
@@ -75,10 +77,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         backend = unsloth_backend.choose(chosen.backend)
     except ModelError as error:
         cli.fail(str(error))
+    out = Path(os.path.realpath(args.out))
+    check_evaluation(out, chosen)
     processes = started(chosen)
-    console = Console(stderr=True, quiet=not processes.is_main_process)
+    console = Console(stderr=True, quiet=not processes.is_main_process, markup=False, highlight=False)
     verdict = passed(chosen, args)
-    out: Path = args.out
     with processes.main_process_first():
         manifest = begin(out, chosen, args, verdict)
     manifest["backend"], chosen = backend, chosen.model_copy(update={"backend": backend})
@@ -92,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if alarm:
                     break
     except ModelError as error:
+        release(out)
         cli.fail(str(error))
     if not processes.is_main_process:
         return
@@ -99,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluated = evaluate(out, chosen, manifest)
     report_training.write(out, chosen, log.lines, evaluated, manifest, alarm)
     save_manifest(out, manifest | {"finished": True, "alarm": alarm})
-    console.print(f"report in {out / 'report.md'}")
+    console.print(f"report in {args.out / 'report.md'}", soft_wrap=True)
     if alarm:
         print(f"{Path(sys.argv[0]).name}: stopped by the alarm: {alarm}", file=sys.stderr)
         raise SystemExit(ALARMED)
@@ -115,9 +119,9 @@ def arguments(argv: Sequence[str] | None) -> tuple[Any, Settings]:
     p.add_argument(
         "--out", type=Path, default=Path("out/train"), metavar="DIR", help="of everything (default: out/train)"
     )
-    p.add_argument("--force", action="store_true", help="train on a reward that the audit has not certified")
+    p.add_argument("--force", action="store_true", help="train though the audit has not certified what is paid")
     p.add_argument(
-        "--audit", type=Path, metavar="FILE", help="report.json of a sweep (default: the project's verdicts)"
+        "--audit", type=Path, metavar="FILE", help="report.json of a sweep, beside the project's own verdicts"
     )
     p.add_argument("--restart", action="store_true", help="delete what is in --out and begin anew")
     p.add_argument("--print-config", action="store_true", help="print the settings as JSON, and stop")
@@ -130,9 +134,10 @@ def arguments(argv: Sequence[str] | None) -> tuple[Any, Settings]:
         name: _value(name, getattr(args, name)) for name in Settings.model_fields if getattr(args, name) is not None
     }
     try:
-        return args, settings.load(args.preset or default_preset(), given)
+        chosen = settings.load(args.preset or default_preset(), given)
     except settings.SettingsError as error:
         cli.fail(str(error))
+    return args, chosen.model_copy(update={"model": place(chosen.model)})
 
 
 def _kind(annotation: Any) -> str:
@@ -149,7 +154,7 @@ def _value(name: str, text: str) -> Any:
     """Command-line text as pydantic wants it; it checks the rest."""
     annotation = Settings.model_fields[name].annotation
     if get_origin(annotation) is tuple:
-        return tuple(x for x in text.split(",") if x)
+        return tuple(x for x in map(str.strip, text.split(",")) if x)
     if get_origin(annotation) is dict:
         try:
             return json.loads(text)
@@ -178,13 +183,18 @@ def started(chosen: Settings) -> PartialState:
 
 
 def passed(chosen: Settings, args: Any) -> list[dict[str, Any]]:
-    """The audit's verdicts for the training campaigns. Fails on a reward that is not certified, unless forced."""
+    """The audit's verdicts for the training campaigns. Fails when what is paid is not certified, unless forced."""
     try:
         found, objections = gate.verdicts(args.audit or gate.OWN, chosen.rules, chosen.reward, chosen.campaigns)
     except ValueError as error:
         cli.fail(f"--audit: {error}")
+    what_to_do = gate.remedy(chosen.rules, chosen.reward, found, chosen.campaigns)
+    if chosen.not_covered:
+        if not objections:
+            what_to_do = f"pay for return_to_go, and for form if you like ({', '.join(signals.FORMAT_ONLY)})"
+        objections.append(f"signals: the audit is of the return alone, but paid is {', '.join(chosen.not_covered)}")
     if objections and not args.force:
-        cli.fail(f"{objections[0]}; audit it (python benchmarks/sweep_rewards.py), or train on it anyway with --force")
+        cli.fail(f"{objections[0]}; {what_to_do}, or train on it anyway with --force")
     for objection in objections:
         print(f"warning: {objection} (--force)", file=sys.stderr)
     return found
@@ -219,13 +229,15 @@ def outer_loop(
     timed(out, manifest, f"loop{loop} rows", began)
     known = diagnostics.tables(game, found)
     order = np.random.default_rng(chosen.seed + loop).permutation(len(found.prompts))
-    apart = min(CHECKED, max(2, len(order) // 8))
+    apart = settings.kept_apart(len(order))
     kept_out, shown = order[:apart], np.sort(order[apart:])
     taught = shown[found.informative[shown]]
     console.print(
         f"loop {loop}: {len(order)} rows; {len(shown) - len(taught)} do not tell actions apart and teach GRPO nothing, "
         f"{len(order) - len(shown)} are kept for checking"
     )
+    if chosen.steps:
+        check_rows(len(taught), chosen)
     began = time.monotonic()
     if loop == 0 and chosen.warm_rows:
         with processes.main_process_first():
@@ -233,7 +245,7 @@ def outer_loop(
         timed(out, manifest, "warm start", began)
     began = time.monotonic()
     alarm = ""
-    if chosen.steps and len(taught):
+    if chosen.steps:
         from grpo import optimise
 
         def line(step: int, report: dict[str, Any]) -> None:
@@ -241,8 +253,7 @@ def outer_loop(
             regret = "–" if report["regret"] is None else f"{report['regret']:.2f}"
             console.print(
                 f"loop {loop} GRPO {step}/{chosen.steps}: reward {report['reward_mean']:+.2f}, regret {regret}, "
-                f"valid {report['valid_rate']:.0%}",
-                highlight=False,
+                f"valid {report['valid_rate']:.0%}"
             )
 
         if chosen.backend == "unsloth":
@@ -262,6 +273,15 @@ def outer_loop(
     return folder / "adapter", alarm
 
 
+def check_rows(many: int, chosen: Settings) -> None:
+    """Raises ModelError when so many rows that teach something do not make one step."""
+    if many < chosen.prompts_per_step:
+        raise ModelError(
+            f"GRPO cannot take a step: {many} rows tell actions apart, prompts_per_step = {chosen.prompts_per_step}; "
+            "choose more rows or futures, a lower least_z, or fewer prompts_per_step, with --restart"
+        )
+
+
 def student(chosen: Settings, adapter: Path | None) -> tuple[Any, Any]:
     """The model with an adapter to train: the last loop's, or a fresh one."""
     import torch
@@ -270,6 +290,7 @@ def student(chosen: Settings, adapter: Path | None) -> tuple[Any, Any]:
     loaded = models.load(
         chosen.model, adapter, four_bit=chosen.four_bit, dtype=chosen.dtype, trainable=adapter is not None
     )
+    finite.check_model(loaded.model, chosen.model)
     if adapter is not None:
         return loaded.model, loaded.tokenizer
     torch.manual_seed(chosen.seed)
@@ -280,7 +301,11 @@ def student(chosen: Settings, adapter: Path | None) -> tuple[Any, Any]:
         target_modules=list(TARGETS),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(loaded.model, lora), loaded.tokenizer
+    try:
+        return get_peft_model(loaded.model, lora), loaded.tokenizer
+    except ValueError as error:
+        why = str(error).splitlines()[0]
+        raise ModelError(f"{chosen.model} has no layers to put an adapter on ({why}); take another model") from error
 
 
 def collected(
@@ -363,7 +388,7 @@ def warm_up(
     verbs = [prompting.encode(int(labels[r]), game.inventories[int(found.bank.params_index[r])]) for r in which]
     chats = [prompting.chat(found.prompts[r]) for r in which]
     counts = {v: sum(f'"{v}"' in text for text in verbs) for v in VERBS}
-    console.print("warm start: " + ", ".join(f"{n} {v}" for v, n in counts.items() if n), highlight=False)
+    console.print("warm start: " + ", ".join(f"{n} {v}" for v, n in counts.items() if n))
     with cli.progress(quiet=console.quiet) as told:
 
         def advance(step: int, steps: int, loss: float) -> None:
@@ -399,7 +424,8 @@ def checked(
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter beside its place, then put it there."""
+    """Write the adapter beside its place, then put it there. Raises ModelError when its weights are no numbers."""
+    finite.check_weights(model, "the adapter")
     part = folder.with_name(folder.name + ".part")
     for left in (part, folder):
         shutil.rmtree(left, ignore_errors=True)
@@ -423,14 +449,26 @@ def finish_adapter(
 
 
 def evaluation_options(out: Path, chosen: Settings) -> list[str]:
-    """What the evaluations of base and adapter have in common."""
+    """What the evaluations of base and adapter have in common. One of another number of episodes begins anew."""
+    try:
+        held = json.loads((out / "evaluation" / "manifest.json").read_text("utf-8"))["episodes"]
+    except (OSError, ValueError, KeyError, TypeError):  # the evaluation itself will say what is wrong there
+        held = chosen.evaluate_episodes
     return [
+        *(["--restart"] if held != chosen.evaluate_episodes else []),
         "--model", chosen.model, "--rules", chosen.rules, "--reward", chosen.reward,
         "--scenario", *chosen.campaigns, "--episodes", str(chosen.evaluate_episodes), "--seed", str(chosen.seed),
         "--no-constrained", "--asking", chosen.asking, "--layout", chosen.layout,
         "--max-new-tokens", str(chosen.max_completion), "--dtype", chosen.dtype,
         *(["--four-bit"] if chosen.four_bit else []), "--out", str(out / "evaluation"),
     ]  # fmt: skip
+
+
+def check_evaluation(out: Path, chosen: Settings) -> None:
+    """Fail now for what the evaluation, which comes last, would not accept."""
+    from grpo import evaluate as evaluation
+
+    evaluation.parse_args([*evaluation_options(out, chosen), "--policies", *chosen.evaluate_policies])
 
 
 @contextmanager

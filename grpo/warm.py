@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from grpo import decode, speed
+from grpo import decode, finite, speed
+from grpo.embedded import ModelError
 
 CLIP = 1.0  # largest norm of a gradient
 
@@ -67,8 +68,11 @@ def learn(
     """Train the trainable weights of `model` in place. Continues from `folder` if a run was cut off there.
 
     AdamW, learning rate falling linearly to 0. A batch is of one group, whose prompts begin alike, as far as numbers
-    allow. `advance(step, steps, loss)` follows each step.
+    allow. `advance(step, steps, loss)` follows each step. Raises ModelError when there is no example, and when loss or
+    weights are no numbers any more; nothing of that is kept.
     """
+    if not examples:
+        raise ModelError("warm start: there is no answer worth showing in these rows; choose more rows, or warm_rows 0")
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     adam = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=0.0)
     per_epoch = max(1, len(examples) // batch)
@@ -86,13 +90,15 @@ def learn(
         adam.param_groups[0]["lr"] = lr * (1 - step / steps)
         with speed.share(model), speed.in_half(model):
             loss = answer_loss(model, chosen, pad)
+        finite.check_number(told := loss.item(), f"warm start, step {step + 1} of {steps}: the loss")
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights.values(), CLIP)
         adam.step()
         adam.zero_grad()
         if (step + 1) % save_every == 0 or step + 1 == steps:
+            finite.check_weights(model, f"warm start, step {step + 1} of {steps}")
             _keep(folder, weights, adam, step + 1)
-        advance(step + 1, steps, loss.item())
+        advance(step + 1, steps, told)
     model.eval()
 
 

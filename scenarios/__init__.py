@@ -33,7 +33,7 @@
 describes every field.
 """
 
-from scenarios.load import GROUPS, ScenarioError, dump, load, loads, names
+from scenarios.load import GROUPS, ScenarioError, digest, dump, load, loads, names
 from scenarios.model import SIGNALS, Asset, Benign, Identity, Scenario, Stage
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "Scenario",
     "ScenarioError",
     "Stage",
+    "digest",
     "dump",
     "load",
     "loads",

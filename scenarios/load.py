@@ -1,9 +1,10 @@
-"""Scenario files in and out: `load`, `loads`, `dump`, and `ScenarioError`, which says what to change.
+"""Scenario files in and out: `load`, `loads`, `dump`, `digest`, and `ScenarioError`, which says what to change.
 
 A file is YAML (.yaml, .yml) or JSON (.json), UTF-8, at most 16 MiB. Its structure is checked first, then its
 fields, then what goes across fields, so correcting one round of problems may bring up the next.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -113,6 +114,12 @@ def dump(scenario: Scenario) -> str:
         width=110,
     )
     return re.sub(r"^(assets|identities|stages|benign):", r"\n\1:", text, flags=re.MULTILINE)
+
+
+def digest(scenario: Scenario) -> str:
+    """What the scenario is, as 64 hex digits: equal for equal content, however its file is written or called."""
+    content = json.dumps(scenario.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]

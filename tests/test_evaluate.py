@@ -1,6 +1,9 @@
 """benchmarks/evaluate.py and what it shares with the other tools: rows, tables, pictures, bad input, whole files."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -216,3 +219,51 @@ def test_a_log_gets_lines_of_progress(capsys: pytest.CaptureFixture[str], monkey
         advance("soon after", 0)
         advance("last")
     assert capsys.readouterr().err == "31 s: [later] (3 of 4)\n70 s: last (4 of 4)\n"
+
+
+# --- what is shown decides nothing ----------------------------------------------------------------------------------
+
+
+def started(code: str, **given: Any) -> subprocess.CompletedProcess[str]:
+    """A tool in a process of its own."""
+    begin = f"import sys; sys.path[:0] = [{str(cli.ROOT)!r}, {str(cli.ROOT / 'benchmarks')!r}]; import cli\n"
+    given = {"stdout": subprocess.PIPE, **given, "env": {**os.environ, **given.get("env", {})}}
+    return subprocess.run([sys.executable, "-c", begin + code], stderr=subprocess.PIPE, text=True, **given)
+
+
+def test_results_are_kept_though_nobody_reads_what_is_shown(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = ["--scenario", SUPPLY, "--policy", "monitor", "--episodes", "2", "--json", str(tmp_path / "rows.json")]
+    done = started(f"import evaluate; cli.run(lambda: evaluate.main({argv!r}))", stdout=writing)
+    os.close(writing)
+    assert done.returncode == 0 and not done.stderr.strip(), done.stderr
+    jsonschema.validate(json.loads((tmp_path / "rows.json").read_text()), ROWS)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_a_character_shows_its_number(encoding: str) -> None:
+    code = """import evaluate
+from rich.console import Console
+def main():
+    Console().print("± " + chr(0xD800), markup=False)
+    print("Ω", chr(0x2026))
+    evaluate.main(["--help"])
+cli.run(main)"""
+    done = started(code, env={"PYTHONIOENCODING": encoding}, encoding="latin-1")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout.startswith({"ascii": "\\xb1 \\ud800\n", "latin-1": "± \\ud800\n"}[encoding])
+    assert "\\u03a9 \\u2026\n" in done.stdout and "--json FILE" in done.stdout
+
+
+def test_a_full_disk_behind_standard_output_is_said() -> None:
+    with open("/dev/full", "w") as full:
+        done = started("cli.run(lambda: print('x' * 100_000))", stdout=full)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not whole" in done.stderr
+
+
+def test_every_tool_runs_through_it() -> None:
+    for path in (*(cli.ROOT / "benchmarks").glob("*.py"), *(cli.ROOT / "grpo").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if '__name__ == "__main__"' in text and path.stem != "unsloth_backend":  # a part of train.py
+            assert text.endswith('if __name__ == "__main__":\n    cli.run(main)\n'), path

@@ -318,6 +318,31 @@ def test_an_adapter_joins_its_base(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "adapter = " in error_of(capsys, command(out, "--no-shuffle"))
 
 
+def test_a_model_and_an_adapter_are_known_again_by_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a model", "other", "wrong", "right"):
+        Path(name).mkdir()
+        (Path(name) / "file").write_text(name)
+    Path("link").symlink_to("a model")
+    out = Path("out [x]")
+
+    def begin(*more: str) -> None:
+        with evaluate.locked(out):
+            evaluate.begin(out, evaluate.settings(evaluate.parse_args(command(out, *more))), restart=False)
+
+    begin("--model", "a model")
+    begin("--model", "./link", "--adapter", "wrong")
+    (out / "parts" / f"{SUPPLY}-trained.jsonl").touch()  # it said nothing: another may take its place
+    begin("--model", "other/../a model/", "--adapter", "right")
+    (out / "parts" / f"{SUPPLY}-trained.jsonl").write_text("{}")
+    begin("--model", str(tmp_path / "a model"), "--adapter", str(tmp_path / "right"))
+    assert "adapter = " in error_of(capsys, command(out, "--model", "link", "--adapter", "wrong"))
+    assert "model = " in error_of(capsys, command(out, "--model", "other", "--adapter", "right"))
+    assert "--adapter 'none' is no folder" in error_of(capsys, command(out, "--adapter", "none"))
+
+
 def test_restart_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main(command(tmp_path, "--no-shuffle"))
     first = rows_in(tmp_path)

@@ -224,6 +224,16 @@ def test_dump_round_trip(name: str) -> None:
     assert scenarios.Scenario.model_validate(yaml.safe_load(scenarios.dump(s))) == s  # other readers agree
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_digest_is_of_the_content_and_of_nothing_else(name: str) -> None:
+    s = scenarios.load(name)
+    text = "# by hand\n" + yaml.safe_dump(s.model_dump(mode="json"), sort_keys=True)
+    assert scenarios.digest(scenarios.loads(text)) == scenarios.digest(s)
+    assert scenarios.digest(scenarios.loads(s.model_dump_json(), source="a.json")) == scenarios.digest(s)
+    for changes in ({"noise_rate": s.noise_rate / 2}, {"assets": s.assets[::-1]}, {"held_out": not s.held_out}):
+        assert scenarios.digest(s.model_copy(update=changes)) != scenarios.digest(s)
+
+
 line = st.from_regex(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]{1,40}", fullmatch=True)
 word = st.one_of(
     st.sampled_from(["no", "1e5", "0x1F", "1_000", "12", "2024-01-31", "null", "True", "1.0", "0o7", "on", "1e-3"]),

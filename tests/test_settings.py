@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+import scenarios
 from grpo import gate, settings
 from jaxsim.version import SIMULATOR_VERSION
+
+SUPPLY = "supply_chain_token_drift"
 
 
 @pytest.mark.parametrize("name", settings.PRESETS)
@@ -41,11 +44,22 @@ def test_the_t4_preset_is_what_a_t4_can_do() -> None:
         ({"scenarios": ("nowhere",)}, r"nowhere"),
         ({"four_bit": True, "dtype": "float32"}, r"four_bit and dtype = float32 contradict each other"),
         ({"warm_rows": 0, "steps": 0}, r"nothing would be trained"),
+        ({"evaluate_policies": ("hueristic",)}, r"evaluate_policies: 'hueristic' is unknown; did you mean heuristic\?"),
+        ({"evaluate_episodes": 20_000}, r"cpu.yaml: evaluate_episodes = 20000: .*less than or equal to 10000"),
+        ({"scenarios": (SUPPLY, SUPPLY)}, rf"'{SUPPLY}' and '{SUPPLY}' both have the id '{SUPPLY}'; leave one out"),
+        ({"rows": 16, "warm_rows": 0, "prompts_per_step": 15}, r"prompts_per_step = 15 is more than there are: 2 of a"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(changes: dict[str, object], wanted: str) -> None:
     with pytest.raises(settings.SettingsError, match=wanted):
         settings.load("cpu", changes)
+
+
+def test_two_files_of_one_id_are_refused_before_anything_else(tmp_path: Path) -> None:
+    for name, noise in (("one.yaml", 0.1), ("two.yaml", 0.2)):
+        a_network(tmp_path / name, "same", noise_rate=noise)
+    with pytest.raises(settings.SettingsError, match=r"one.yaml' and '.*two.yaml' both have the id 'same'; .*`id`"):
+        settings.load("cpu", {"scenarios": (str(tmp_path / "one.yaml"), str(tmp_path / "two.yaml"))})
 
 
 def test_a_preset_may_be_a_file(tmp_path: Path) -> None:
@@ -89,3 +103,81 @@ def test_what_was_not_audited_does_not_pass(tmp_path: Path) -> None:
     path.write_text(json.dumps({"simulator_version": SIMULATOR_VERSION + "x", "verdicts": []}))
     with pytest.raises(ValueError, match="audit again"):
         gate.verdicts(path, "hardened", "operational", CAMPAIGNS)
+
+
+# --- the gate knows a network by what it is -------------------------------------------------------------------------
+
+
+def a_network(path: Path, identity: str = "mine", **changes: object) -> scenarios.Scenario:
+    """A file of a user's own network: a published one with another id."""
+    one = scenarios.load(CAMPAIGNS[0]).model_copy(update={"id": identity, **changes})
+    path.write_text(scenarios.dump(one))
+    return one
+
+
+def a_report(path: Path, audited: scenarios.Scenario, **changes: object) -> Path:
+    row = {"scenario": audited.id, "rules": "hardened", "reward": "operational", "verdict": "certified"}
+    row |= {"exploits": [], "evg_norm_ci": [0.4, 0.5], "digest": scenarios.digest(audited), **changes}
+    path.write_text(json.dumps({"simulator_version": SIMULATOR_VERSION, "verdicts": [row]}))
+    return path
+
+
+def test_the_projects_verdicts_are_about_the_networks_as_they_are() -> None:
+    for row in gate.rows_of(gate.OWN):
+        assert row["digest"] == scenarios.digest(scenarios.load(row["scenario"])), row["scenario"]
+
+
+def test_a_certified_network_of_a_user_passes_whatever_its_file_is_called(tmp_path: Path) -> None:
+    one = a_network(tmp_path / "my network.yaml")
+    report = a_report(tmp_path / "report.json", one)
+    (tmp_path / "copy.json").write_text(one.model_dump_json())
+    # Beside the project's own: both in one run.
+    names = (str(tmp_path / "my network.yaml"), CAMPAIGNS[1], str(tmp_path / "copy.json"))
+    found, objections = gate.verdicts(report, "hardened", "operational", names)
+    assert [r["scenario"] for r in found] == ["mine", CAMPAIGNS[1], "mine"]
+    assert [r["verdict"] for r in found] == ["certified"] * 3 and not objections
+
+
+def test_a_changed_file_with_a_published_id_does_not_pass(tmp_path: Path) -> None:
+    path = tmp_path / "changed network.yaml"
+    one = a_network(path, CAMPAIGNS[0], noise_rate=0.9)
+    found, (objection,) = gate.verdicts(gate.OWN, "hardened", "operational", [str(path)])
+    assert found[0]["verdict"] == gate.NOT_AUDITED
+    assert (
+        f"{CAMPAIGNS[0]} ({path}) has not been audited: a network of this id has been, with other content" in objection
+    )
+    assert scenarios.digest(one)[:12] in objection
+    said = gate.remedy("hardened", "operational", found, [str(path)])
+    what = f"--scenario '{path}' --rules hardened --reward operational --certify --out out/audit"
+    assert f"(python benchmarks/sweep_rewards.py {what}), then give --audit out/audit/report.json" in said
+
+
+def test_a_network_that_was_never_audited_says_so(tmp_path: Path) -> None:
+    one = a_network(tmp_path / "mine.yaml")
+    _, (objection,) = gate.verdicts(gate.OWN, "hardened", "operational", [str(tmp_path / "mine.yaml")])
+    assert objection.endswith(f"on mine ({tmp_path / 'mine.yaml'}) has not been audited")
+    # A report of before there were digests, and one of a single attacker.
+    old = a_report(tmp_path / "old.json", one, digest=None)
+    _, (objection,) = gate.verdicts(old, "hardened", "operational", [str(tmp_path / "mine.yaml")])
+    assert "a report of an earlier version has this id" in objection
+    narrow = a_report(tmp_path / "narrow.json", one, personality="stealthy")
+    found, (objection,) = gate.verdicts(narrow, "hardened", "operational", [str(tmp_path / "mine.yaml")])
+    assert objection.endswith("has not been audited: it has been against the attacker 'stealthy' alone")
+    assert "--certify" in gate.remedy("hardened", "operational", found, [str(tmp_path / "mine.yaml")])
+
+
+def test_reports_become_a_collection_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, best = a_network(tmp_path / "mine.yaml"), {"plan": ["MONITOR"], "return": 1.0, "std": 0.0}
+    paths = []
+    for i, audited in enumerate((one, one.model_copy(update={"noise_rate": 0.9}))):
+        more = {"personality": "any", "best_open_loop": best, "farming": best}
+        paths.append(a_report(tmp_path / f"{i}.json", audited, **more))
+        document = json.loads(paths[i].read_text()) | {"budget": {"name": "tiny"}, "seed": 0}
+        paths[i].write_text(json.dumps(document))
+    made = gate.collection([*paths, paths[0]])
+    assert [r["scenario"] for r in made["verdicts"]] == ["mine", "mine"]
+    (tmp_path / "own.json").write_text(json.dumps(made))
+    monkeypatch.setattr(gate, "OWN", tmp_path / "own.json")
+    assert not gate.verdicts(gate.OWN, "hardened", "operational", [str(tmp_path / "mine.yaml")])[1]
+    with pytest.raises(ValueError, match=r"old.json: not the report of this version's sweep"):
+        gate.collection([a_report(tmp_path / "old.json", one)])

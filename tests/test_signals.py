@@ -92,6 +92,22 @@ def test_profiles_and_totals() -> None:
     assert signals.values(BATCH, ["schema_valid"]) == {"schema_valid": BY_HAND["schema_valid"]}
 
 
+def test_what_an_audit_of_the_return_covers() -> None:
+    legal = [MONITOR, LOOK, ISOLATE, AGAIN, PATCH, REVOKE, BLOCK]
+    for name in signals.SIGNALS:
+        alike = all(len(set(signals.SIGNALS[name](b))) == 1 for b in (legal, [c._replace(alerts=False) for c in legal]))
+        assert alike == (name in signals.FORMAT_ONLY), name
+    covered = signals.beside_the_return
+    assert (
+        covered(signals.PROFILES["returns"]) == [] == covered({"return_to_go": 0.1, "json_valid": 3, "step_total": 0})
+    )
+    assert covered(signals.PROFILES["published"])[0] == "no_redundant_containment x 1"
+    assert covered({"return_to_go": 1, "action_diversity": 1}) == ["action_diversity x 1"]
+    assert covered({"return_to_go": 1, "format": -2.5}) == ["format x -2.5"]  # pays for what is not legal
+    for none in ({}, {"json_valid": 1}, {"return_to_go": 0}, {"return_to_go": -1}, {"return_to_go": math.nan}):
+        assert covered(none) == ["no return_to_go"]
+
+
 def test_an_unknown_signal_or_weight_is_named() -> None:
     with pytest.raises(ValueError, match=r"'step_totl' is unknown; did you mean 'step_total'\?"):
         signals.total(BATCH, {"step_totl": 1.0})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import sweep_rewards
 
+import scenarios
 from jaxsim import reward
 from jaxsim.audit import verdict
 from jaxsim.audit.budgets import BUDGETS
@@ -91,6 +92,7 @@ def test_sweep_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     (row,) = document["verdicts"]
     assert row["verdict"] == "degenerate" and set(row["witness"]) == set(row["exploits"])
     assert {"scenario", "rules", "reward", "exploits", "evg", "evg_ci", "evg_norm", "tells"} <= set(row)
+    assert row["digest"] == scenarios.digest(scenarios.load(SUPPLY))
     assert {"return", "std", "plan"} <= set(row["best_open_loop"])
     assert {"return", "std", "params"} <= set(row["best_evidence"]) and {"return", "plan"} <= set(row["farming"])
     assert row["moved"] is None and row["metrics"] is None, "nobody asked, and of a degenerate reward no one needs them"

@@ -1,13 +1,16 @@
 """The stages of training: rows and labels, the warm start, what a step reports, the alarm, the log, a whole run."""
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +22,28 @@ pytest.importorskip("peft")
 
 import jax
 import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
 from test_models import lora, tiny
 
 import prompting
 import scenarios
 from grpo import bank as banks
-from grpo import decode, diagnostics, models, optimise, rows, run_folder, settings, signals, train, warm
+from grpo import (
+    decode,
+    diagnostics,
+    models,
+    optimise,
+    report_training,
+    rows,
+    run_folder,
+    settings,
+    signals,
+    train,
+    warm,
+)
+from grpo.contents import place
+from grpo.embedded import ModelError
 from jaxsim.names import parse_plan
 from jaxsim.policies import BASELINES, PLAN
 from jaxsim.types import INVESTIGATE, MONITOR
@@ -239,6 +258,44 @@ def test_a_warm_start_learns_and_continues_exactly(tmp_path: Path) -> None:
     assert all(torch.equal(weights[n], again[n]) for n in weights)
 
 
+def test_a_warm_start_that_loses_its_numbers_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny(tmp_path / "model")
+    model, tokenizer = student(folder)
+    examples = warm.pairs(
+        tokenizer, [prompting.chat(f"Tick {i} of 70") for i in range(4)], ['{"action": "MONITOR"}'] * 4
+    )
+    steps: list[int] = []
+
+    def learn(examples: Any = examples) -> None:
+        given = {"epochs": 1, "batch": 2, "lr": 1e-3, "seed": 5, "pad": tokenizer.pad_token_id, "save_every": 1}
+        warm.learn(
+            model, examples, [0] * 4, tmp_path / "warm", advance=lambda step, many, loss: steps.append(step), **given
+        )
+
+    with pytest.raises(ModelError, match="no answer worth showing"):
+        learn([])
+    trained = next(p for p in model.parameters() if p.requires_grad)
+    monkeypatch.setattr(warm, "answer_loss", lambda *_: trained.sum() * torch.nan)
+    with pytest.raises(ModelError, match="warm start, step 1 of 2: the loss is nan"):
+        learn()
+    # A loss that is a number, with a gradient that is none.
+    monkeypatch.setattr(warm, "answer_loss", lambda *_: (trained - trained.detach()).abs().sqrt().sum())
+    with pytest.raises(ModelError, match=r"warm start, step 1 of 2: .*lora_.* holds NaN or infinity"):
+        learn()
+    with pytest.raises(ModelError, match=r"the adapter: .* holds NaN"):
+        train.save_adapter(model, tmp_path / "adapter")
+    assert not steps and not (tmp_path / "warm").exists() and not (tmp_path / "adapter").exists()
+
+
+def test_a_model_of_nan_is_not_trained(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN or infinity; fetch"):
+        train.student(settings.load("smoke", {"model": str(folder)}), None)
+
+
 def test_only_the_answer_is_learned(tmp_path: Path) -> None:
     model, tokenizer = student(tiny(tmp_path / "model"))
     model.eval()
@@ -286,6 +343,56 @@ def test_in_half_precision_it_learns_and_continues_exactly(
     rest, again = run("cut")
     assert list(rest) == [3, 4] and first | rest == whole
     assert all(torch.equal(weights[n], again[n]) for n in weights)
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_grpo_that_loses_its_numbers_or_takes_no_step_is_an_error(
+    game: rows.Campaigns, found: rows.Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings.load("smoke", {"model": str(tiny(tmp_path / "model")), "save_every": 1})
+    known = diagnostics.tables(game, found)
+
+    def run(many: int = 24) -> None:
+        model, tokenizer = train.student(chosen, None)
+        steps: list[int] = []
+        try:
+            optimise.optimise(
+                model, tokenizer, known, list(range(many)), chosen, tmp_path / "grpo", 7, lambda at, _: steps.append(at)
+            )
+        finally:
+            assert not steps and optimise.last_whole(tmp_path / "grpo") is None
+
+    def lost(trainer: Any, model: Any, inputs: Any, *_: Any, **__: Any) -> torch.Tensor:
+        return sum(p.sum() for p in model.parameters() if p.requires_grad) * torch.nan
+
+    for where, name, wrong in (
+        (signals, "total", lambda batch, weights: [math.nan] * len(batch)),
+        (optimise.GRPOTrainer, "compute_loss", lost),
+        (optimise.finite, "check_weights", lambda *_: None),  # the loss is seen even where the weights were spared
+    ):
+        monkeypatch.setattr(where, name, wrong)
+        with pytest.raises(ModelError, match=r"GRPO: the reward is nan|GRPO, step 1: (.* holds NaN|the loss is nan)"):
+            run()
+        if where is signals:
+            monkeypatch.undo()
+    monkeypatch.undo()
+    chosen = chosen.model_copy(update={"prompts_per_step": 4, "micro_batch": 8})
+    with pytest.raises(ModelError, match="GRPO took 0 of 2 steps on 3 rows"):
+        run(3)
+
+
+@pytest.mark.parametrize("informative", [0, 2])
+def test_what_cannot_take_a_step_is_refused_before_it_is_trained(
+    game: rows.Campaigns, found: rows.Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, informative: int
+) -> None:
+    changes = {"model": str(tiny(tmp_path / "model")), "prompts_per_step": 3, "micro_batch": 3}
+    chosen = settings.load("smoke", changes)
+    kept = found._replace(informative=np.arange(24) < informative)
+    monkeypatch.setattr(train, "collected", lambda *_: kept)
+    monkeypatch.setattr(warm, "learn", lambda *_, **__: pytest.fail("the warm start began"))
+    log = run_folder.Log(tmp_path / "log.jsonl")
+    with pytest.raises(ModelError, match=r"cannot take a step: [012] rows tell actions apart, prompts_per_step = 3; "):
+        train.outer_loop(0, game, chosen, tmp_path, None, log, Console(quiet=True), {"seconds": {}})
 
 
 # --- the log --------------------------------------------------------------------------------------------------------
@@ -379,21 +486,34 @@ def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> Non
     model, given = tiny(tmp_path / "model"), environment(tmp_path / "programs")
     done = subprocess.run(command(model, tmp_path / "whole"), env=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    out = tmp_path / "cut"
+    # In a folder whose name a console could take for markup, each time spelled in another way.
+    out = tmp_path / "cut [bold] short"
+    for name, folder in (("the out", out), ("the model", model)):
+        (tmp_path / name).symlink_to(folder, target_is_directory=True)
+    spelled = [(tmp_path / "the model", tmp_path / "the out"), (Path("model"), Path(out.name)), (model, out)]
+    ways = itertools.cycle(command(*way) for way in spelled)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for where, condition in KILLS.items():
-        run = subprocess.Popen(command(model, out), env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        run = subprocess.Popen(next(ways), env=given, cwd=tmp_path, **quiet)
         while run.poll() is None and not condition(out):
             time.sleep(0.005)
         assert run.poll() is None, f"ended before it could be killed in {where}"
         run.send_signal(signal.SIGKILL)
         run.wait()
         assert not (out / "loop1" / "rows" / "credit.npz").exists()  # what comes last
-    done = subprocess.run(command(model, out), env=given, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    # The reader of what it says has gone.
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(next(ways), env=given, cwd=tmp_path, stdout=writing, stderr=writing)
+    os.close(writing)
+    assert done.returncode == 0
+    done = subprocess.run(next(ways), env=given, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and f"report in {out}/report.md" in done.stderr, done.stderr[-3000:]
     assert (out / "training_log.jsonl").read_text() == (tmp_path / "whole" / "training_log.jsonl").read_text()
     for name in ("adapter/adapter_model.safetensors", "adapter/README.md", "report.md", "metrics.json"):
         assert (out / name).stat().st_size
-    first, second = ((tmp_path / x / "adapter" / "adapter_model.safetensors").read_bytes() for x in ("whole", "cut"))
+    adapters = (x / "adapter" / "adapter_model.safetensors" for x in (tmp_path / "whole", out))
+    first, second = (path.read_bytes() for path in adapters)
     assert first == second
 
 
@@ -403,7 +523,19 @@ def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> Non
         (["--steps", "-1"], "smoke.yaml: steps"),
         (["--rules", "classic", "--reward", "evidence"], "is degenerate (open-loop, farming, harm-seeking)"),
         (["--signals", "{"], "--signals: '{' is no JSON"),
+        (["--profile", "published"], "audit is of the return alone, but paid is no_redundant_containment x 1"),
+        (
+            ["--signals", '{"action_diversity": 1}'],
+            "paid is action_diversity x 1, no return_to_go; pay for",
+        ),
         (["--learning-rate", "1"], "--learning-rate"),
+        (["--evaluate-policies", "hueristic"], "did you mean heuristic?"),
+        (["--evaluate-episodes", "20000"], "smoke.yaml: evaluate_episodes = '20000'"),
+        (
+            ["--rows", "16", "--prompts-per-step", "16", "--steps", "3", "--warm-rows", "0"],
+            "prompts_per_step = 16 is more than there are",
+        ),
+        (["--model=-x"], "--model"),  # by the parser of the evaluation
         (["--log-to", "trackio"], "pip install trackio"),
     ],
 )
@@ -414,6 +546,100 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
         train.main(["--preset", "smoke", "--out", str(tmp_path / "out"), *options])
     assert ended.value.code == 2 and wanted in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def begun(out: Path, **changes: Any) -> dict[str, Any]:
+    chosen = settings.load("smoke", changes)
+    chosen = chosen.model_copy(update={"model": place(chosen.model)})
+    return run_folder.begin(out, chosen, SimpleNamespace(restart=False), [])
+
+
+def test_what_only_the_evaluation_needs_may_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun(tmp_path / "out")
+    changes = {"evaluate_episodes": 7, "evaluate_policies": ("heuristic",), "evaluate_shuffle": True}
+    settings_now = begun(tmp_path / "out", **changes)["settings"]
+    assert settings_now["evaluate_episodes"] == 7 and settings_now["evaluate_policies"] == ["heuristic"]
+    assert json.loads((tmp_path / "out" / "run_manifest.json").read_text())["settings"] == settings_now
+    with pytest.raises(SystemExit):
+        begun(tmp_path / "out", steps=3)
+    assert "steps = 2 there, 3 here" in capsys.readouterr().err
+    # The evaluation that was begun with the other number begins anew.
+    chosen = settings.load("smoke", changes)
+    assert "--restart" not in train.evaluation_options(tmp_path / "out", chosen)
+    manifest = tmp_path / "out" / "evaluation" / "manifest.json"
+    manifest.parent.mkdir()
+    for text, anew in (('{"episodes": 2}', True), ('{"episodes": 7}', False), ("{", False)):
+        manifest.write_text(text)
+        assert ("--restart" in train.evaluation_options(tmp_path / "out", chosen)) == anew
+
+
+def test_a_model_or_network_is_known_again_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a model", "other"):
+        Path(name).mkdir()
+        (Path(name) / "config.json").write_text(name)
+    Path("link").symlink_to("a model")
+    Path("mine.yaml").write_text(scenarios.dump(scenarios.load(CAMPAIGN)))
+    begun(tmp_path / "out", model="a model", scenarios=("mine.yaml",))
+    for model, network in (
+        (str(tmp_path / "a model"), str(tmp_path / "mine.yaml")),
+        ("./link", "mine.yaml"),
+        ("other/../a model/", "./mine.yaml"),
+    ):
+        begun(tmp_path / "out", model=model, scenarios=(network,))
+    with pytest.raises(SystemExit):
+        begun(tmp_path / "out", model="other", scenarios=("mine.yaml",))
+    said = capsys.readouterr().err
+    assert "/other' holds something else than " in said and "give another --out, or --restart" in said
+    Path("mine.yaml").write_text(scenarios.dump(scenarios.load(CAMPAIGN).model_copy(update={"noise_rate": 0.9})))
+    with pytest.raises(SystemExit):
+        begun(tmp_path / "out", model="a model", scenarios=("mine.yaml",))
+    assert "scenarios = ['mine.yaml'] holds something else than ['./mine.yaml'] did" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_loaded_binds_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            train.main(["--preset", "smoke", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")])
+        assert ended.value.code == 2 and "has no config.json" in capsys.readouterr().err
+        assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_comma_list_may_have_spaces() -> None:
+    _, chosen = train.arguments(["--preset", "smoke", "--evaluate-policies", " heuristic, evidence ,"])
+    assert chosen.evaluate_policies == ("heuristic", "evidence")
+
+
+def test_what_is_paid_is_said_beside_the_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(**changes: Any) -> tuple[str, dict[str, Any]]:
+        chosen = settings.load("smoke", changes)
+        args = SimpleNamespace(audit=None, force=True, restart=True)
+        verdict = train.passed(chosen, args)
+        manifest = run_folder.begin(tmp_path / "out", chosen, args, verdict)
+        return report_training.card(chosen, verdict, ""), manifest["paid"]
+
+    card, paid = told()
+    assert "Paid for: return_to_go x 1, format x 1." in card
+    assert "rules `hardened` (supply_chain_token_drift: certified). What was paid is that return, and" in card
+    assert paid == {"signals": {"return_to_go": 1.0, "format": 1.0}, "not_covered_by_the_audit": []}
+    assert not capsys.readouterr().err
+    card, paid = told(signals={"return_to_go": 1, "action_diversity": 0.5})
+    assert "**It does not cover what was paid: action_diversity x 0.5.**" in card
+    assert paid["not_covered_by_the_audit"] == ["action_diversity x 0.5"]
+    assert "warning: signals: the audit is of the return alone" in capsys.readouterr().err
+    card, _ = told(rules="classic", reward="evidence")
+    assert "(supply_chain_token_drift: degenerate)" in card
+    card, _ = told(model="/home/somebody/a model")
+    assert "base_model: a model\n" in card and "somebody" not in card
+    card, _ = told(rules="hardened-persistence")
+    assert "(supply_chain_token_drift: not audited)" in card
+    card, _ = told(profile="published", steps=0)  # a warm start pays nothing
+    assert "GRPO took no step, and nothing was paid." in card
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
