@@ -326,8 +326,9 @@ def note_base(model: Any, adapter: Path) -> None:
 def check_adapter(folder: Path, base: str, own: str) -> None:
     """Raises ModelError when an adapter's files are not there or cut off, or it was made for another base.
 
-    `own` is the identity of `base`, "" where it is not known yet: then names alone are compared. Where that of the right one is noted beside the adapter, it decides. Else names do,
-    unless the adapter names no base, and what lies under the name, if anything.
+    `own` is the identity of `base`, "" where it is not known yet: then names alone are compared. Where that of the
+    right one is noted beside the adapter, it decides. Else names do, unless the adapter names no base, and what lies
+    under the name, if anything.
     """
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / file).is_file():
