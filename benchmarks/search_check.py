@@ -25,7 +25,6 @@ from jaxsim import reward
 from jaxsim.audit import search
 from jaxsim.audit.arena import Arena, make_arenas
 from jaxsim.audit.budgets import BUDGETS
-from jaxsim.audit.course import gains
 from jaxsim.names import action_text
 from jaxsim.policies import PLAN
 from jaxsim.rollouts import episode_keys, returns_many
@@ -57,8 +56,8 @@ def main() -> None:
             for seed in range(args.seed, args.seed + args.seeds):
                 courses = search.lay_out(arenas, BUDGETS[budget], seed)
                 blind = search.search_blind(courses, BUDGETS[budget], seed, advance)
-                for arena, course, best in zip(arenas, courses[-1], blind, strict=True):
-                    plan = best.plans.parameters[gains(course, best.plans)[:, 0].argmax()]
+                for arena, best in zip(arenas, blind, strict=True):
+                    plan = best.champions.parameters[best.champions.gain[:, 0].argmax()]
                     found.setdefault((arena.scenario.id, budget), []).append(plan)
             seconds[budget] = (time.perf_counter() - began) / args.seeds
     rows = [row for arena in arenas for row in judged(arena, found, fresh)]

@@ -32,10 +32,11 @@ class Course(NamedTuple):
 
 
 class Finalists(NamedTuple):
-    """K policies of one kind that have played the same E episodes."""
+    """K policies of one kind that have played the same E episodes, the first ones of the course."""
 
     parameters: Any  # leading axis K
-    returns: np.ndarray  # (K, E, C) of plans, (K, E, R) of others
+    returns: np.ndarray  # (K, E, C) float32 of plans, (K, E, R) of others
+    gain: np.ndarray  # (K, C) or (K, R) points over doing nothing, as `race.differences` has them, over E or more
 
 
 def scout(arena: Arena) -> Arena:
@@ -91,27 +92,27 @@ def race_policies(course: Course, policy: Policy, parameters: Any, screen: int, 
         return policy_returns(course, policy, take(parameters, rows), first, last)
 
     raced = race(play, course.monitor[:, : course.own], many, rounds(screen, select), keep)
-    return Finalists(take(parameters, raced.alive), raced.returns)
+    return Finalists(take(parameters, raced.alive), raced.returns, raced.difference[raced.alive])
 
 
 def together(course: Course, policy: Policy, found: Finalists, given: Any, keep: int) -> Finalists:
     """The best `keep` for each reward of some finalists and of `given` policies, which play the same episodes now."""
     if given is not None:
         again = policy_returns(course, policy, given, 0, found.returns.shape[1])
-        both = jax.tree.map(lambda a, b: np.concatenate([a, b]), found.parameters, given)
-        found = Finalists(both, np.concatenate([found.returns, again]))
-    return best_of(course, found, keep)
+        found = merged(found, Finalists(given, again, differences(again, course.monitor[:, : course.own])[0]))
+    return best_of(found, keep)
 
 
-def best_of(course: Course, found: Finalists, keep: int) -> Finalists:
+def merged(one: Finalists, other: Finalists) -> Finalists:
+    """The finalists of both."""
+    both: Finalists = jax.tree.map(lambda a, b: np.concatenate([a, b]), one, other)
+    return both
+
+
+def best_of(found: Finalists, keep: int) -> Finalists:
     """The best `keep` of some finalists for each criterion."""
-    rows = best_rows(gains(course, found), keep)
-    return Finalists(take(found.parameters, rows), found.returns[rows])
-
-
-def gains(course: Course, found: Finalists) -> np.ndarray:
-    """(K, C) or (K, R) points that finalists earn over doing nothing, as `race.differences` has them."""
-    return differences(found.returns, course.monitor[:, : found.returns.shape[2]])[0]
+    best: Finalists = take(found, best_rows(found.gain, keep))
+    return best
 
 
 def best_rows(returns: np.ndarray, many: int) -> np.ndarray:

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxsim.audit import adversary, plans
+from jaxsim.audit.arena import take
 from jaxsim.audit.budgets import Budget
-from jaxsim.audit.course import Course, Finalists, best_rows, gains, plan_returns
-from jaxsim.audit.race import Bound, Raced, bound, race, rounds
+from jaxsim.audit.course import Course, Finalists, best_rows, merged, plan_returns
+from jaxsim.audit.race import Bound, Raced, bound, differences, race, rounds
 from jaxsim.rollouts import BLOCK, GROUPS
 
 SINGLES, CONSTANT, PAIRS = "single actions", "one action at every tick", "pairs"  # classes searched exhaustively
@@ -42,6 +43,27 @@ def race_plans(course: Course, budget: Budget, some: np.ndarray, screen: int, bo
     return race(play, course.monitor, len(some), rounds(screen, budget.select), budget.kept, bounded, steady)
 
 
+def finalists(some: np.ndarray, raced: Raced) -> Finalists:
+    """The plans that reached the end of a race of `some`."""
+    return Finalists(some[raced.alive], raced.returns, raced.difference[raced.alive])
+
+
+def play_off(course: Course, budget: Budget, found: Finalists) -> Finalists:
+    """The best finalists for each criterion after a race over all episodes of the course.
+
+    Plans that contain different entities may be nearer to each other than few episodes can tell, and each of them comes
+    with many that differ from it in little.
+    """
+    best = take(found, best_rows(found.gain, budget.kept))
+
+    def play(rows: np.ndarray, first: int, last: int) -> np.ndarray:
+        return plan_returns(course, best.parameters[rows], first, last)
+
+    ends = rounds(2 * budget.select, len(course.keys))
+    raced = race(play, course.monitor, len(best.parameters), ends, budget.beam)
+    return Finalists(best.parameters[raced.alive], best.returns[raced.alive], raced.difference[raced.alive])
+
+
 def steady_means(course: Course, returns: np.ndarray) -> np.ndarray:
     """(K, R) mean returns of plans whose return never varies, -inf for the others; from (K, E, C) returns."""
     own = returns[:, :, : course.own]
@@ -56,7 +78,7 @@ def open_plans(course: Course, budget: Budget) -> Opened:
     raced = race_plans(course, budget, single, budget.screen, True)
     # A class of its own: what is the same at every tick may cost a lot, and the largest cost is in every arm's error.
     same = race_plans(course, budget, constant, budget.screen, True)
-    found = merged(Finalists(single[raced.alive], raced.returns), Finalists(constant[same.alive], same.returns))
+    found = merged(finalists(single, raced), finalists(constant, same))
     bounds = {SINGLES: bound(raced, own), CONSTANT: bound(same, own)}
     first = np.concatenate([raced.first, same.first])
     pairs = plans.pair_plans(acts, budget.ticks, length, budget.pairs)
@@ -64,7 +86,7 @@ def open_plans(course: Course, budget: Budget) -> Opened:
         more = race_plans(course, budget, pairs, min(BLOCK, budget.screen), False)
         bounds[PAIRS] = bound(more, own)
         first = np.concatenate([first, more.first])
-        found = merged(found, Finalists(pairs[more.alive], more.returns))
+        found = merged(found, finalists(pairs, more))
     best = 1 + best_rows(raced.difference[1:], budget.moves)  # row 0 is MONITOR
     tick = (single[best] != 0).argmax(axis=1)
     fills = acts[best_rows(same.difference, budget.beam)]
@@ -76,8 +98,9 @@ def search_plans(course: Course, budget: Budget, opened: Opened, given: np.ndarr
     """Longer plans and the learned one; of all of them and `given` ones, (K, T), the best for each criterion."""
     found = grow_plans(course, budget, opened, played(course, budget, opened.finalists, given))
     found = played(course, budget, found, climb_plans(course, budget, found, seed))
-    rows = np.union1d(best_rows(gains(course, found), budget.kept), best_rows(steady_means(course, found.returns), 1))
-    return Finalists(found.parameters[rows], found.returns[rows])
+    rows = np.union1d(best_rows(found.gain, budget.kept), best_rows(steady_means(course, found.returns), 1))
+    kept: Finalists = take(found, rows)
+    return kept
 
 
 def played(course: Course, budget: Budget, found: Finalists, more: np.ndarray) -> Finalists:
@@ -85,20 +108,16 @@ def played(course: Course, budget: Budget, found: Finalists, more: np.ndarray) -
     more = more[~plans.contains(found.parameters, more)]
     if not len(more):
         return found
-    return merged(found, Finalists(more, plan_returns(course, more, 0, budget.select)))
-
-
-def merged(one: Finalists, other: Finalists) -> Finalists:
-    """The plans of both."""
-    parameters = np.concatenate([one.parameters, other.parameters])
-    return Finalists(parameters, np.concatenate([one.returns, other.returns]))
+    returns = plan_returns(course, more, 0, budget.select)
+    return merged(found, Finalists(more, returns, differences(returns, course.monitor)[0]))
 
 
 def grow_plans(course: Course, budget: Budget, opened: Opened, found: Finalists) -> Finalists:
     """The best plans for each criterion are changed in one place, and the best of those again, `depth` times."""
     grown = found.parameters[:0]
-    for _ in range(budget.depth):
-        parents = found.parameters[best_rows(gains(course, found), budget.beam)]
+    for turn in range(budget.depth):
+        best = play_off(course, budget, found) if turn == 0 else found
+        parents = best.parameters[best_rows(best.gain, budget.beam)]
         parents = parents[~plans.contains(grown, parents)]
         children = plans.grow(parents, opened.moves, opened.fills)
         children = children[~plans.contains(found.parameters, children)]
@@ -106,7 +125,7 @@ def grow_plans(course: Course, budget: Budget, opened: Opened, found: Finalists)
             break
         grown = np.concatenate([grown, parents])
         raced = race_plans(course, budget, children, budget.screen, False)
-        found = merged(found, Finalists(children[raced.alive], raced.returns))
+        found = merged(found, finalists(children, raced))
     return found
 
 
@@ -116,7 +135,7 @@ def climb_plans(course: Course, budget: Budget, found: Finalists, seed: int) -> 
     acts = np.flatnonzero(np.asarray(course.arena.env.legal_actions(course.arena.params))).astype(np.int32)
     horizon, first = int(course.arena.params.scenario.horizon), budget.select
     last = first + budget.climb * BLOCK  # other episodes than those that choose
-    champions = gains(course, found)[:, : course.own].argmax(axis=0)
+    champions = found.gain[:, : course.own].argmax(axis=0)
     distinct = {int(row): r for r, row in reversed(list(enumerate(champions)))}  # the first reward of each
     starts = [(found.parameters[row], r) for row, r in sorted(distinct.items(), key=lambda x: x[1])[:STARTS]]
     for plan, r in [*starts, (np.zeros_like(found.parameters[0]), 0)] if budget.climb else []:

@@ -21,13 +21,13 @@ from jaxsim.audit.course import (
     Finalists,
     best_of,
     best_rows,
-    gains,
     lay,
+    merged,
     plan_returns,
     race_policies,
     together,
 )
-from jaxsim.audit.open_loop import Opened, open_plans, search_plans, steady_means
+from jaxsim.audit.open_loop import Opened, open_plans, play_off, search_plans, steady_means
 from jaxsim.audit.race import Bound
 from jaxsim.policies import EvidenceParams, FarmParams, Policy
 from jaxsim.rollouts import BLOCK, episode_keys
@@ -73,13 +73,12 @@ def search_farms(course: Course, budget: Budget) -> Finalists:
     """Loops without a prefix, then with longer and longer ones before the best."""
     frontier = farm_loops(course.arena, np.zeros((1, 0), np.int32), LONGEST_PREFIX)
     found = race_policies(course, policies.FARM, frontier, BLOCK, budget.select, 2 * budget.beam)
-    best = best_of(course, found, 2 * budget.beam)
+    best = best_of(found, 2 * budget.beam)
     for _ in range(budget.prefix):
         grown = longer_prefixes(course.arena, best.parameters)
         raced = race_policies(course, policies.FARM, grown, BLOCK, budget.select, 2 * budget.beam)
-        best = best_of(course, raced, 2 * budget.beam)
-        both = jax.tree.map(lambda a, b: np.concatenate([a, b]), found.parameters, raced.parameters)
-        found = Finalists(both, np.concatenate([found.returns, raced.returns]))
+        best = best_of(raced, 2 * budget.beam)
+        found = merged(found, raced)
     return found
 
 
@@ -127,6 +126,7 @@ class Blind(NamedTuple):
     """The plans that a search found in one arena."""
 
     plans: Finalists
+    champions: Finalists  # the best of them, after more episodes
     positional: np.ndarray  # (R, T) int32, for each reward the plan that is best on average over all arenas
     bounds: dict[str, Bound]
 
@@ -190,13 +190,12 @@ def search_blind(courses: list[list[Course]], budget: Budget, seed: int, advance
             opened.append(open_plans(course, level))
         advance("positional plans")
         positional = search_positional(laid, level, opened, [b.positional for b in found])
-        given = [
-            np.concatenate([positional, *(b.plans.parameters for b in found[i : i + 1])]) for i in range(len(laid))
-        ]
-        found = []
-        for course, start, more in zip(laid, opened, given, strict=True):
+        before, found = found, []
+        for i, course in enumerate(laid):
             advance(f"{course.arena.scenario.id}: longer plans")
-            found.append(Blind(search_plans(course, level, start, more, seed), positional, start.bounds))
+            given = np.concatenate([positional, *(b.plans.parameters for b in before[i : i + 1])])
+            plans = search_plans(course, level, opened[i], given, seed)
+            found.append(Blind(plans, play_off(course, level, plans), positional, opened[i].bounds))
     return found
 
 
@@ -218,11 +217,11 @@ def chosen(course: Course, budget: Budget, blind: Blind, farms: Finalists, famil
 
     def candidates(kind: str, policy: Policy, found: Finalists) -> tuple[list[Candidate], list[Candidate]]:
         """(the best, one a reward; the `beam` best of each)."""
-        mean = gains(course, found)[:, :own]
+        mean = found.gain[:, :own]
         made = [Candidate(kind, policy, take(found.parameters, i)) for i in range(len(mean))]
         return [made[i] for i in mean.argmax(axis=0)], [made[i] for i in best_rows(mean, budget.beam)]
 
-    open_loop, pool = candidates(PLAN, policies.PLAN, blind.plans)
+    open_loop, pool = candidates(PLAN, policies.PLAN, blind.champions)
     farming, loops = candidates(FARM, policies.FARM, farms)
     evidence, members = candidates(EVIDENCE, policies.EVIDENCE, family)
     positional = [Candidate(PLAN, policies.PLAN, plan) for plan in blind.positional]
@@ -231,19 +230,28 @@ def chosen(course: Course, budget: Budget, blind: Blind, farms: Finalists, famil
         best = blind.plans.parameters[mean.argmax()]
         certain.append(Candidate(PLAN, policies.PLAN, best) if np.isfinite(mean.max()) else None)
     pool += loops + members + positional
-    return Found(open_loop, certain, positional, brief(course, blind.plans), farming, evidence, pool, blind.bounds)
+    return Found(
+        open_loop,
+        certain,
+        positional,
+        brief(course, blind.plans, blind.champions),
+        farming,
+        evidence,
+        pool,
+        blind.bounds,
+    )
 
 
-def brief(course: Course, found: Finalists) -> list[Candidate]:
+def brief(course: Course, found: Finalists, champions: Finalists) -> list[Candidate]:
     """For each reward the best plan against each personality; that which is best on average where one is absent."""
     who = course.who[: found.returns.shape[1]]
     briefed = []
     for r in range(course.own):
+        overall = champions.parameters[champions.gain[:, r].argmax()]
         returns = found.returns[:, :, r]
-        overall = gains(course, found)[:, r].argmax()
-        rows = [
-            returns[:, who == p].mean(axis=1).argmax() if np.any(who == p) else overall
+        plans = [
+            found.parameters[returns[:, who == p].mean(axis=1).argmax()] if np.any(who == p) else overall
             for p in range(len(PERSONALITIES))
         ]
-        briefed.append(Candidate(BRIEFED, policies.BRIEFED, found.parameters[np.asarray(rows)]))
+        briefed.append(Candidate(BRIEFED, policies.BRIEFED, np.stack(plans)))
     return briefed
