@@ -41,8 +41,8 @@ BUDGETS = {
         screen=64, select=1024, kept=24, report=2048, configs=4096,
     ),
     "full": Budget(
-        "small", FULL_TICKS, pairs=2**15, beam=6, depth=3, moves=48, climb=160, prefix=5, family=4096,
-        screen=64, select=4096, kept=48, report=8192, configs=65536,
+        "small", FULL_TICKS, pairs=2**15, beam=6, depth=2, moves=48, climb=96, prefix=5, family=4096,
+        screen=64, select=2048, kept=32, report=8192, configs=65536,
     ),
 }  # fmt: skip
 

@@ -47,7 +47,8 @@ def play(arena: Arena, finalists: list[dict[str, Candidate]], keys: jax.Array) -
     """Play the finalists of each reward on the report episodes; one that is a finalist of many is played once."""
     stats: dict[Hashable, EpisodeStats] = {}
     for policy, same, parameters in by_policy(c for named in finalists for c in named.values()):
-        played, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, lanes=arena.lanes)
+        # A few at a time: how many there are depends on the rewards, and every size is a program to compile.
+        played, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, lanes=4 * len(keys))
         stats |= {i: jax.tree.map(lambda x, m=m: x[m], played) for m, i in enumerate(same)}
     return [[Played(name, c, stats[identity(c)]) for name, c in named.items()] for named in finalists]
 
