@@ -171,7 +171,7 @@ def _collect(
         # chooses among the ticks s, s + snapshots, ..., so that no state is kept twice.
         mine = (np.arange(snapshots, dtype=np.int32) == state.tick % snapshots) & (state.end == RUNNING)
         seen += mine.astype(jnp.int32)
-        u = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, CHOICE), state.tick))
+        u = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, CHOICE), state.tick), (), jnp.float32)
         keep = mine & (u * seen.astype(jnp.float32) < 1.0)
         kept = jax.tree.map(lambda old, new: jnp.where(keep.reshape(-1, *[1] * new.ndim), new[None], old), kept, state)
         after, _ = env.transition(dims, state, action, block, params)

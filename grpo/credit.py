@@ -61,7 +61,7 @@ def redeal(dims: Dims, state: State, params: Params, key: Array) -> State:
     """
     free = unseen(dims, env.observe(dims, state, params)) & params.rules.unknown_path
     a, n = dims.assets, dims.entities
-    listed, keys = np.arange(n, dtype=np.int32), jax.random.uniform(key, (n,))
+    listed, keys = np.arange(n, dtype=np.int32), jax.random.uniform(key, (n,), jnp.float32)
     # Sorted by kind first, then the seen behind the unseen: those are the same entities in both orders.
     kind = (listed >= a).astype(np.float32) * 4.0
     rank = kind + jnp.where(free, 0.0, 2.0)
@@ -142,7 +142,7 @@ def _fork(
         lambda carry: jnp.any(carry[1][0].end == RUNNING), all_go_on, (row.state.tick + 1, begun)
     )
 
-    legal = np.arange(len(row.action)) < row.count
+    legal = np.arange(len(row.action), dtype=np.int32) < row.count
     centre = jnp.sum(jnp.where(legal[:, None], points, 0.0), axis=0) / row.count.astype(jnp.float32)
     spread = jnp.std(points - centre[None], axis=1, ddof=1)
     return jnp.mean(points, axis=1), spread / np.float32(np.sqrt(futures))

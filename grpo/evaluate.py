@@ -86,7 +86,7 @@ class Speaker(NamedTuple):
 
 def evaluation_seed(seed: int) -> int:
     """The seed of the evaluation's episodes: other ones than those that training with the same --seed plays."""
-    return int(jax.random.bits(jax.random.fold_in(jax.random.key(seed), EVALUATION)))
+    return int(jax.random.bits(jax.random.fold_in(jax.random.key(seed), EVALUATION), dtype=np.uint32))
 
 
 # --- what to do -----------------------------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ def _one_step(dims: Dims, params: Params, bank: Bank, key: jax.Array) -> jax.Arr
 
         return jax.vmap(after)(jnp.arange(dims.actions, dtype=jnp.int32))
 
-    steps: jax.Array = jax.vmap(one)(bank.state, bank.params_index, jnp.arange(len(bank.params_index)))
+    steps: jax.Array = jax.vmap(one)(bank.state, bank.params_index, jnp.arange(len(bank.params_index), dtype=jnp.int32))
     return steps
 
 

@@ -36,7 +36,7 @@ from jaxsim.types import (
 def reset(dims: Dims, key: Array, params: Params) -> State:
     """Tick 0: nothing has happened, no alerts. Draws the attacker's personality and what its attack is."""
     scenario = params.scenario
-    u = jax.random.uniform(key)
+    u = jax.random.uniform(key, (), jnp.float32)
     before = jnp.cumsum(params.personality_weights)[:-1]
     who = jnp.sum(u >= before, dtype=jnp.int32)
     dealt = attacker.deal(dims, jax.random.bits(jax.random.fold_in(key, 1), (5,), jnp.uint32), params)
@@ -54,7 +54,7 @@ def reset(dims: Dims, key: Array, params: Params) -> State:
         order=dealt.order,
         exfil=jnp.zeros((), bool),
         earned=jnp.zeros((), bool),
-        status=jnp.where(scenario.stage_exists, IDLE, BLOCKED),
+        status=jnp.where(scenario.stage_exists, i32(IDLE), i32(BLOCKED)),
         contained=jnp.zeros(s, bool),
         patched=jnp.zeros(s, bool),
         unmet=jnp.asarray(scenario.required),

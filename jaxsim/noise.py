@@ -35,7 +35,7 @@ class Noise(IntEnum):
 
 def draw(key: Array) -> Array:
     """Uniforms in [0, 1) for one tick, (16,) float32, indexed by `Noise`."""
-    return jax.random.uniform(key, (len(Noise),))
+    return jax.random.uniform(key, (len(Noise),), jnp.float32)
 
 
 def unit(bits: Array) -> Array:

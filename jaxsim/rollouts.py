@@ -47,7 +47,7 @@ class Trajectory(NamedTuple):
 
 def episode_keys(key: Array, episodes: int, first: int = 0) -> Array:
     """Keys of episodes first .. first + episodes - 1, (E,)."""
-    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(first, first + episodes))
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(first, first + episodes, dtype=jnp.uint32))
 
 
 def tick_noise(episode_key: Array, tick: Array) -> Array:
@@ -115,7 +115,7 @@ def play_tick(
         episode_return=stats.episode_return + reward.total(channels, params.reward),
         channels=jax.tree.map(jnp.add, stats.channels, channels),
         signals=jax.tree.map(jnp.add, stats.signals, signals),
-        verbs=stats.verbs + (live & valid & (jnp.arange(6) == verb)).astype(jnp.int32),
+        verbs=stats.verbs + (live & valid & (jnp.arange(6, dtype=jnp.int32) == verb)).astype(jnp.int32),
         first_containment=jnp.where(first, after.tick, stats.first_containment),
         blind=stats.blind | (first & (state.alerts.count == 0)),
     )
@@ -154,7 +154,7 @@ def _rollout(
         return play_tick(dims, policy, p, params, key, *seen_and_carry)
 
     many = jax.tree.leaves(parameters)[0].shape[0]
-    carry = over_lanes(begin)(parameters, keys, jnp.zeros((many, len(keys))))
+    carry = over_lanes(begin)(parameters, keys, jnp.zeros((many, len(keys)), bool))
 
     def look(state: State) -> Observation:
         return env.observe(dims, state, params)

@@ -79,7 +79,7 @@ def collect(
     """Play whole episodes with the network, or with the teacher; `many` has a leading axis of scenarios."""
     which, luck = jax.random.split(key)
     scenarios = many.scenario.horizon.shape[0]
-    index = jax.random.randint(which, (settings.lanes,), 0, scenarios)
+    index = jax.random.randint(which, (settings.lanes,), 0, scenarios, jnp.int32)
     params = jax.tree.map(lambda x: x[index], many)
     keys = jax.random.split(luck, settings.lanes)
     policy, weights = recurrent.POLICIES[view], learner.weights
