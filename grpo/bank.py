@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from jaxsim import actions, env
+from jaxsim import actions, check, env
 from jaxsim.noise import Noise
 from jaxsim.policies import Policy
 from jaxsim.rollouts import episode_keys, start, tick_noise
@@ -197,6 +197,8 @@ def collect_heuristic(
     for name, count in (("episodes", episodes), ("snapshots", snapshots)):
         if count < 1:
             raise ValueError(f"{name} = {count} is too few; give at least 1")
+    check.key("key", key)
+    check.parameters("parameters", parameters)
     campaigns = len(params.personality_weights)
     keys = jnp.stack([episode_keys(jax.random.fold_in(key, p), episodes) for p in range(campaigns)])
     found = _collect(env_.dims, policy, snapshots, jax.tree.map(jnp.asarray, parameters), params, keys)

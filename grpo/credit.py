@@ -20,7 +20,7 @@ from chex import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from grpo.bank import Bank, Groups, concatenate, groups, take
-from jaxsim import actions, env, reward, telemetry
+from jaxsim import actions, check, env, reward, telemetry
 from jaxsim.noise import Noise
 from jaxsim.policies import BASELINES, EVIDENCE, HEURISTIC, Policy
 from jaxsim.rollouts import episode_keys, tick_noise
@@ -248,8 +248,9 @@ def informative(credit: Credit, z: float = 2.5, least: float = 0.0) -> Array:
     expansion, good for K of 16 or more): for z = 2.5, A = 41 and K = 32 it is 4.1. The gain must also be above `least`
     points. Raises ValueError for a z that is not positive.
     """
-    if not z > 0:
-        raise ValueError(f"z = {z} is not positive; give a number of standard errors, such as 2.5")
+    if not 0 < z <= 10:
+        raise ValueError(f"z = {z} is not positive, or above 10; give a number of standard errors, such as 2.5")
+    check.number("least", least, 0, float("inf"))
     normal = NormalDist()
     tail, count, dof = normal.cdf(-z), credit.legal.sum(axis=1), credit.futures - 1.0
     bar = np.asarray([-normal.inv_cdf(tail / n) for n in count])

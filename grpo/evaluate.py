@@ -44,7 +44,7 @@ from grpo import play, report, transcript
 from grpo.embedded import ModelError
 from grpo.play import Played, Respond, Turn
 from grpo.report import Told
-from jaxsim import Env, policies, recurrent, reward, rollouts
+from jaxsim import Env, noise, policies, recurrent, reward, rollouts
 from jaxsim.audit import checkpoint, search
 from jaxsim.audit.search import Candidate
 from jaxsim.compile import dims_of
@@ -86,7 +86,7 @@ class Speaker(NamedTuple):
 
 def evaluation_seed(seed: int) -> int:
     """The seed of the evaluation's episodes: other ones than those that training with the same --seed plays."""
-    return int(jax.random.bits(jax.random.fold_in(jax.random.key(seed), EVALUATION), dtype=np.uint32))
+    return int(jax.random.bits(jax.random.fold_in(noise.root(seed), EVALUATION), dtype=np.uint32))
 
 
 # --- what to do -----------------------------------------------------------------------------------------------------
@@ -387,7 +387,7 @@ def play_model(
 def evaluate(args: Any, advance: Callable[[str], None]) -> tuple[dict[str, list[Told]], dict[str, Any], dict[str, str]]:
     """(what each policy did on each campaign, what the models are, transcripts: title by file)."""
     dims, seed = dims_of(args.scenario), evaluation_seed(args.seed)
-    keys = rollouts.episode_keys(jax.random.key(seed), args.episodes)
+    keys = rollouts.episode_keys(noise.root(seed), args.episodes)
     told: dict[str, list[Told]] = {}
     campaigns = []
     weights = {args.reward: reward.weights(args.reward)}

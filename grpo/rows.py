@@ -18,7 +18,7 @@ from grpo import credit as credits
 from grpo import play
 from grpo.bank import Bank
 from grpo.credit import Credit
-from jaxsim import env, reward, rollouts
+from jaxsim import env, noise, reward, rollouts
 from jaxsim.actions import table
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
@@ -88,7 +88,7 @@ def from_teacher(game: Campaigns, policy: tuple[Policy, Any], many: int, seed: i
     `Bank.action` is what it did. Waiting is most of the work, and would be all that a beginner learns.
     """
     episodes = max(1, 4 * many // len(game.names))
-    every = banks.collect_heuristic(game.env, game.params, *policy, jax.random.key(seed), episodes, 16)
+    every = banks.collect_heuristic(game.env, game.params, *policy, noise.root(seed), episodes, 16)
     contains = table(game.dims)[0][np.asarray(every.action)] > INVESTIGATE
     rng = np.random.default_rng(seed)
     busy, idle = (rng.permutation(np.flatnonzero(x)) for x in (contains, ~contains))
@@ -117,7 +117,7 @@ def from_model(
     parts: list[Bank] = []
     played = []
     for p, inventory in enumerate(game.inventories):
-        keys = rollouts.episode_keys(jax.random.fold_in(jax.random.key(seed), p), episodes)
+        keys = rollouts.episode_keys(jax.random.fold_in(noise.root(seed), p), episodes)
 
         def watch(state: Any, obs: Any, asked: Sequence[int], prompts: Any, p: int = p) -> None:
             kept = jax.tree.map(lambda x: np.asarray(x)[list(asked)], state)
@@ -164,10 +164,10 @@ def credited(
     reference: int = REFERENCE_EPISODES,
 ) -> Rows:
     """The rows of a bank: prompts, and return-to-go averaged over what the defender cannot tell apart."""
-    key = jax.random.key(seed)
+    key = noise.root(seed)
     if reference:
         behaviours = [
-            banks.collect_heuristic(game.env, game.params, EVIDENCE, member, jax.random.key(seed + 1), reference, 8)
+            banks.collect_heuristic(game.env, game.params, EVIDENCE, member, noise.root(seed + 1), reference, 8)
             for member in (WAITS, DEFAULT_EVIDENCE)
         ]
         found = credits.beliefs(
@@ -215,7 +215,7 @@ def _one_step(dims: Dims, params: Params, bank: Bank, key: jax.Array) -> jax.Arr
 
 def step_rewards(game: Campaigns, bank: Bank, seed: int) -> np.ndarray:
     """(R, A) points of the tick that each action starts, and of nothing after it; one draw of the luck a row."""
-    return np.asarray(_one_step(game.dims, game.params, bank, jax.random.key(seed)))
+    return np.asarray(_one_step(game.dims, game.params, bank, noise.root(seed)))
 
 
 def labels(rows: Rows) -> np.ndarray:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
+from jaxsim import check
+from jaxsim.reward import MAX_POINTS
+
 # The verbs of jaxsim.types, said again because that module needs JAX.
 MONITOR, INVESTIGATE, ISOLATE_ASSET, BLOCK_EGRESS, PATCH_ASSET, REVOKE_IDENTITY = range(6)
 CONTAINMENT = frozenset((ISOLATE_ASSET, BLOCK_EGRESS, REVOKE_IDENTITY))  # of the published signals: a patch is none
@@ -188,7 +191,6 @@ def total(batch: Sequence[Completion], weights: Mapping[str, float]) -> list[flo
     no finite number.
     """
     for name, weight in weights.items():
-        if not math.isfinite(weight):
-            raise ValueError(f"weight of reward signal {name!r} = {weight!r} is not finite; give a number, such as 0.5")
+        check.number(f"weight of reward signal {name!r}", weight, -MAX_POINTS, MAX_POINTS)
     columns = values(batch, list(weights))
     return [sum(weights[name] * columns[name][i] for name in weights) for i in range(len(batch))]

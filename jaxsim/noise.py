@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
+from jaxsim import check
+
 
 class Noise(IntEnum):
     """Slot of each draw. Integer in [lo, hi] from u: lo + floor(u (hi - lo + 1))."""
@@ -31,6 +33,11 @@ class Noise(IntEnum):
     BACKGROUND_SEVERITY = 13
     POLICY_VERB = 14  # the last two are the policy's own
     POLICY_TARGET = 15
+
+
+def root(seed: int) -> Array:
+    """The key of a seed. Raises ValueError for one that is no whole number from 0 to check.MAX_SEED."""
+    return jax.random.key(check.whole("seed", seed, 0, check.MAX_SEED))
 
 
 def draw(key: Array) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from jaxsim import actions, env, noise, reward
+from jaxsim import actions, check, env, noise, reward
 from jaxsim.noise import Noise
 from jaxsim.policies import Policy
 from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params, Signals, State
@@ -190,9 +190,15 @@ def rollout_many(
     T = the horizon. `lanes` bounds the episodes in memory at a time. `shuffle` names CHANNELS of the observation that
     each episode gets from another one. Raises ValueError for an unknown channel.
     """
+    check.kind("env_", env_, env.Env, "the one that `make` returns")
+    check.kind("params", params, Params, "those that `make` returns")
+    check.kind("policy", policy, Policy, "one such as jaxsim.BASELINES['heuristic'][0]")
+    check.key("keys", keys, (None,))
+    check.whole("lanes", lanes, 1)
+    check.kind("shuffle", shuffle, tuple, f"a tuple of {', '.join(CHANNELS)}")
+    many = check.members("parameters", parameters, "those of `BASELINES` with a leading axis of policies")
     if unknown := set(shuffle) - set(CHANNELS):
         raise ValueError(f"observation channel {min(unknown)!r} is unknown; choose among {', '.join(CHANNELS)}")
-    many = jax.tree.leaves(parameters)[0].shape[0]
     # A power of two, so that searches of many sizes share few compiled programs.
     chunk = min(1 << (many - 1).bit_length(), max(1, lanes // len(keys)))
     ticks = int(np.max(params.scenario.horizon)) if record else None
@@ -201,7 +207,14 @@ def rollout_many(
         # The last chunk is filled up, and cut again below.
         rows = np.minimum(np.arange(i, i + chunk), many - 1)
         part = jax.tree.map(lambda x, rows=rows: jnp.asarray(x)[rows], parameters)
-        stats, trajectory = _rollout(env_.dims, policy, part, params, keys, ticks, tuple(sorted(shuffle)))
+        try:
+            stats, trajectory = _rollout(env_.dims, policy, part, params, keys, ticks, tuple(sorted(shuffle)))
+        except (TypeError, AttributeError, IndexError) as error:  # while it is traced, before anything is played
+            why = (str(error).splitlines() or [""])[0]
+            message = (
+                f"parameters = {check.said(parameters)} do not fit the policy ({why}); give its own, as in BASELINES"
+            )
+            raise ValueError(message) from error
         if trajectory is not None:
             trajectory = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), trajectory)
         parts.append(jax.tree.map(lambda x, n=many - i: np.asarray(x)[:n], (stats, trajectory)))
@@ -223,6 +236,10 @@ def rollout(
 
     `parameters` is the policy's own pytree, see `policies.BASELINES`. `lanes` bounds the episodes in memory at a time.
     """
+    check.key("key", key)
+    check.whole("episodes", episodes, 1, 2**32)
+    check.whole("lanes", lanes, 1)
+    check.parameters("parameters", parameters)
     one = jax.tree.map(lambda x: jnp.asarray(x)[None], parameters)
     parts = []
     for first in range(0, episodes, lanes):

@@ -76,6 +76,8 @@ def load(name_or_path: str | os.PathLike[str]) -> Scenario:
 
     Raises ScenarioError when the name is unknown, or the file cannot be read or is not a valid scenario.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ScenarioError(f"scenario = {show(name_or_path)} is no name; give that of a built-in one, or of a file")
     name = os.fsdecode(name_or_path)
     if name in _BUILT_IN:
         return _load_built_in(name)
@@ -139,6 +141,8 @@ def _load_built_in(name: str) -> Scenario:
 def _unknown_name(name: str) -> str:
     close = get_close_matches(name[:100], _BUILT_IN, n=1)
     meant = f"did you mean {close[0]!r}? " if close else ""
+    if os.path.isdir(name):
+        meant = "that is a folder, so give the path of a file in it; "
     if os.path.isfile(name):
         meant = f"to read it as a file, let its name end in {', '.join(_SUFFIXES)}; "
     return (
