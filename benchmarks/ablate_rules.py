@@ -80,7 +80,9 @@ def arguments() -> Any:
     )  # fmt: skip
     p.add_argument("--budget", choices=list(search.BUDGETS), default="tiny", help="how hard to search (default: tiny)")
     cli.add_seed(p)
-    p.add_argument("--out", type=Path, default=Path("out/ablation"), metavar="DIR", help="folder of the report")
+    p.add_argument(
+        "--out", type=cli.output_folder, default=Path("out/ablation"), metavar="DIR", help="folder of the report"
+    )
     return p.parse_args()
 
 

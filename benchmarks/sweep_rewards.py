@@ -110,14 +110,16 @@ def arguments() -> Any:
         help="judge again with each weight this much off",
     )
     p.add_argument(
-        "--policies", type=Path, default=POLICIES, metavar="DIR",
+        "--policies", type=cli.input_folder, default=POLICIES, metavar="DIR",
         help="learned policies to play as well, <rules>-<reward>-<view>.safetensors (default: those of the project)",
     )  # fmt: skip
     p.add_argument("--brief", action="store_true", help="verdicts only: no metrics of policies, no other weightings")
     cli.add_seed(p)
-    p.add_argument("--out", type=Path, default=Path("out/sweep"), metavar="DIR", help="folder of the report")
+    p.add_argument(
+        "--out", type=cli.output_folder, default=Path("out/sweep"), metavar="DIR", help="folder of the report"
+    )
     p.add_argument("--certify", action="store_true", help="exit with 1 unless every verdict is certified")
-    p.add_argument("--replay", type=Path, metavar="FILE", help="play a witness tick by tick and stop")
+    p.add_argument("--replay", type=cli.input_file, metavar="FILE", help="play a witness tick by tick and stop")
     return p.parse_args()
 
 

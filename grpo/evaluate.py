@@ -96,7 +96,8 @@ def parse_args(argv: Sequence[str] | None) -> Any:
     p, switch, whole, one_of = cli.parser(__doc__), BooleanOptionalAction, cli.integer, cli.one_of
     # fmt: off
     p.add_argument("--model", default="embedded", metavar="NAME", help="embedded, a folder, or a hub id")
-    p.add_argument("--adapter", type=Path, metavar="DIR", help="a trained adapter for that model: a row of its own")
+    p.add_argument("--adapter", type=cli.input_folder, metavar="DIR",
+                   help="a trained adapter for that model: a row of its own")
     p.add_argument("--base", action=switch, default=True, help="with --adapter: play the model without it as well")
     cli.add_scenarios(p, default="published")
     cli.add_rules(p)
@@ -105,7 +106,8 @@ def parse_args(argv: Sequence[str] | None) -> Any:
     p.add_argument("--episodes", type=whole(2, MAX_EPISODES), default=30, metavar="N",
                    help="of each campaign (default: 30)")
     cli.add_seed(p)
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report, and of what was said")
+    p.add_argument("--out", type=cli.output_folder, required=True, metavar="DIR",
+                   help="folder of the report, and of what was said")
     p.add_argument("--restart", action="store_true", help="begin anew in a folder that holds another run")
     p.add_argument("--policies", type=one_of(OTHERS), nargs="*", default=list(OTHERS), metavar="NAME",
                    help=f"rows beside {' and '.join(ALWAYS_THERE)} (default: {' '.join(OTHERS)})")

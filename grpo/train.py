@@ -44,6 +44,7 @@ from grpo.rows import Campaigns, Rows
 from grpo.run_folder import Log, begin, save_manifest, timed
 from grpo.settings import Settings
 from jaxsim.types import VERBS
+from scenarios.read import odd, read
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CHECKED = 64  # rows of each loop that nothing is trained on, for its shuffle drop
@@ -100,11 +101,15 @@ def arguments(argv: Sequence[str] | None) -> tuple[Any, Settings]:
     p = cli.parser(__doc__)
     p.add_argument("--preset", metavar="NAME|FILE", help=f"{', '.join(settings.PRESETS)} (default: fits the machine)")
     p.add_argument(
-        "--out", type=Path, default=Path("out/train"), metavar="DIR", help="of everything (default: out/train)"
+        "--out",
+        type=cli.output_folder,
+        default=Path("out/train"),
+        metavar="DIR",
+        help="of everything (default: out/train)",
     )
     p.add_argument("--force", action="store_true", help="train on a reward that the audit has not certified")
     p.add_argument(
-        "--audit", type=Path, metavar="FILE", help="report.json of a sweep (default: the project's verdicts)"
+        "--audit", type=cli.input_file, metavar="FILE", help="report.json of a sweep (default: the project's verdicts)"
     )
     p.add_argument("--restart", action="store_true", help="delete what is in --out and begin anew")
     p.add_argument("--print-config", action="store_true", help="print the settings as JSON, and stop")
@@ -138,10 +143,11 @@ def _value(name: str, text: str) -> Any:
     if get_origin(annotation) is tuple:
         return tuple(x for x in text.split(",") if x)
     if get_origin(annotation) is dict:
-        try:
-            return json.loads(text)
-        except ValueError:
-            cli.fail(f"--{name.replace('_', '-')}: {text!r} is no JSON; give, for example, '{{\"return_to_go\": 1}}'")
+        tree = read(text, as_json=True, noun="mapping")
+        if problems := [*tree.problems, *odd(tree.data)]:
+            why = f"{text!r:.100} {problems[0].message}"
+            cli.fail(f"--{name.replace('_', '-')}: {why}; give, for example, '{{\"return_to_go\": 1}}'")
+        return tree.data
     return text
 
 

@@ -16,6 +16,7 @@ from jaxsim.actions import INVALID
 from jaxsim.names import parse_action
 from jaxsim.types import Channels, Dims, Observation, Params, Signals, State
 from jaxsim.version import SIMULATOR_VERSION
+from scenarios.read import file_text
 
 FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {  # type, and how to say it
     "version": (str, "text"),
@@ -77,8 +78,8 @@ def replay(env_: env.Env, params: Params, key: Array, episode: int, actions: Arr
 def load_record(path: str | Path) -> dict[str, Any]:
     """A replay record from a JSON file. Raises ValueError naming file, field, value and remedy."""
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        record = json.loads(file_text(str(path), "replay record"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable JSON replay record: {error}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{path}: a replay record is a JSON object; got {type(record).__name__}")
