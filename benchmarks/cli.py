@@ -25,6 +25,7 @@ import scenarios
 from jaxsim import rules as rule_sets
 from jaxsim.reward import PRESETS
 from jaxsim.rules import ANY, PERSONALITIES
+from scenarios.write import whole as write_file
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 MAX_SEED = 2**31 - 1  # what the tools add to it still makes a seed
@@ -332,14 +333,7 @@ def differ(**paths: Path | None) -> None:
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a file beside `path`, then put it in its place. On any failure `path` stays as it was."""
-    part = _beside(path)
-    try:
-        with open(part, "xb") as file:
-            write(file)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    write_file(path, write)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -24,6 +24,7 @@ from jaxsim.policies import Policy
 from jaxsim.rollouts import episode_keys, start, tick_noise
 from jaxsim.types import RUNNING, Dims, Observation, Params, State
 from jaxsim.version import SIMULATOR_VERSION
+from scenarios.write import whole
 
 FORMAT = "jaxsim-soc state bank 1"
 CHOICE = 2**31 - 1  # folded into an episode's key for the choice of ticks; no tick is so late
@@ -225,16 +226,8 @@ def save(path: str | os.PathLike[str], bank: Bank, dims: Dims, params: Params) -
     path = Path(path)
     arrays = dict(zip(_names(bank), map(np.asarray, jax.tree.leaves(bank)), strict=True))
     about = {"format": FORMAT, "simulator_version": SIMULATOR_VERSION, "dims": dims, "params_digest": _digests(params)}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays, **{k: np.asarray(v) for k, v in about.items()})
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave an empty file under the final name
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    everything = {**arrays, **{k: np.asarray(v) for k, v in about.items()}}
+    whole(path, lambda file: np.savez_compressed(file, allow_pickle=False, **everything))
 
 
 def load(path: str | os.PathLike[str], dims: Dims, params: Params) -> Bank:

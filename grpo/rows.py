@@ -1,7 +1,6 @@
 """Training rows: a prompt, an integer id into a bank of states, and what every legal action is worth there."""
 
 import json
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from jaxsim.noise import draw
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE, Policy
 from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED, INVESTIGATE, MONITOR, PATCHED, Dims, Params
 from prompting import Inventory
+from scenarios.write import whole
 
 REFERENCE_EPISODES = 64  # per campaign, of the behaviour that the beliefs are drawn from
 
@@ -253,9 +253,9 @@ def save(folder: Path, rows: Rows, game: Campaigns) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     banks.save(folder / "bank.npz", rows.bank, game.dims, game.params)
     lines = [json.dumps({"id": i, "prompt": text}, ensure_ascii=False) for i, text in enumerate(rows.prompts)]
-    _whole(folder / "prompts.jsonl", lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    whole(folder / "prompts.jsonl", lambda file: file.write(("\n".join(lines) + "\n").encode()))
     arrays = {**rows.credit._asdict(), "step_reward": rows.step_reward, "informative": rows.informative}
-    _whole(folder / "credit.npz", lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+    whole(folder / "credit.npz", lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
 
 
 def load(folder: Path, game: Campaigns) -> Rows | None:
@@ -274,16 +274,3 @@ def load(folder: Path, game: Campaigns) -> Rows | None:
     if {len(prompts), len(rows.informative), len(found.q)} != {len(bank.params_index)}:
         raise ValueError(f"{folder}: bank, prompts and credit have different lengths; delete the folder")
     return rows
-
-
-def _whole(path: Path, write: Any) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

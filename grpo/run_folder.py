@@ -92,7 +92,8 @@ class Log:
         if not PartialState().is_main_process:
             return
         text = json.dumps(line, ensure_ascii=False)
-        whole = len(kept) == len(self.lines) and (not kept or self.path.read_bytes().endswith(b"\n"))
+        before = self.path.read_bytes() if self.path.exists() else b""
+        whole = len(kept) == len(self.lines) and (not before or before.endswith(b"\n"))
         self.lines = [*kept, line]
         if whole:
             with open(self.path, "a", encoding="utf-8") as file:

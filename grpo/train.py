@@ -44,6 +44,7 @@ from grpo.rows import Campaigns, Rows
 from grpo.run_folder import Log, begin, save_manifest, timed
 from grpo.settings import Settings
 from jaxsim.types import VERBS
+from scenarios import write
 from scenarios.read import odd, read
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -400,11 +401,8 @@ def checked(
 
 def save_adapter(model: Any, folder: Path) -> None:
     """Write the adapter beside its place, then put it there."""
-    part = folder.with_name(folder.name + ".part")
-    for left in (part, folder):
-        shutil.rmtree(left, ignore_errors=True)
-    model.save_pretrained(part, selected_adapters=["default"], save_embedding_layers=False)
-    os.replace(part, folder)
+    with write.folder(folder) as part:
+        model.save_pretrained(part, selected_adapters=["default"], save_embedding_layers=False)
 
 
 def finish_adapter(
@@ -413,12 +411,9 @@ def finish_adapter(
     """Copy the last loop's adapter to adapter/, with a model card."""
     if adapter is None or (out / "adapter" / "README.md").exists():
         return
-    part = out / "adapter.part"
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(adapter, part)
-    (part / "README.md").write_text(report_training.card(chosen, verdict, alarm), encoding="utf-8")
-    shutil.rmtree(out / "adapter", ignore_errors=True)
-    os.replace(part, out / "adapter")
+    with write.folder(out / "adapter") as part:
+        shutil.copytree(adapter, part, dirs_exist_ok=True)
+        (part / "README.md").write_text(report_training.card(chosen, verdict, alarm), encoding="utf-8")
 
 
 def evaluation_options(out: Path, chosen: Settings) -> list[str]:
