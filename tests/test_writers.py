@@ -308,7 +308,7 @@ def test_lines_that_were_cut_off_are_left_out(tmp_path: Path) -> None:
     for end in range(len(whole)):
         (tmp_path / "log.jsonl").write_bytes(whole[:end])
         again = Log(tmp_path / "log.jsonl")
-        for step in range(len(again.lines), 3):
+        for step in range(min(len(again.lines), 2), 3):
             again.add(0, "grpo", step, {"reward": step})
         assert (tmp_path / "log.jsonl").read_bytes() == whole, end
     assert [json.loads(line)["step"] for line in whole.splitlines()] == [0, 1, 2]
