@@ -9,10 +9,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from numbers import Real
 from typing import NamedTuple
-
-from jaxsim import check
-from jaxsim.reward import MAX_POINTS
 
 # The verbs of jaxsim.types, said again because that module needs JAX.
 MONITOR, INVESTIGATE, ISOLATE_ASSET, BLOCK_EGRESS, PATCH_ASSET, REVOKE_IDENTITY = range(6)
@@ -191,6 +189,7 @@ def total(batch: Sequence[Completion], weights: Mapping[str, float]) -> list[flo
     no finite number.
     """
     for name, weight in weights.items():
-        check.number(f"weight of reward signal {name!r}", weight, -MAX_POINTS, MAX_POINTS)
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
+            raise ValueError(f"weight of reward signal {name!r} = {weight!r} is not finite; give a number, such as 0.5")
     columns = values(batch, list(weights))
     return [sum(weights[name] * columns[name][i] for name in weights) for i in range(len(batch))]
