@@ -45,7 +45,7 @@ def main() -> None:
     console = Console()
     args.out.mkdir(parents=True, exist_ok=True)
     budget, many = search.BUDGETS[args.budget], cli.chosen(args.scenario or [cli.scenario("published")])
-    keys = episode_keys(jax.random.key(args.seed + 1_000_003), budget.report)
+    keys = episode_keys(jax.random.key((args.seed + 1_000_003) % (cli.MAX_SEED + 1)), budget.report)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     with cli.progress(len(args.variants)) as advance:

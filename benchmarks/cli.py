@@ -28,7 +28,7 @@ from jaxsim.rules import ANY, PERSONALITIES
 from scenarios.write import whole as write_file
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
-MAX_SEED = 2**31 - 1  # what the tools add to it still makes a seed
+MAX_SEED = 2**32 - 1
 MAX_EPISODES = 1_000_000  # of one row: all their outcomes are held in memory
 RULES_HELP = "classic or hardened, with any +switch or -switch, as in hardened-persistence"
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")

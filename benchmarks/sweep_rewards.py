@@ -169,7 +169,7 @@ def sweep(
     with cli.progress(search.steps(arenas) + (1 if args.brief else 2) * len(arenas)) as advance:
         found = search.search(arenas, budget, args.seed, advance)
         # The key of the report is another branch than that of the search: no episode is in both.
-        report_seed = args.seed + 1_000_003
+        report_seed = (args.seed + 1_000_003) % (cli.MAX_SEED + 1)
         keys = episode_keys(jax.random.key(report_seed), budget.report)
         for arena, best in zip(arenas, found, strict=True):
             advance(f"{arena.scenario.id}: verdict")
