@@ -33,13 +33,11 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 def number(name: str, value: Any, low: float, high: float) -> float:
     """A number from `low` to `high`; infinite only where `high` is, and never NaN."""
-    if (
-        isinstance(value, int | float | np.integer | np.floating)
-        and not isinstance(value, bool)
-        and low <= value <= high
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating) or math.isnan(value):
+        raise ValueError(f"{name} = {said(value)} is not a number; give one, such as 0.5")
+    if low <= value <= high:
         return float(value)
-    least = "no negative number" if (low, high) == (0, math.inf) else f"a number from {low:g} to {high:g}"
+    least = "one of at least 0" if (low, high) == (0, math.inf) else f"one from {low:g} to {high:g}"
     raise ValueError(f"{name} = {said(value)} is not possible; give {least}, such as 0.5")
 
 
@@ -47,7 +45,7 @@ def known(name: str, value: Any, names: Collection[str]) -> str:
     """One of some names."""
     if isinstance(value, str) and value in names:
         return value
-    raise ValueError(f"{name} = {said(value)} is unknown; choose one of {', '.join(names)}")
+    raise ValueError(f"{name} {said(value)} is unknown; choose one of {', '.join(names)}")
 
 
 def kind(name: str, value: Any, wanted: type, remedy: str) -> None:
