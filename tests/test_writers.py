@@ -24,12 +24,23 @@ import pytest
 
 import jaxsim
 import scenarios.__main__ as generator
-from grpo import bank
+from grpo import bank, json_lines
 from scenarios import write
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS = {"write_text", "write_bytes", "save_pretrained", "savez", "savez_compressed", "save_file", "savefig", "replace"}
-CALLS |= {"rename", "copyfile", "copytree", "copy", "GGUFWriter", "mkdtemp", "TemporaryFile", "open", "touch"}
+CALLS |= {
+    "rename",
+    "copyfile",
+    "copytree",
+    "copy",
+    "GGUFWriter",
+    "mkdtemp",
+    "TemporaryFile",
+    "open",
+    "touch",
+    "truncate",
+}
 # File::function -> why it leaves nothing half done.
 WHOLE, INSIDE, LINES, SCRATCH = (
     "by itself",
@@ -40,7 +51,9 @@ WHOLE, INSIDE, LINES, SCRATCH = (
 WRITERS = {
     "benchmarks/ablate_rules.py::main": INSIDE,
     "benchmarks/cli.py::output_folder": SCRATCH,
+    "benchmarks/cli.py::outlast_readers": SCRATCH,
     "benchmarks/cli.py::output_path": SCRATCH,
+    "benchmarks/cli.py::write": SCRATCH,
     "benchmarks/evaluate.py::plot": INSIDE,
     "benchmarks/cli.py::write_json": INSIDE,
     "benchmarks/cli.py::write_text": INSIDE,
@@ -53,15 +66,16 @@ WRITERS = {
     "grpo/warm.py::_keep": INSIDE,
     "grpo/train.py::save_adapter": INSIDE,
     "grpo/train.py::finish_adapter": INSIDE,
-    "grpo/train.py::own_play": LINES,
     "grpo/train.py::base_beside": SCRATCH,
-    "grpo/run_folder.py::add": LINES,
+    "grpo/json_lines.py::append": LINES,
+    "grpo/json_lines.py::resume": LINES,
+    "grpo/models.py::note_base": INSIDE,
+    "grpo/portable.py::make_portable": INSIDE,
     "grpo/embedded.py::_build": WHOLE,
+    "grpo/embedded.py::_unpack": INSIDE,
     "grpo/embedded.py::_write_manifest": INSIDE,
     "grpo/embedded.py::convert": INSIDE,
     "grpo/evaluate.py::locked": SCRATCH,
-    "grpo/evaluate.py::play_model": LINES,
-    "grpo/evaluate.py::read_part": LINES,
     "grpo/export.py::replacing": WHOLE,
     "grpo/export.py::save": INSIDE,
     "grpo/gguf_file.py::write_gguf": INSIDE,
@@ -166,10 +180,18 @@ BANK = bank.Bank(STATE, *[np.zeros(1, np.int32)] * 3)
 
 
 class Model:
-    """Of two files."""
+    """Of two files, on a base that was loaded here."""
+
+    name_or_path = identity = "base"
 
     def __init__(self, text: str):
         self.text = text
+
+    def get_base_model(self) -> "Model":
+        return self
+
+    def named_parameters(self) -> list[Any]:
+        return []
 
     def save_pretrained(self, folder: Path, **_: Any) -> None:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -188,6 +210,20 @@ def adapter(place: Path, text: str) -> None:
     from grpo.train import save_adapter
 
     save_adapter(Model(text), place / "adapter")
+
+
+def exported(place: Path, text: str) -> None:
+    from grpo import export
+
+    with export.replacing(place / "soc", True, []) as part:
+        (part / export.NOTE).write_text(text)
+
+
+def log(place: Path, text: str) -> None:
+    """The same step again."""
+    from grpo.run_folder import Log
+
+    Log(place / "log.jsonl").add(0, "grpo", 0, {"reward": text})
 
 
 def checkpoint(place: Path, text: str) -> None:
@@ -214,6 +250,8 @@ KINDS: dict[str, Callable[[Path, str], None]] = {
     "picture": picture,
     "adapter": adapter,
     "checkpoint": checkpoint,
+    "export": exported,
+    "log": log,
     "generated": generated,
 }
 
@@ -296,6 +334,23 @@ def test_a_process_that_is_killed(what: str, after: list[str], tmp_path: Path) -
         return
     write.settle(tmp_path / "a")
     assert content(tmp_path) == {"a/b": b"old"}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_a_line_that_is_stopped_is_added_or_not(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, line = tmp_path / "lines.jsonl", {"text": "long" * 10_000}
+    json_lines.append(path, 0)
+    for at in range(1, 200):
+        with monkeypatch.context() as patch:
+            left = stopping(patch, at, error)
+            with suppress(OSError, KeyboardInterrupt):
+                json_lines.append(path, line)
+        if left[0] > 0:
+            break
+        assert json_lines.resume(path) == [0], f"at point {at}"
+    assert at > 2 and json_lines.resume(path) == [0, line]
 
 
 def test_lines_that_were_cut_off_are_left_out(tmp_path: Path) -> None:
