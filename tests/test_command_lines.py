@@ -26,6 +26,7 @@ STOPS: dict[str, tuple[str, ...]] = {
     "benchmarks/evaluate.py": ("evaluate",),
     "benchmarks/generator_speed.py": ("seconds",),
     "benchmarks/prompting_speed.py": ("played",),
+    "benchmarks/search_check.py": ("make_arenas",),
     "benchmarks/search_reward.py": ("played", "draw"),
     "benchmarks/sweep_rewards.py": ("sweep",),
     "benchmarks/throughput.py": ("use_devices", "measure"),
