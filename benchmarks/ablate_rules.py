@@ -27,7 +27,7 @@ import report
 from rich.console import Console
 from rich.table import Table
 
-from jaxsim import reward
+from jaxsim import noise, reward
 from jaxsim.audit import search, verdict
 from jaxsim.audit.arena import make_arenas
 from jaxsim.audit.budgets import BUDGETS, Budget
@@ -47,7 +47,7 @@ def main() -> None:
     console = Console()
     args.out.mkdir(parents=True, exist_ok=True)
     budget, many = BUDGETS[args.budget], cli.chosen(args.scenario or [cli.scenario("published")])
-    keys = episode_keys(jax.random.key(args.seed + 1_000_003), budget.report)
+    keys = episode_keys(noise.root(cli.another(args.seed, 1_000_003)), budget.report)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     with cli.progress(len(args.variants)) as advance:
@@ -82,14 +82,16 @@ def arguments() -> Any:
     )  # fmt: skip
     p.add_argument("--budget", choices=list(BUDGETS), default="tiny", help="how hard to search (default: tiny)")
     cli.add_seed(p)
-    p.add_argument("--out", type=Path, default=Path("out/ablation"), metavar="DIR", help="folder of the report")
+    p.add_argument(
+        "--out", type=cli.output_folder, default=Path("out/ablation"), metavar="DIR", help="folder of the report"
+    )
     return p.parse_args()
 
 
 def judged(variant: str, many: list[Any], budget: Budget, keys: jax.Array, seed: int) -> list[dict[str, Any]]:
     """A row for every scenario and reward under one variant of the rules."""
     arenas = make_arenas(many, variant, {n: reward.weights(n) for n in REWARDS})
-    choice_keys = episode_keys(jax.random.key(seed + 2_000_003), budget.report // 2)
+    choice_keys = episode_keys(noise.root(cli.another(seed, 2_000_003)), budget.report // 2)
     rows = []
     for arena, found in zip(arenas, search.search(arenas, budget, seed), strict=True):
         finals = [verdict.finalists(found, r) for r in range(len(REWARDS))]

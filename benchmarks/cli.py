@@ -8,7 +8,9 @@ import errno
 import io
 import json
 import os
+import re
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,24 +27,32 @@ import scenarios
 from jaxsim import rules as rule_sets
 from jaxsim.reward import PRESETS
 from jaxsim.rules import ANY, PERSONALITIES
+from scenarios.write import whole as write_file
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 MAX_SEED = 2**32 - 1
 MAX_EPISODES = 1_000_000  # of one row: all their outcomes are held in memory
 RULES_HELP = "classic or hardened, with any +switch or -switch, as in hardened-persistence"
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+DIGITS = re.compile(r"[-+]?[0-9]{1,18}")  # Python's int takes 1_000 and digits of any script too
 PULSE = 30.0  # seconds between lines of progress where there is no terminal
 
 
 def fail(message: str) -> NoReturn:
     """End the program: one line on stderr, exit code 2."""
-    one_line = " ".join(line.strip() for line in message.splitlines())
+    one_line = " ".join(line.strip() for line in message.splitlines()).encode("utf-8", "backslashreplace").decode()
     print(f"{Path(sys.argv[0]).name}: error: {one_line}", file=sys.stderr)
     raise SystemExit(BAD_INPUT)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line without the usage."""
+    """argparse, but an error is one line without the usage, and every argument is text that a file can hold."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for word in sys.argv[1:] if args is None else args:
+            if re.search("[\ud800-\udfff]", word):
+                self.error(f"{word!r:.200} is not UTF-8 text; rename what it names")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message.removeprefix('argument ')} (--help shows every option)")
@@ -199,10 +209,7 @@ def integer(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
     room = f"of at least {low}" if high == sys.maxsize else f"from {low} to {high}"
 
     def check(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
+        value = int(text) if DIGITS.fullmatch(text) else low - 1
         if low <= value <= high:
             return value
         raise argparse.ArgumentTypeError(f"{text!r:.60} is not possible; give a whole number {room}")
@@ -212,6 +219,11 @@ def integer(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
 
 positive_int = integer(1)
 seed = integer(0, MAX_SEED)
+
+
+def another(seed: int, by: int) -> int:
+    """A seed `by` further on; after the largest one comes 0."""
+    return (seed + by) % (MAX_SEED + 1)
 
 
 def output_path(text: str) -> Path:
@@ -234,6 +246,38 @@ def output_path(text: str) -> Path:
         ) from None
     _beside(path).unlink()
     return path
+
+
+def output_folder(text: str) -> Path:
+    """A folder that is there and can be written, or can be made; it is not made yet."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder name; give the name of one")
+    path = Path(text)
+    try:
+        nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+        if not nearest.is_dir():
+            raise argparse.ArgumentTypeError(f"{text!r:.200}: {str(nearest)!r:.200} is no folder; give another name")
+        path.name.encode()
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no name of a file"
+        raise argparse.ArgumentTypeError(f"{text!r:.200}: cannot write there ({why}); choose another folder") from None
+    return path
+
+
+def input_file(text: str) -> Path:
+    """A regular file, to read."""
+    if not os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"{text!r:.200} is no file; give the path of one")
+    return Path(text)
+
+
+def input_folder(text: str) -> Path:
+    """A folder, to read."""
+    if not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text!r:.200} is no folder; give the path of one")
+    return Path(text)
 
 
 def plot_path(text: str) -> Path:
@@ -331,14 +375,7 @@ def differ(**paths: Path | None) -> None:
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a file beside `path`, then put it in its place. On any failure `path` stays as it was."""
-    part = _beside(path)
-    try:
-        with open(part, "xb") as file:
-            write(file)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    write_file(path, write)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

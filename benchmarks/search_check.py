@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import scenarios
-from jaxsim import reward
+from jaxsim import noise, reward
 from jaxsim.audit import search
 from jaxsim.audit.arena import Arena, make_arenas
 from jaxsim.audit.budgets import BUDGETS
@@ -42,18 +42,19 @@ def main() -> None:
     many = cli.chosen(args.scenario) if args.scenario else [scenarios.load(n) for n in scenarios.names()]
     arenas = make_arenas(many, args.rules, {args.reward: reward.weights(args.reward)}, args.personality)
     length = max(int(a.params.scenario.horizon) for a in arenas)
-    fresh = data(args.seed + 3_000_003, FRESH)
+    reference_keys = data(cli.another(args.seed, 4_000_003), EPISODES)
+    fresh = data(cli.another(args.seed, 3_000_003), FRESH)
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     seconds: dict[str, float] = {}
     with cli.progress() as advance:
         began = time.perf_counter()
         for arena in arenas:
             advance(f"{arena.scenario.id}: reference")
-            found[arena.scenario.id, "reference"] = [reference(arena, data(args.seed + 4_000_003, EPISODES), length)]
+            found[arena.scenario.id, "reference"] = [reference(arena, reference_keys, length)]
         seconds["reference"] = time.perf_counter() - began
         for budget in args.budget:
             began = time.perf_counter()
-            for seed in range(args.seed, args.seed + args.seeds):
+            for seed in (cli.another(args.seed, i) for i in range(args.seeds)):
                 courses = search.lay_out(arenas, BUDGETS[budget], seed)
                 blind = search.search_blind(courses, BUDGETS[budget], seed, advance)
                 for arena, best in zip(arenas, blind, strict=True):
@@ -93,7 +94,7 @@ def arguments() -> Any:
 
 def data(seed: int, episodes: int) -> np.ndarray:
     """(E, ...) uint32 key data of episodes."""
-    return np.asarray(jax.random.key_data(episode_keys(jax.random.key(seed), episodes)))
+    return np.asarray(jax.random.key_data(episode_keys(noise.root(seed), episodes)))
 
 
 def reference(arena: Arena, keys: np.ndarray, length: int) -> np.ndarray:

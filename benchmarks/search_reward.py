@@ -9,6 +9,7 @@ exfil, and of these the one with the largest EVG_norm when moved. Detection and 
 """
 
 import time
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,10 +136,12 @@ def arguments() -> Any:
     p.add_argument(
         "--weightings", type=cli.integer(64, 2**20), default=2**14, metavar="N", help="a power of two (default: 16384)"
     )
-    p.add_argument("--policies", type=Path, metavar="DIR", help="learned policies to put into the pool")
-    p.add_argument("--pool", type=Path, metavar="FILE", help="score the pool.npz of an earlier run again")
+    p.add_argument("--policies", type=cli.input_folder, metavar="DIR", help="learned policies to put into the pool")
+    p.add_argument("--pool", type=cli.input_file, metavar="FILE", help="score the pool.npz of an earlier run again")
     cli.add_seed(p)
-    p.add_argument("--out", type=Path, default=Path("out/reward"), metavar="DIR", help="folder of the report")
+    p.add_argument(
+        "--out", type=cli.output_folder, default=Path("out/reward"), metavar="DIR", help="folder of the report"
+    )
     return p.parse_args()
 
 
@@ -153,9 +156,12 @@ def played(args: Any, console: Console) -> list[Ground]:
 
 def reread(path: Path) -> list[Ground]:
     """What `played` kept."""
-    with np.load(path, allow_pickle=False) as file:
-        names = dict.fromkeys(key.partition("/")[0] for key in file)
-        return [Ground(n, *(file[f"{n}/{field}"] for field in Ground._fields[1:])) for n in names]
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            names = dict.fromkeys(key.partition("/")[0] for key in file)
+            return [Ground(n, *(file[f"{n}/{field}"] for field in Ground._fields[1:])) for n in names]
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        cli.fail(f"--pool: {path}: no pool.npz of an earlier run ({error}); give one, or leave it out")
 
 
 def pooled(args: Any, console: Console) -> list[tuple[Arena, search.Found]]:

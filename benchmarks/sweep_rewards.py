@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import scenarios
-from jaxsim import recurrent, reward
+from jaxsim import noise, recurrent, reward
 from jaxsim.audit import checkpoint, metrics, rescore, search, verdict, witness
 from jaxsim.audit.arena import Arena, Candidate, make_arenas
 from jaxsim.audit.bootstrap import Estimate
@@ -114,14 +114,16 @@ def arguments() -> Any:
         help="judge again with each weight this much off",
     )
     p.add_argument(
-        "--policies", type=Path, default=POLICIES, metavar="DIR",
+        "--policies", type=cli.input_folder, default=POLICIES, metavar="DIR",
         help="learned policies to play as well, <rules>-<reward>-<view>.safetensors (default: those of the project)",
     )  # fmt: skip
     p.add_argument("--brief", action="store_true", help="verdicts only: no metrics of policies, no other weightings")
     cli.add_seed(p)
-    p.add_argument("--out", type=Path, default=Path("out/sweep"), metavar="DIR", help="folder of the report")
+    p.add_argument(
+        "--out", type=cli.output_folder, default=Path("out/sweep"), metavar="DIR", help="folder of the report"
+    )
     p.add_argument("--certify", action="store_true", help="exit with 1 unless every verdict is certified")
-    p.add_argument("--replay", type=Path, metavar="FILE", help="play a witness tick by tick and stop")
+    p.add_argument("--replay", type=cli.input_file, metavar="FILE", help="play a witness tick by tick and stop")
     return p.parse_args()
 
 
@@ -171,9 +173,9 @@ def sweep(
     with cli.progress(search.steps(arenas, budget) + (1 if args.brief else 2) * len(arenas)) as advance:
         found = search.search(arenas, budget, args.seed, advance)
         # The key of the report is another branch than that of the search: no episode is in both.
-        report_seed = args.seed + 1_000_003
-        keys = episode_keys(jax.random.key(report_seed), budget.report)
-        choice_keys = episode_keys(jax.random.key(args.seed + 2_000_003), budget.report // 2)
+        report_seed = cli.another(args.seed, 1_000_003)
+        keys = episode_keys(noise.root(report_seed), budget.report)
+        choice_keys = episode_keys(noise.root(cli.another(args.seed, 2_000_003)), budget.report // 2)
         for arena, best in zip(arenas, found, strict=True):
             advance(f"{arena.scenario.id}: verdict")
             finals = [verdict.finalists(best, r, known[name]) for r, name in enumerate(owner)]

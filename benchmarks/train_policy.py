@@ -92,7 +92,9 @@ def arguments() -> Any:
         "--view", type=cli.one_of(recurrent.VIEWS), nargs="+", default=list(recurrent.VIEWS), metavar="NAME",
         help=f"{', '.join(recurrent.VIEWS)} (default: all)",
     )  # fmt: skip
-    p.add_argument("--start", type=Path, metavar="FILE", help="go on from this checkpoint instead of from a teacher")
+    p.add_argument(
+        "--start", type=cli.input_file, metavar="FILE", help="go on from this checkpoint instead of from a teacher"
+    )
     p.add_argument("--updates", type=cli.integer(1, 10**6), default=300, metavar="N", help="of PPO (default: 300)")
     p.add_argument("--lanes", type=cli.integer(4, 2**16), default=128, metavar="N", help="episodes each (default: 128)")
     p.add_argument("--width", type=cli.integer(1, 1024), default=16, metavar="N", help="of the network (default: 16)")
@@ -100,7 +102,9 @@ def arguments() -> Any:
         "--entropy", type=cli.fraction, default=0.02, metavar="WEIGHT", help="of the bonus on entropy (default: 0.02)"
     )
     cli.add_seed(p)
-    p.add_argument("--out", type=Path, default=Path("out/policies"), metavar="DIR", help="folder of the checkpoints")
+    p.add_argument(
+        "--out", type=cli.output_folder, default=Path("out/policies"), metavar="DIR", help="folder of the checkpoints"
+    )
     args = p.parse_args()
     if args.lanes % ppo.Settings().minibatches:
         cli.fail(f"--lanes {args.lanes} is no multiple of {ppo.Settings().minibatches}; give one that is")

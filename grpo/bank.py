@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from jaxsim import actions, env
+from jaxsim import actions, check, env
 from jaxsim.noise import Noise
 from jaxsim.policies import Policy
 from jaxsim.rollouts import episode_keys, start, tick_noise
 from jaxsim.types import RUNNING, Dims, Observation, Params, State
 from jaxsim.version import SIMULATOR_VERSION
+from scenarios.write import whole
 
 FORMAT = "jaxsim-soc state bank 1"
 CHOICE = 2**31 - 1  # folded into an episode's key for the choice of ticks; no tick is so late
@@ -171,7 +172,7 @@ def _collect(
         # chooses among the ticks s, s + snapshots, ..., so that no state is kept twice.
         mine = (np.arange(snapshots, dtype=np.int32) == state.tick % snapshots) & (state.end == RUNNING)
         seen += mine.astype(jnp.int32)
-        u = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, CHOICE), state.tick))
+        u = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, CHOICE), state.tick), (), jnp.float32)
         keep = mine & (u * seen.astype(jnp.float32) < 1.0)
         kept = jax.tree.map(lambda old, new: jnp.where(keep.reshape(-1, *[1] * new.ndim), new[None], old), kept, state)
         after, _ = env.transition(dims, state, action, block, params)
@@ -197,6 +198,8 @@ def collect_heuristic(
     for name, count in (("episodes", episodes), ("snapshots", snapshots)):
         if count < 1:
             raise ValueError(f"{name} = {count} is too few; give at least 1")
+    check.key("key", key)
+    check.parameters("parameters", parameters)
     campaigns = len(params.personality_weights)
     keys = jnp.stack([episode_keys(jax.random.fold_in(key, p), episodes) for p in range(campaigns)])
     found = _collect(env_.dims, policy, snapshots, jax.tree.map(jnp.asarray, parameters), params, keys)
@@ -223,16 +226,8 @@ def save(path: str | os.PathLike[str], bank: Bank, dims: Dims, params: Params) -
     path = Path(path)
     arrays = dict(zip(_names(bank), map(np.asarray, jax.tree.leaves(bank)), strict=True))
     about = {"format": FORMAT, "simulator_version": SIMULATOR_VERSION, "dims": dims, "params_digest": _digests(params)}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays, **{k: np.asarray(v) for k, v in about.items()})
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave an empty file under the final name
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    everything = {**arrays, **{k: np.asarray(v) for k, v in about.items()}}
+    whole(path, lambda file: np.savez_compressed(file, allow_pickle=False, **everything))
 
 
 def load(path: str | os.PathLike[str], dims: Dims, params: Params) -> Bank:

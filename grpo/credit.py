@@ -20,7 +20,7 @@ from chex import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from grpo.bank import Bank, Groups, concatenate, groups, take
-from jaxsim import actions, env, reward, telemetry
+from jaxsim import actions, check, env, reward, telemetry
 from jaxsim.noise import Noise
 from jaxsim.policies import BASELINES, EVIDENCE, HEURISTIC, Policy
 from jaxsim.rollouts import episode_keys, tick_noise
@@ -61,7 +61,7 @@ def redeal(dims: Dims, state: State, params: Params, key: Array) -> State:
     """
     free = unseen(dims, env.observe(dims, state, params)) & params.rules.unknown_path
     a, n = dims.assets, dims.entities
-    listed, keys = np.arange(n, dtype=np.int32), jax.random.uniform(key, (n,))
+    listed, keys = np.arange(n, dtype=np.int32), jax.random.uniform(key, (n,), jnp.float32)
     # Sorted by kind first, then the seen behind the unseen: those are the same entities in both orders.
     kind = (listed >= a).astype(np.float32) * 4.0
     rank = kind + jnp.where(free, 0.0, 2.0)
@@ -142,7 +142,7 @@ def _fork(
         lambda carry: jnp.any(carry[1][0].end == RUNNING), all_go_on, (row.state.tick + 1, begun)
     )
 
-    legal = np.arange(len(row.action)) < row.count
+    legal = np.arange(len(row.action), dtype=np.int32) < row.count
     centre = jnp.sum(jnp.where(legal[:, None], points, 0.0), axis=0) / row.count.astype(jnp.float32)
     spread = jnp.std(points - centre[None], axis=1, ddof=1)
     return jnp.mean(points, axis=1), spread / np.float32(np.sqrt(futures))
@@ -248,8 +248,9 @@ def informative(credit: Credit, z: float = 2.5, least: float = 0.0) -> Array:
     expansion, good for K of 16 or more): for z = 2.5, A = 41 and K = 32 it is 4.1. The gain must also be above `least`
     points. Raises ValueError for a z that is not positive.
     """
-    if not z > 0:
-        raise ValueError(f"z = {z} is not positive; give a number of standard errors, such as 2.5")
+    if not 0 < z <= 10:
+        raise ValueError(f"z = {z} is not positive, or above 10; give a number of standard errors, such as 2.5")
+    check.number("least", least, 0, float("inf"))
     normal = NormalDist()
     tail, count, dof = normal.cdf(-z), credit.legal.sum(axis=1), credit.futures - 1.0
     bar = np.asarray([-normal.inv_cdf(tail / n) for n in count])

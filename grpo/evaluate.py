@@ -45,7 +45,7 @@ from grpo.embedded import ModelError
 from grpo.play import Played, Respond, Turn, is_turn
 from grpo.report import Told
 from grpo.settings import LEARNED, MAX_EPISODES, OPEN_LOOP, OTHERS
-from jaxsim import Env, policies, recurrent, reward, rollouts
+from jaxsim import Env, noise, policies, recurrent, reward, rollouts
 from jaxsim.audit import checkpoint, search
 from jaxsim.audit.arena import EVIDENCE, PLAN, Arena, Candidate, make_arenas
 from jaxsim.audit.budgets import BUDGETS
@@ -87,7 +87,7 @@ class Speaker(NamedTuple):
 
 def evaluation_seed(seed: int) -> int:
     """The seed of the evaluation's episodes: other ones than those that training with the same --seed plays."""
-    return int(jax.random.bits(jax.random.fold_in(jax.random.key(seed), EVALUATION)))
+    return int(jax.random.bits(jax.random.fold_in(noise.root(seed), EVALUATION), dtype=np.uint32))
 
 
 # --- what to do -----------------------------------------------------------------------------------------------------
@@ -97,7 +97,8 @@ def parse_args(argv: Sequence[str] | None) -> Any:
     p, switch, whole, one_of = cli.parser(__doc__), BooleanOptionalAction, cli.integer, cli.one_of
     # fmt: off
     p.add_argument("--model", default="embedded", metavar="NAME", help="embedded, a folder, or a hub id")
-    p.add_argument("--adapter", type=Path, metavar="DIR", help="a trained adapter for that model: a row of its own")
+    p.add_argument("--adapter", type=cli.input_folder, metavar="DIR",
+                   help="a trained adapter for that model: a row of its own")
     p.add_argument("--base", action=switch, default=True, help="with --adapter: play the model without it as well")
     cli.add_scenarios(p, default="published")
     cli.add_rules(p)
@@ -106,7 +107,8 @@ def parse_args(argv: Sequence[str] | None) -> Any:
     p.add_argument("--episodes", type=whole(2, MAX_EPISODES), default=30, metavar="N",
                    help="of each campaign (default: 30)")
     cli.add_seed(p)
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report, and of what was said")
+    p.add_argument("--out", type=cli.output_folder, required=True, metavar="DIR",
+                   help="folder of the report, and of what was said")
     p.add_argument("--restart", action="store_true", help="begin anew in a folder that holds another run")
     p.add_argument("--policies", type=one_of(OTHERS), nargs="*", default=list(OTHERS), metavar="NAME",
                    help=f"rows beside {' and '.join(ALWAYS_THERE)} (default: {' '.join(OTHERS)})")
@@ -375,7 +377,7 @@ def play_model(
 def evaluate(args: Any, advance: Callable[[str], None]) -> tuple[dict[str, list[Told]], dict[str, Any], dict[str, str]]:
     """(what each policy did on each campaign, what the models are, transcripts: title by file)."""
     dims, seed = dims_of(args.scenario), evaluation_seed(args.seed)
-    keys = rollouts.episode_keys(jax.random.key(seed), args.episodes)
+    keys = rollouts.episode_keys(noise.root(seed), args.episodes)
     told: dict[str, list[Told]] = {}
     campaigns = []
     weights = {args.reward: reward.weights(args.reward)}

@@ -63,9 +63,11 @@ def arguments(argv: Sequence[str] | None) -> Any:
     """The command line."""
     p = cli.parser(__doc__)
     # fmt: off
-    p.add_argument("--adapter", type=Path, required=True, metavar="DIR", help="a LoRA adapter, as training leaves it")
+    p.add_argument("--adapter", type=cli.input_folder, required=True, metavar="DIR",
+                   help="a LoRA adapter, as training leaves it")
     p.add_argument("--model", metavar="NAME", help="embedded, a folder, or a hub id (default: the adapter's own base)")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the export goes; whole or not at all")
+    p.add_argument("--out", type=cli.output_folder, required=True, metavar="DIR",
+                   help="where the export goes; whole or not at all")
     p.add_argument("--restart", action="store_true", help="replace an earlier export in --out")
     p.add_argument("--gguf", type=cli.one_of(KINDS), default=KINDS[0], metavar="TYPE",
                    help=f"{', '.join(KINDS)} (default: {KINDS[0]})")

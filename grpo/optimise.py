@@ -27,6 +27,7 @@ from grpo import diagnostics, finite, signals, speed
 from grpo.diagnostics import Tables
 from grpo.embedded import ModelError
 from grpo.settings import Settings
+from scenarios import write
 
 # Of the trainer's own use of transformers, nothing that a user could change.
 _SAID = (".*gradient_checkpointing.* is deprecated", "Unable to fetch remote file", "Could not find a config file")
@@ -98,9 +99,8 @@ class Follow(TrainerCallback):
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        part = folder / (WHOLE + ".part")
-        part.write_text(json.dumps({"recent": self.book.recent[-diagnostics.WINDOW :]}))
-        part.replace(folder / WHOLE)
+        recent = json.dumps({"recent": self.book.recent[-diagnostics.WINDOW :]})
+        write.whole(folder / WHOLE, lambda file: file.write(recent.encode()))
 
 
 def last_whole(folder: Path) -> Path | None:

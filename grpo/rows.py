@@ -1,6 +1,5 @@
 """Training rows: a prompt, an integer id into a bank of states, and what every legal action is worth there."""
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from grpo import credit as credits
 from grpo import json_lines, play
 from grpo.bank import Bank
 from grpo.credit import Credit
-from jaxsim import env, reward, rollouts
+from jaxsim import env, noise, reward, rollouts
 from jaxsim.actions import table
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
@@ -25,6 +24,7 @@ from jaxsim.noise import draw
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE, Policy
 from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED, INVESTIGATE, MONITOR, PATCHED, Dims, Params
 from prompting import Inventory
+from scenarios.write import whole
 
 REFERENCE_EPISODES = 64  # per campaign, of the behaviour that the beliefs are drawn from
 
@@ -87,7 +87,7 @@ def from_teacher(game: Campaigns, policy: tuple[Policy, Any], many: int, seed: i
     `Bank.action` is what it did. Waiting is most of the work, and would be all that a beginner learns.
     """
     episodes = max(1, 4 * many // len(game.names))
-    every = banks.collect_heuristic(game.env, game.params, *policy, jax.random.key(seed), episodes, 16)
+    every = banks.collect_heuristic(game.env, game.params, *policy, noise.root(seed), episodes, 16)
     contains = table(game.dims)[0][np.asarray(every.action)] > INVESTIGATE
     rng = np.random.default_rng(seed)
     busy, idle = (rng.permutation(np.flatnonzero(x)) for x in (contains, ~contains))
@@ -116,7 +116,7 @@ def from_model(
     parts: list[Bank] = []
     played = []
     for p, inventory in enumerate(game.inventories):
-        keys = rollouts.episode_keys(jax.random.fold_in(jax.random.key(seed), p), episodes)
+        keys = rollouts.episode_keys(jax.random.fold_in(noise.root(seed), p), episodes)
 
         def watch(state: Any, obs: Any, asked: Sequence[int], prompts: Any, p: int = p) -> None:
             kept = jax.tree.map(lambda x: np.asarray(x)[list(asked)], state)
@@ -163,10 +163,10 @@ def credited(
     reference: int = REFERENCE_EPISODES,
 ) -> Rows:
     """The rows of a bank: prompts, and return-to-go averaged over what the defender cannot tell apart."""
-    key = jax.random.key(seed)
+    key = noise.root(seed)
     if reference:
         behaviours = [
-            banks.collect_heuristic(game.env, game.params, EVIDENCE, member, jax.random.key(seed + 1), reference, 8)
+            banks.collect_heuristic(game.env, game.params, EVIDENCE, member, noise.root(seed + 1), reference, 8)
             for member in (WAITS, DEFAULT_EVIDENCE)
         ]
         found = credits.beliefs(
@@ -208,13 +208,13 @@ def _one_step(dims: Dims, params: Params, bank: Bank, key: jax.Array) -> jax.Arr
 
         return jax.vmap(after)(jnp.arange(dims.actions, dtype=jnp.int32))
 
-    steps: jax.Array = jax.vmap(one)(bank.state, bank.params_index, jnp.arange(len(bank.params_index)))
+    steps: jax.Array = jax.vmap(one)(bank.state, bank.params_index, jnp.arange(len(bank.params_index), dtype=jnp.int32))
     return steps
 
 
 def step_rewards(game: Campaigns, bank: Bank, seed: int) -> np.ndarray:
     """(R, A) points of the tick that each action starts, and of nothing after it; one draw of the luck a row."""
-    return np.asarray(_one_step(game.dims, game.params, bank, jax.random.key(seed)))
+    return np.asarray(_one_step(game.dims, game.params, bank, noise.root(seed)))
 
 
 def labels(rows: Rows) -> np.ndarray:
@@ -252,9 +252,9 @@ def save(folder: Path, rows: Rows, game: Campaigns) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     banks.save(folder / "bank.npz", rows.bank, game.dims, game.params)
     lines = json_lines.encode({"id": i, "prompt": text} for i, text in enumerate(rows.prompts))
-    _whole(folder / "prompts.jsonl", lambda file: file.write(lines))
+    whole(folder / "prompts.jsonl", lambda file: file.write(lines))
     arrays = {**rows.credit._asdict(), "step_reward": rows.step_reward, "informative": rows.informative}
-    _whole(folder / "credit.npz", lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+    whole(folder / "credit.npz", lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
 
 
 def load(folder: Path, game: Campaigns) -> Rows | None:
@@ -273,16 +273,3 @@ def load(folder: Path, game: Campaigns) -> Rows | None:
     if {len(prompts), len(rows.informative), len(found.q)} != {len(bank.params_index)}:
         raise ValueError(f"{folder}: bank, prompts and credit have different lengths; delete the folder")
     return rows
-
-
-def _whole(path: Path, write: Any) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -1,11 +1,12 @@
 """What a training run is made of: presets in files, every field overridable on the command line."""
 
+import os
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 import scenarios
 from grpo import signals
@@ -13,6 +14,8 @@ from grpo.play import ASKING
 from jaxsim import rules as rule_sets
 from jaxsim.reward import PRESETS as REWARDS
 from prompting import LAYOUTS
+from scenarios.read import Unreadable, file_text, odd, read, report
+from scenarios.wording import show
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
 MAX_SEED = 2**31 - 1
@@ -31,7 +34,7 @@ class SettingsError(ValueError):
 class Settings(BaseModel):
     """One training run. Units and meaning stand beside each field; `--help` shows them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # The model
     model: str = Field("embedded", description="embedded, a local folder, or a hub id")
@@ -91,6 +94,15 @@ class Settings(BaseModel):
     log_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
         "none", description="a tracker beside the log file"
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes true for 1."""
+        held = value.values() if isinstance(value, Mapping) else (value,)
+        if any(isinstance(x, bool) for x in held) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are no numbers; write one, such as 1")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
@@ -162,17 +174,7 @@ def kept_apart(rows: int) -> int:
 
 def load(preset: str, changes: dict[str, Any] | None = None) -> Settings:
     """The settings of a preset (a name, or the path of a YAML file) with `changes` on top. Raises SettingsError."""
-    path = PRESETS.get(preset) or Path(preset)
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise SettingsError(
-            f"--preset {preset!r} is neither a preset nor a file; choose one of {', '.join(PRESETS)}"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not readable as YAML ({error})") from None
-    if not isinstance(given, dict):
-        raise SettingsError(f"{path}: a preset is a mapping of settings; got {type(given).__name__}")
+    path, given = _preset(preset)
     try:
         return Settings(**{**given, **(changes or {})})
     except ValidationError as error:
@@ -185,3 +187,20 @@ def load(preset: str, changes: dict[str, Any] | None = None) -> Settings:
         raise SettingsError(f"{path.name}: {field}{value}{': ' if field else ''}{what}") from None
     except scenarios.ScenarioError as error:
         raise SettingsError(f"{path.name}: scenarios: {error.problems[0]}") from None
+
+
+def _preset(name: str) -> tuple[Path, dict[str, Any]]:
+    """The file of a preset, and what it sets: strictly read, as a scenario file is."""
+    if name not in PRESETS and not os.path.lexists(name):
+        raise SettingsError(f"--preset {show(name)} is neither a preset nor a file; choose one of {', '.join(PRESETS)}")
+    path = PRESETS.get(name) or Path(name)
+    try:
+        tree = read(file_text(str(path), "preset"), path.suffix.lower() == ".json", "preset")
+    except Unreadable as error:
+        raise SettingsError(f"--preset: {error}") from None
+    if problems := report(tree.problems or odd(tree.data), tree, str(path)):
+        rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise SettingsError(problems[0] + rest)
+    if not isinstance(tree.data, dict):
+        raise SettingsError(f"{path}: a preset is a mapping of settings; got {type(tree.data).__name__}")
+    return path, tree.data

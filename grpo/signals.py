@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from numbers import Real
 from typing import NamedTuple
 
 # The verbs of jaxsim.types, said again because that module needs JAX.
@@ -198,7 +199,7 @@ def total(batch: Sequence[Completion], weights: Mapping[str, float]) -> list[flo
     no finite number.
     """
     for name, weight in weights.items():
-        if not math.isfinite(weight):
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
             raise ValueError(f"weight of reward signal {name!r} = {weight!r} is not finite; give a number, such as 0.5")
     columns = values(batch, list(weights))
     return [sum(weights[name] * columns[name][i] for name in weights) for i in range(len(batch))]

@@ -60,6 +60,8 @@ from grpo.rows import Campaigns, Rows
 from grpo.run_folder import Log, begin, release, save_manifest, timed
 from grpo.settings import Settings
 from jaxsim.types import VERBS
+from scenarios import write
+from scenarios.read import odd, read
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ALARMED = 3  # exit code of a run that the alarm stopped
@@ -117,11 +119,18 @@ def arguments(argv: Sequence[str] | None) -> tuple[Any, Settings]:
     p = cli.parser(__doc__)
     p.add_argument("--preset", metavar="NAME|FILE", help=f"{', '.join(settings.PRESETS)} (default: fits the machine)")
     p.add_argument(
-        "--out", type=Path, default=Path("out/train"), metavar="DIR", help="of everything (default: out/train)"
+        "--out",
+        type=cli.output_folder,
+        default=Path("out/train"),
+        metavar="DIR",
+        help="of everything (default: out/train)",
     )
     p.add_argument("--force", action="store_true", help="train though the audit has not certified what is paid")
     p.add_argument(
-        "--audit", type=Path, metavar="FILE", help="report.json of a sweep, beside the project's own verdicts"
+        "--audit",
+        type=cli.input_file,
+        metavar="FILE",
+        help="report.json of a sweep, beside the project's own verdicts",
     )
     p.add_argument("--restart", action="store_true", help="delete what is in --out and begin anew")
     p.add_argument("--print-config", action="store_true", help="print the settings as JSON, and stop")
@@ -156,10 +165,11 @@ def _value(name: str, text: str) -> Any:
     if get_origin(annotation) is tuple:
         return tuple(x for x in map(str.strip, text.split(",")) if x)
     if get_origin(annotation) is dict:
-        try:
-            return json.loads(text)
-        except ValueError:
-            cli.fail(f"--{name.replace('_', '-')}: {text!r} is no JSON; give, for example, '{{\"return_to_go\": 1}}'")
+        tree = read(text, as_json=True, noun="mapping")
+        if problems := [*tree.problems, *odd(tree.data)]:
+            why = f"{text!r:.100} {problems[0].message}"
+            cli.fail(f"--{name.replace('_', '-')}: {why}; give, for example, '{{\"return_to_go\": 1}}'")
+        return tree.data
     return text
 
 
@@ -426,12 +436,9 @@ def checked(
 def save_adapter(model: Any, folder: Path) -> None:
     """Write the adapter beside its place, then put it there. Raises ModelError when its weights are no numbers."""
     finite.check_weights(model, "the adapter")
-    part = folder.with_name(folder.name + ".part")
-    for left in (part, folder):
-        shutil.rmtree(left, ignore_errors=True)
-    model.save_pretrained(part, selected_adapters=["default"], save_embedding_layers=False)
-    models.note_base(model, part)
-    os.replace(part, folder)
+    with write.folder(folder) as part:
+        model.save_pretrained(part, selected_adapters=["default"], save_embedding_layers=False)
+        models.note_base(model, part)
 
 
 def finish_adapter(
@@ -440,12 +447,9 @@ def finish_adapter(
     """Copy the last loop's adapter to adapter/, with a model card."""
     if adapter is None or (out / "adapter" / "README.md").exists():
         return
-    part = out / "adapter.part"
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(adapter, part)
-    (part / "README.md").write_text(report_training.card(chosen, verdict, alarm), encoding="utf-8")
-    shutil.rmtree(out / "adapter", ignore_errors=True)
-    os.replace(part, out / "adapter")
+    with write.folder(out / "adapter") as part:
+        shutil.copytree(adapter, part, dirs_exist_ok=True)
+        (part / "README.md").write_text(report_training.card(chosen, verdict, alarm), encoding="utf-8")
 
 
 def evaluation_options(out: Path, chosen: Settings) -> list[str]:

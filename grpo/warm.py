@@ -5,8 +5,6 @@ time; every step's luck comes from the seed and the step alone, so that a run th
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from grpo import decode, finite, speed
 from grpo.embedded import ModelError
+from scenarios import write
 
 CLIP = 1.0  # largest norm of a gradient
 
@@ -104,10 +103,6 @@ def learn(
 
 def _keep(folder: Path, weights: dict[str, torch.Tensor], adam: torch.optim.Optimizer, step: int) -> None:
     """Save weights and optimiser beside the last ones, then put them in their place."""
-    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
-    for left in (part, old):
-        shutil.rmtree(left, ignore_errors=True)
-    part.mkdir(parents=True)
     names = {id(p): name for name, p in weights.items()}
     state = {
         f"{names[id(p)]}:{key}": value.contiguous()
@@ -115,20 +110,15 @@ def _keep(folder: Path, weights: dict[str, torch.Tensor], adam: torch.optim.Opti
         for key, value in kept.items()
         if isinstance(value, torch.Tensor)
     }
-    save_file({name: p.detach().contiguous() for name, p in weights.items()}, part / "weights.safetensors")
-    save_file(state, part / "adam.safetensors")
-    (part / "step.json").write_text(json.dumps({"step": step}))
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(part, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with write.folder(folder) as part:
+        save_file({name: p.detach().contiguous() for name, p in weights.items()}, part / "weights.safetensors")
+        save_file(state, part / "adam.safetensors")
+        (part / "step.json").write_text(json.dumps({"step": step}))
 
 
 def _restore(folder: Path, weights: dict[str, torch.Tensor], adam: torch.optim.Optimizer) -> int:
     """Put back what `_keep` kept; returns the steps done, 0 when there is nothing."""
-    old = folder.with_name(folder.name + ".old")
-    if not folder.exists() and old.exists():  # killed between the two renames
-        os.replace(old, folder)
+    write.settle(folder)
     if not folder.exists():
         return 0
     kept, state = load_file(folder / "weights.safetensors"), load_file(folder / "adam.safetensors")

@@ -75,7 +75,7 @@ def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params
 
     failure = jnp.where(rules.persistence, IDLE, FAILED)
     outcome = jnp.where(blocked, BLOCKED, jnp.where(success, SUCCEEDED, failure))
-    this = jnp.arange(dims.stages) == k
+    this = jnp.arange(dims.stages, dtype=jnp.int32) == k
     # Nothing starts on the tick of a setback, so its draw of a dwell is free.
     setback = ended & ~success & rules.persistence
     rest = integer(noise[Noise.DWELL], rules.retry_delay[0], rules.retry_delay[1])
@@ -111,7 +111,7 @@ def start(dims: Dims, state: State, live: Array, acted: Array, noise: Array, par
     lo = jnp.maximum(1, dwell[0].astype(jnp.int32))
     hi = jnp.maximum(lo, dwell[1].astype(jnp.int32))
     state = state._replace(
-        status=jnp.where(begins & (jnp.arange(dims.stages) == k), IN_PROGRESS, state.status),
+        status=jnp.where(begins & (jnp.arange(dims.stages, dtype=jnp.int32) == k), IN_PROGRESS, state.status),
         stage=jnp.where(begins, k, state.stage),
         stage_end=jnp.where(begins, state.tick + integer(noise[Noise.DWELL], lo, hi), state.stage_end),
     )

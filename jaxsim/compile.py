@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import scenarios
+from jaxsim import check
 from jaxsim.telemetry import MAX_OF_A_KIND
 from jaxsim.types import Dims, ScenarioArrays
 
@@ -18,6 +19,14 @@ def dims_of(many: Sequence[scenarios.Scenario]) -> Dims:
         max_lag=max(1, max(stage.lag[1] for s in many for stage in s.stages)),
         benign=max(len(s.benign) for s in many),
     )
+
+
+def check_dims(dims: Dims) -> Dims:
+    """The sizes themselves. Raises ValueError for what are none."""
+    check.kind("dims", dims, Dims, "Dims(assets=, identities=, stages=, max_lag=)")
+    for field, value in dims._asdict().items():
+        check.whole(f"dims.{field}", value, int(field in ("stages", "max_lag", "alerts", "forensics")))
+    return dims
 
 
 def check_fits(scenario: scenarios.Scenario, dims: Dims) -> None:

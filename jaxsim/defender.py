@@ -40,9 +40,12 @@ class Defended(NamedTuple):
 
 def forensic(truth: Array, noise: Array, params: Params) -> tuple[Array, Array]:
     """(verdict "compromised", confidence) of an investigation of an entity whose true state is `truth`."""
+    f32 = jnp.float32
     error = noise[Noise.FORENSIC_ERROR] < jnp.where(truth, params.rules.false_negative, params.rules.false_positive)
-    low = jnp.where(truth, jnp.where(error, 0.40, 0.60), jnp.where(error, 0.40, 0.55))
-    high = jnp.where(truth, jnp.where(error, 0.65, 0.95), jnp.where(error, 0.60, 0.85))
+    low, high = (
+        jnp.where(truth, jnp.where(error, f32(a), f32(b)), jnp.where(error, f32(c), f32(d)))
+        for a, b, c, d in ((0.40, 0.60, 0.40, 0.55), (0.65, 0.95, 0.60, 0.85))
+    )
     return truth ^ error, low + noise[Noise.FORENSIC_CONFIDENCE] * (high - low)
 
 
@@ -62,7 +65,7 @@ def defend(
     verdict, confidence = forensic(truth, noise, params)
     confirmed = investigates & verdict & truth & (confidence >= CONFIRM_AT) & ~was_confirmed
 
-    row = jnp.asarray((CUT_OFF, CONFIRMED, CUT_OFF, EGRESS_BLOCKED, PATCHED, CUT_OFF))[verb]
+    row = jnp.asarray((CUT_OFF, CONFIRMED, CUT_OFF, EGRESS_BLOCKED, PATCHED, CUT_OFF), jnp.int32)[verb]
     changes = confirmed | (containment & ~state.marks[row, target])
     marks = state.marks.at[jnp.where(changes, row, len(state.marks)), target].set(True, mode="drop")
     zero = jnp.zeros_like(rules.load_isolated)

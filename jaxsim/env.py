@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from chex import Array
 
 import scenarios
-from jaxsim import actions, attacker, noise, reward, rules, telemetry
-from jaxsim.compile import compile_scenario, dims_of
+from jaxsim import actions, attacker, check, noise, reward, rules, telemetry
+from jaxsim.compile import check_dims, compile_scenario, dims_of
 from jaxsim.defender import defend
 from jaxsim.types import (
     ATTACKER_DONE,
@@ -36,7 +36,7 @@ from jaxsim.types import (
 def reset(dims: Dims, key: Array, params: Params) -> State:
     """Tick 0: nothing has happened, no alerts. Draws the attacker's personality and what its attack is."""
     scenario = params.scenario
-    u = jax.random.uniform(key)
+    u = jax.random.uniform(key, (), jnp.float32)
     before = jnp.cumsum(params.personality_weights)[:-1]
     who = jnp.sum(u >= before, dtype=jnp.int32)
     dealt = attacker.deal(dims, jax.random.bits(jax.random.fold_in(key, 1), (5,), jnp.uint32), params)
@@ -54,7 +54,7 @@ def reset(dims: Dims, key: Array, params: Params) -> State:
         order=dealt.order,
         exfil=jnp.zeros((), bool),
         earned=jnp.zeros((), bool),
-        status=jnp.where(scenario.stage_exists, IDLE, BLOCKED),
+        status=jnp.where(scenario.stage_exists, i32(IDLE), i32(BLOCKED)),
         contained=jnp.zeros(s, bool),
         patched=jnp.zeros(s, bool),
         unmet=jnp.asarray(scenario.required),
@@ -132,7 +132,9 @@ class Env:
     auto_reset: bool = False
 
     def reset(self, key: Array, params: Params) -> tuple[Observation, State]:
-        """First observation (tick 0) and state."""
+        """First observation (tick 0) and state. Each episode wants a key of its own, see `step`."""
+        check.key("key", key)
+        check.kind("params", params, Params, "those that `make` returns")
         state = reset(self.dims, key, params)
         return observe(self.dims, state, params), state
 
@@ -141,10 +143,17 @@ class Env:
     ) -> tuple[Observation, State, Array, Array, Array, dict[str, Any]]:
         """`obs, state, reward, terminated, truncated, info`.
 
+        Each step wants a key of its own, split from the last: a key that is used again brings the same luck again, so
+        that the same alerts come tick after tick. A pure function cannot notice.
+
         The horizon is part of the game (it is observed and pays the terminal reward), so reaching it terminates;
         `truncated` is always False. `info` has `channels`, `signals`, `end` and, with `auto_reset`,
         `final_observation`: the last observation of the episode that ended, where `obs` is the next one's first.
         """
+        check.key("key", key)
+        check.kind("state", state, State, "the one that reset or the last step returned")
+        check.actions("action", action, ())
+        check.kind("params", params, Params, "those that `make` returns")
         step_key, reset_key = (key, key) if not self.auto_reset else jax.random.split(key)
         state, signals = transition(self.dims, state, action, noise.draw(step_key), params)
         channels = reward.channels(signals, params.reward)
@@ -159,6 +168,7 @@ class Env:
 
     def legal_actions(self, params: Params) -> Array:
         """(num_actions,) bool mask of the actions that are not invalid."""
+        check.kind("params", params, Params, "those that `make` returns")
         return actions.legal_mask(self.dims, params.scenario.exists)
 
     @property
@@ -184,7 +194,8 @@ def make(
     scenario and ValueError for an unknown name or a bad weight.
     """
     loaded = scenario if isinstance(scenario, scenarios.Scenario) else scenarios.load(scenario)
-    dims = dims or dims_of([loaded])
+    dims = dims_of([loaded]) if dims is None else check_dims(dims)
+    check.kind("auto_reset", auto_reset, bool, "True or False")
     return Env(dims, auto_reset), make_params(loaded, dims, rules, reward, personality)
 
 

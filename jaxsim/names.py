@@ -6,10 +6,17 @@ from difflib import get_close_matches
 import numpy as np
 
 import scenarios
+from jaxsim import check
 from jaxsim.actions import table
+from jaxsim.compile import check_dims, check_fits
 from jaxsim.types import INVESTIGATE, MONITOR, REVOKE_IDENTITY, VERBS, Dims
 
 _POSITION = re.compile(r"(assets|identities)\[(\d{1,6})\]")
+
+
+def _belongs(scenario: scenarios.Scenario, dims: Dims) -> None:
+    check.kind("scenario", scenario, scenarios.Scenario, "one of `load_scenario`")
+    check_fits(scenario, check_dims(dims))
 
 
 def entity_names(scenario: scenarios.Scenario, dims: Dims) -> list[str | None]:
@@ -20,6 +27,8 @@ def entity_names(scenario: scenarios.Scenario, dims: Dims) -> list[str | None]:
 
 def action_text(action: int, scenario: scenarios.Scenario, dims: Dims) -> str:
     """`VERB entity-id` of an action; `INVALID` for one outside the table or of an entity that does not exist."""
+    action = check.whole("action", action, -(2**31), 2**31 - 1)
+    _belongs(scenario, dims)
     verbs, entities = table(dims)
     if not 0 <= action < len(verbs):
         return "INVALID"
@@ -44,6 +53,8 @@ def positional_text(action: int, dims: Dims) -> str:
 
 def parse_action(text: str, scenario: scenarios.Scenario, dims: Dims) -> int:
     """The action that a text names. Raises ValueError naming the word at fault and what would be right."""
+    check.kind("action", text, str, "text, such as 'ISOLATE_ASSET assets[0]'")
+    _belongs(scenario, dims)
     words = text.split()
     verb = words[0] if words else ""
     if verb not in VERBS:
@@ -83,6 +94,8 @@ def _entity(word: str, text: str, scenario: scenarios.Scenario, dims: Dims) -> i
 
 def parse_plan(text: str, scenario: scenarios.Scenario, dims: Dims) -> np.ndarray:
     """(T,) int32 actions of `ACTION;ACTION;…`, one a tick. Raises ValueError for the first bad action or no action."""
+    check.kind("plan", text, str, "text, such as 'MONITOR;ISOLATE_ASSET assets[0]'")
+    _belongs(scenario, dims)
     parts = [p.strip() for p in text.split(";")]
     if not any(parts):
         raise ValueError("the plan is empty; write actions separated by ';', as in 'MONITOR;ISOLATE_ASSET assets[0]'")

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
+from jaxsim import check
+
 
 class Noise(IntEnum):
     """Slot of each draw. Integer in [lo, hi] from u: lo + floor(u (hi - lo + 1))."""
@@ -33,9 +35,14 @@ class Noise(IntEnum):
     POLICY_TARGET = 15
 
 
+def root(seed: int) -> Array:
+    """The key of a seed. Raises ValueError for one that is no whole number from 0 to check.MAX_SEED."""
+    return jax.random.key(check.whole("seed", seed, 0, check.MAX_SEED))
+
+
 def draw(key: Array) -> Array:
     """Uniforms in [0, 1) for one tick, (16,) float32, indexed by `Noise`."""
-    return jax.random.uniform(key, (len(Noise),))
+    return jax.random.uniform(key, (len(Noise),), jnp.float32)
 
 
 def unit(bits: Array) -> Array:

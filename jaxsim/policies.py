@@ -138,7 +138,9 @@ def act_heuristic(
     revokes = free & (asset < 0) & (severity >= 0.52)
     investigates = known & (severity >= 0.26) & ~investigated[entity]
 
-    named = jnp.any((alerts.number >= 0)[:, None] & (alerts.asset[:, None] == np.arange(dims.assets)[None]), axis=0)
+    named = jnp.any(
+        (alerts.number >= 0)[:, None] & (alerts.asset[:, None] == np.arange(dims.assets, dtype=np.int32)[None]), axis=0
+    )
     patch, patches = first_where(named & ~obs.marks[PATCHED, : dims.assets])
 
     verb = jnp.where(isolates, jnp.where(egress, BLOCK_EGRESS, ISOLATE_ASSET), REVOKE_IDENTITY)

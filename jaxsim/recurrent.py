@@ -89,7 +89,7 @@ def _draw(key: Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
         if name.endswith("bias"):
             return jnp.zeros(shape, jnp.float32)
         gain = 0.1 if name.startswith(("act", "wait")) else 1.0
-        return jax.random.normal(k, shape) * np.float32(gain / np.sqrt(shape[0]))
+        return jax.random.normal(k, shape, jnp.float32) * np.float32(gain / np.sqrt(shape[0]))
 
     return {name: draw(name, k) for name, k in zip(shapes, jax.random.split(key, len(shapes)), strict=True)}
 
@@ -127,7 +127,7 @@ def _newest(tick: Array, ticks: Array, hits: Array) -> Array:
 
 def evidence_features(dims: Dims, obs: Observation) -> Array:
     """(N, 14): what the alerts and forensic results in view say of each entity."""
-    alerts, forensics, entity = obs.alerts, obs.forensics, np.arange(dims.entities)
+    alerts, forensics, entity = obs.alerts, obs.forensics, np.arange(dims.entities, dtype=np.int32)
     shown = alerts.number >= 0
     names = shown[:, None] & ((alerts.asset[:, None] == entity[None]) | (alerts.identity[:, None] == entity[None]))
     severity = jnp.where(names, alerts.severity[:, None], 0.0)
@@ -151,7 +151,7 @@ def evidence_features(dims: Dims, obs: Observation) -> Array:
 
 def hidden_features(dims: Dims, state: State) -> tuple[Array, Array]:
     """(N, 4) and (7,): the truth that only a privileged policy gets, and the critic."""
-    entity, targets = np.arange(dims.entities), state.targets[:, : dims.stages]
+    entity, targets = np.arange(dims.entities, dtype=np.int32), state.targets[:, : dims.stages]
     possible = (state.status == IDLE) & ~state.contained & state.attack
     k = jnp.maximum(state.stage, 0)
 
@@ -172,21 +172,22 @@ def features(dims: Dims, view: str, seen: Any) -> Features:
     """What a view makes of an observation, or of (observation, state) when privileged; what it does not see is 0."""
     obs, state = seen if view == PRIVILEGED else (seen, None)
     n = dims.entities
-    asset = np.arange(n) < dims.assets
-    index = np.where(asset, np.arange(n), np.arange(n) - dims.assets)
+    asset = np.arange(n, dtype=np.int32) < dims.assets
+    index = np.where(asset, np.arange(n, dtype=np.int32), np.arange(n, dtype=np.int32) - dims.assets)
     of_a_kind = [jnp.sum(x, dtype=jnp.int32) for x in (obs.exists[: dims.assets], obs.exists[dims.assets :])]
     last = jnp.maximum(jnp.where(asset, of_a_kind[0], of_a_kind[1]) - 1, 1)
     place = index.astype(np.float32) / last.astype(jnp.float32)
     own = [obs.exists, asset, obs.value, place, index == 0, *obs.marks[:CONFIRMED]]
-    evidence = jnp.zeros((n, 14)) if view == MASKED else evidence_features(dims, obs)
-    hidden, truth = (jnp.zeros((n, 4)), jnp.zeros(7)) if state is None else hidden_features(dims, state)
+    evidence = jnp.zeros((n, 14), jnp.float32) if view == MASKED else evidence_features(dims, obs)
+    unseen = jnp.zeros((n, 4), jnp.float32), jnp.zeros(7, jnp.float32)
+    hidden, truth = unseen if state is None else hidden_features(dims, state)
 
     horizon, tick = obs.horizon.astype(jnp.float32), obs.tick.astype(jnp.float32)
     cut_off = jnp.sum(obs.value * obs.marks[CUT_OFF].astype(jnp.float32))
     shown = jnp.sum(obs.alerts.number >= 0, dtype=jnp.float32) / 12.0 * np.float32(view != MASKED)
     size = [jnp.log2(1.0 + x.astype(jnp.float32)) / 10.0 for x in of_a_kind]
     clock = [tick / horizon, tick / 100.0, (horizon - tick) / 100.0, jnp.exp(tick / -5.0), cut_off, shown, *size]
-    who = (obs.personality == np.arange(PERSONALITIES)).astype(jnp.float32)
+    who = (obs.personality == np.arange(PERSONALITIES, dtype=np.int32)).astype(jnp.float32)
     own_columns = jnp.stack([jnp.asarray(x).astype(jnp.float32) for x in own], axis=1)
     return Features(
         entity=jnp.concatenate([own_columns, evidence, hidden], axis=1),
@@ -250,7 +251,7 @@ def _init(dims: Dims, p: Learned) -> Array:
 
 def _act(view: str, dims: Dims, p: Learned, memory: Array, seen: Any, noise: Array) -> tuple[Array, Array]:
     logits, memory = forward(dims, p.weights, memory, features(dims, view, seen))
-    best = jnp.argmax(logits).astype(jnp.int32)
+    best = jax.lax.argmax(logits, 0, jnp.int32)
     return jnp.where(p.greedy, best, sample(logits, noise[0])), memory
 
 

@@ -11,11 +11,12 @@ import numpy as np
 from chex import Array
 
 import scenarios
-from jaxsim import env, reward, rollouts
+from jaxsim import check, env, noise, reward, rollouts
 from jaxsim.actions import INVALID
 from jaxsim.names import parse_action
 from jaxsim.types import Channels, Dims, Observation, Params, Signals, State
 from jaxsim.version import SIMULATOR_VERSION
+from scenarios.read import file_text
 
 FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {  # type, and how to say it
     "version": (str, "text"),
@@ -27,7 +28,7 @@ FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {  # type, and how to s
     "episode": (int, "a whole number"),
     "actions": (list, "a list of texts, one a tick"),
 }
-RANGES = {"seed": (-(2**63), 2**63 - 1), "episode": (0, 2**32 - 1)}
+RANGES = {"seed": (0, check.MAX_SEED), "episode": (0, 2**32 - 1)}
 
 
 class Replay(NamedTuple):
@@ -57,9 +58,17 @@ def _replay(dims: Dims, params: Params, key: Array, plan: Array) -> Any:
 
 
 def replay(env_: env.Env, params: Params, key: Array, episode: int, actions: Array) -> Replay:
-    """Play `actions`, (T,) int32, in episode `episode` of `key`: the episode that `rollout` plays."""
+    """Play `actions`, (T,) int32, in episode `episode` of `key`: the episode that `rollout` plays.
+
+    Raises ValueError for an argument that is no such thing.
+    """
+    check.kind("env_", env_, env.Env, "the one that `make` returns")
+    check.kind("params", params, Params, "those that `make` returns")
+    check.key("key", key)
+    check.whole("episode", episode, *RANGES["episode"])
+    check.actions("actions", actions, (None,))
     plan = jnp.asarray(actions, jnp.int32)
-    (state, obs), rows = _replay(env_.dims, params, jax.random.fold_in(key, episode), plan)
+    (state, obs), rows = _replay(env_.dims, params, jax.random.fold_in(key, np.uint32(episode)), plan)
     states, observations = jax.tree.map(
         lambda a, b: np.concatenate([np.asarray(a)[None], np.asarray(b)]), (state, obs), rows[:2]
     )
@@ -69,8 +78,8 @@ def replay(env_: env.Env, params: Params, key: Array, episode: int, actions: Arr
 def load_record(path: str | Path) -> dict[str, Any]:
     """A replay record from a JSON file. Raises ValueError naming file, field, value and remedy."""
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        record = json.loads(file_text(str(path), "replay record"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable JSON replay record: {error}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{path}: a replay record is a JSON object; got {type(record).__name__}")
@@ -98,5 +107,5 @@ def play_record(record: dict[str, Any]) -> tuple[scenarios.Scenario, env.Env, Re
     scenario = scenarios.load(record["scenario"])
     env_, params = env.make(scenario, rules=record["rules"], reward=record["reward"], personality=record["personality"])
     parsed = [INVALID if text == "INVALID" else parse_action(text, scenario, env_.dims) for text in record["actions"]]
-    key = jax.random.key(record["seed"])
+    key = noise.root(record["seed"])
     return scenario, env_, replay(env_, params, key, record["episode"], np.asarray(parsed, np.int32))

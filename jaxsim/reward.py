@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 
 import jax.numpy as jnp
 from chex import Array
 
+from jaxsim import check
 from jaxsim.defender import Defended
 from jaxsim.types import RUNNING, Channels, Params, RewardWeights, Signals, State
+
+MAX_POINTS = 1e6  # of a weight: float32 holds the sums of an episode
+BOUNDS = ("disruption_cap", "clip")
 
 # The last published reward. Its weights are shared by the other two presets but for what they name.
 _EVIDENCE = {
@@ -56,24 +59,32 @@ PRESETS: dict[str, dict[str, float]] = {
 def weights(name: str, **changes: float) -> RewardWeights:
     """A preset's weights, each a () float32 array, with single weights changed by keyword.
 
-    Raises ValueError for an unknown preset, TypeError for an unknown weight.
+    Raises ValueError for an unknown preset and a value as in `from_mapping`, TypeError for an unknown weight.
     """
-    if name not in PRESETS:
-        raise ValueError(f"reward {name!r} is unknown; choose one of {', '.join(PRESETS)}")
-    return RewardWeights(**{k: jnp.float32(v) for k, v in (PRESETS[name] | changes).items()})
+    check.known("reward", name, PRESETS)
+    return RewardWeights(**{k: _weight(k, v) for k, v in (PRESETS[name] | changes).items()})
 
 
 def from_mapping(values: Mapping[str, float]) -> RewardWeights:
-    """All weights by name, each a () float32 array. Raises ValueError for a missing, unknown or non-numeric weight."""
+    """All weights by name, each a () float32 array.
+
+    Raises ValueError for a missing or unknown weight, and for one that is no finite number of at most MAX_POINTS; a cap
+    or clip is not negative, and may be infinite.
+    """
+    check.kind("reward", values, Mapping, f"the name of a preset ({', '.join(PRESETS)}), or all weights by name")
     known = RewardWeights._fields
     for name in (*values, *known):
         if name not in known:
             raise ValueError(f"reward weight {name!r} is unknown; a reward has {', '.join(known)}")
         if name not in values:
             raise ValueError(f"reward weight {name!r} is missing; give all of {', '.join(known)}")
-        if not isinstance(values[name], Real) or math.isnan(values[name]):
-            raise ValueError(f"reward weight {name} = {values[name]!r:.60} is not a number; give one, such as 0.5")
-    return RewardWeights(**{name: jnp.float32(values[name]) for name in known})
+    return RewardWeights(**{name: _weight(name, values[name]) for name in known})
+
+
+def _weight(name: str, value: float) -> Array:
+    """() float32. Raises ValueError for what the formulas below do not allow."""
+    low, high = (0.0, math.inf) if name in BOUNDS else (-MAX_POINTS, MAX_POINTS)
+    return jnp.float32(check.number(f"reward weight {name}", value, low, high))
 
 
 def signals(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from jaxsim import actions, env, noise, reward
+from jaxsim import actions, check, env, noise, reward
 from jaxsim.noise import Noise
 from jaxsim.policies import Policy
 from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params, Signals, State
@@ -51,7 +51,7 @@ class Trajectory(NamedTuple):
 
 def episode_keys(key: Array, episodes: int, first: int = 0) -> Array:
     """Keys of episodes first .. first + episodes - 1, (E,)."""
-    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(first, first + episodes))
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(first, first + episodes, dtype=jnp.uint32))
 
 
 def tick_noise(episode_key: Array, tick: Array) -> Array:
@@ -119,7 +119,7 @@ def play_tick(
         episode_return=stats.episode_return + reward.total(channels, params.reward),
         channels=jax.tree.map(jnp.add, stats.channels, channels),
         signals=jax.tree.map(jnp.add, stats.signals, signals),
-        verbs=stats.verbs + (live & valid & (jnp.arange(6) == verb)).astype(jnp.int32),
+        verbs=stats.verbs + (live & valid & (jnp.arange(6, dtype=jnp.int32) == verb)).astype(jnp.int32),
         first_containment=jnp.where(first, after.tick, stats.first_containment),
         blind=stats.blind | (first & (state.alerts.count == 0)),
     )
@@ -160,7 +160,7 @@ def _rollout(
         return play_tick(dims, policy, p, params, key, *seen_and_carry)
 
     many = jax.tree.leaves(parameters)[0].shape[0]
-    carry = over_lanes(begin)(parameters, keys, jnp.zeros((many, keys.shape[-1])))
+    carry = over_lanes(begin)(parameters, keys, jnp.zeros((many, keys.shape[-1]), bool))
 
     def look(state: State) -> Observation:
         return env.observe(dims, state, params)
@@ -193,6 +193,9 @@ def returns_many(env_: env.Env, params: Params, policy: Policy, parameters: Any,
     weights are (R,). One compiled program serves every number of policies and of episodes: it plays GROUPS policies,
     BLOCK episodes of each, and several of it run side by side, a thread for each core.
     """
+    check.kind("keys", keys, np.ndarray, "jax.random.key_data of the episodes' keys, as NumPy")
+    check.key("keys", keys, (None,))
+    check.members("parameters", parameters, "those of `BASELINES` with a leading axis of policies")
     leaves, tree = jax.tree.flatten(parameters)
     leaves = [np.asarray(x) for x in leaves]
     many, episodes = len(leaves[0]), len(keys)
@@ -233,9 +236,15 @@ def rollout_many(
     T = the horizon. `lanes` bounds the episodes in memory at a time. `shuffle` names CHANNELS of the observation that
     each episode gets from another one. Raises ValueError for an unknown channel.
     """
+    check.kind("env_", env_, env.Env, "the one that `make` returns")
+    check.kind("params", params, Params, "those that `make` returns")
+    check.kind("policy", policy, Policy, "one such as jaxsim.BASELINES['heuristic'][0]")
+    check.key("keys", keys, (None,))
+    check.whole("lanes", lanes, 1)
+    check.kind("shuffle", shuffle, tuple, f"a tuple of {', '.join(CHANNELS)}")
+    many = check.members("parameters", parameters, "those of `BASELINES` with a leading axis of policies")
     if unknown := set(shuffle) - set(CHANNELS):
         raise ValueError(f"observation channel {min(unknown)!r} is unknown; choose among {', '.join(CHANNELS)}")
-    many = jax.tree.leaves(parameters)[0].shape[0]
     # A power of two, so that searches of many sizes share few compiled programs.
     chunk = min(1 << (many - 1).bit_length(), max(1, lanes // len(keys)))
     ticks = int(np.max(params.scenario.horizon)) if record else None
@@ -244,7 +253,14 @@ def rollout_many(
         # The last chunk is filled up, and cut again below.
         rows = np.minimum(np.arange(i, i + chunk), many - 1)
         part = jax.tree.map(lambda x, rows=rows: jnp.asarray(x)[rows], parameters)
-        stats, trajectory = _rollout(env_.dims, policy, part, params, keys, ticks, tuple(sorted(shuffle)))
+        try:
+            stats, trajectory = _rollout(env_.dims, policy, part, params, keys, ticks, tuple(sorted(shuffle)))
+        except (TypeError, AttributeError, IndexError) as error:  # while it is traced, before anything is played
+            why = (str(error).splitlines() or [""])[0]
+            message = (
+                f"parameters = {check.said(parameters)} do not fit the policy ({why}); give its own, as in BASELINES"
+            )
+            raise ValueError(message) from error
         if trajectory is not None:
             trajectory = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), trajectory)
         parts.append(jax.tree.map(lambda x, n=many - i: np.asarray(x)[:n], (stats, trajectory)))
@@ -266,6 +282,10 @@ def rollout(
 
     `parameters` is the policy's own pytree, see `policies.BASELINES`. `lanes` bounds the episodes in memory at a time.
     """
+    check.key("key", key)
+    check.whole("episodes", episodes, 1, 2**32)
+    check.whole("lanes", lanes, 1)
+    check.parameters("parameters", parameters)
     one = jax.tree.map(lambda x: jnp.asarray(x)[None], parameters)
     parts = []
     for first in range(0, episodes, lanes):

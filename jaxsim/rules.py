@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
+from jaxsim.check import known, said
 from jaxsim.types import Personality, Rules
 
 Value = float | bool | tuple[int, int]
@@ -92,9 +93,9 @@ def switches(name: str) -> tuple[str, ...]:
     So `classic+persistence` has one on and `hardened-evidence_once` all but one. Raises ValueError for an unknown name,
     and for a switch that is on or off already.
     """
-    preset, *changes = re.split("(?=[+-])", name)
-    if preset not in PRESETS:
-        raise ValueError(f"rules {name!r} are unknown; choose one of {', '.join(PRESETS)}, with +switch or -switch")
+    preset, *changes = re.split("(?=[+-])", name) if isinstance(name, str) else [name]
+    if not isinstance(name, str) or preset not in PRESETS:
+        raise ValueError(f"rules {said(name)} are unknown; choose one of {', '.join(PRESETS)}, with +switch or -switch")
     on = dict.fromkeys(PRESETS[preset])
     for change in changes:
         switch = change[1:]
@@ -128,8 +129,7 @@ def personalities(name: str) -> tuple[Personality, Array]:
 
     Raises ValueError for an unknown name.
     """
-    if name not in (*PERSONALITIES, ANY):
-        raise ValueError(f"personality {name!r} is unknown; choose one of {', '.join((*PERSONALITIES, ANY))}")
+    known("personality", name, (*PERSONALITIES, ANY))
     rows = list(PERSONALITIES.values())
     table = {
         k: jnp.asarray(np.asarray([r[k] for r in rows]), bool if k == "reroutes" else jnp.float32)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import scenarios
+from jaxsim import check
 from jaxsim.actions import table
-from jaxsim.compile import check_fits, dims_of
+from jaxsim.compile import check_dims, check_fits, dims_of
 from jaxsim.names import entity_names
 from jaxsim.types import INVESTIGATE, VERBS, Dims
 
@@ -24,7 +25,8 @@ def inventory(scenario: scenarios.Scenario, dims: Dims | None = None) -> Invento
 
     Raises ScenarioError when the scenario does not fit `dims`.
     """
-    dims = dims or dims_of([scenario])
+    check.kind("scenario", scenario, scenarios.Scenario, "one of jaxsim.load_scenario")
+    dims = dims_of([scenario]) if dims is None else check_dims(dims)
     check_fits(scenario, dims)
     names = tuple(name or "" for name in entity_names(scenario, dims))
     verbs, entities = table(dims)

@@ -6,6 +6,7 @@
 import json
 from typing import NamedTuple
 
+from jaxsim import check
 from jaxsim.actions import INVALID, table
 from jaxsim.types import MONITOR, VERBS
 from prompting.inventory import Inventory
@@ -84,11 +85,14 @@ def _first_object(text: str) -> _PAIRS | str:
 
 
 def parse(text: str, inventory: Inventory) -> Parsed:
-    """The action that a completion asks for. Never raises.
+    """The action that a completion asks for. Never raises, but ValueError for what is no text or no inventory.
 
     It is that of the first JSON object that says `action`, after thoughts; what stands around it, and its other keys,
     are ignored.
     """
+    if not isinstance(text, str) or not isinstance(inventory, Inventory):
+        check.kind("text", text, str, "the completion")
+        check.kind("inventory", inventory, Inventory, "that of prompting.inventory")
     found = _first_object(_said(text))
     if isinstance(found, str):
         return Parsed(INVALID, found)
@@ -115,6 +119,8 @@ def _why_not(verb: str, target: str | None, inventory: Inventory) -> str:
 
 def encode(action: int, inventory: Inventory) -> str:
     """The completion for an action; `parse(encode(a, i), i).action == a`. Raises ValueError for an invalid action."""
+    check.kind("inventory", inventory, Inventory, "that of prompting.inventory")
+    action = check.whole("action", action, -(2**31), 2**31 - 1)
     verbs, entities = table(inventory.dims)
     if not 0 <= action < len(verbs) or (entities[action] >= 0 and not inventory.names[entities[action]]):
         raise ValueError(f"action {action} is not legal here; give one of inventory.actions.values()")
@@ -126,4 +132,5 @@ def encode(action: int, inventory: Inventory) -> str:
 
 def answers(inventory: Inventory) -> tuple[str, ...]:
     """What `encode` writes for each legal action of a network."""
+    check.kind("inventory", inventory, Inventory, "that of prompting.inventory")
     return tuple(encode(action, inventory) for action in inventory.actions.values())

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 import scenarios
+from jaxsim import check
 from jaxsim.rules import PERSONALITIES
 from jaxsim.types import CUT_OFF, Observation
 from prompting.inventory import Inventory
@@ -69,13 +70,10 @@ def render(observation: Observation, inventory: Inventory, layout: str = "compac
     Raises ValueError for an unknown layout, or when the observation is not of the inventory's sizes or has no batch
     axis.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
-    shape, wanted = np.shape(observation.exists), inventory.dims.entities
-    if len(shape) != 2 or shape[1] != wanted:
-        raise ValueError(
-            f"observation.exists has shape {shape}, not (episodes, {wanted}); give a batch of this scenario"
-        )
+    check.known("layout", layout, LAYOUTS)
+    check.kind("inventory", inventory, Inventory, "that of prompting.inventory")
+    check.kind("observation", observation, Observation, "that of a batch of episodes")
+    _check_shapes(observation, inventory)
     write = LAYOUTS[layout]
     network, head, texts = None, "", []
     for view in views(observation, inventory):
@@ -83,6 +81,25 @@ def render(observation: Observation, inventory: Inventory, layout: str = "compac
             network, head = view.network, write.network(view.network)
         texts.append(head + write.tick(view))
     return texts
+
+
+def _check_shapes(observation: Observation, inventory: Inventory) -> None:
+    dims, shape = inventory.dims, np.shape(observation.exists)
+    per_entity = (*shape[:1], dims.entities)
+    if shape != per_entity or len(shape) != 2:
+        raise ValueError(
+            f"observation.exists has shape {shape}, not (episodes, {dims.entities}); give a batch of this scenario"
+        )
+    single, alerts, forensics = shape[:1], (shape[0], dims.alerts), (shape[0], dims.forensics)
+    wanted = {"exists": per_entity, "value": per_entity, "marks": (shape[0], len(_MARK_OF_ROW), dims.entities)}
+    parts = [(name, x, wanted.get(name, single)) for name, x in observation._asdict().items() if hasattr(x, "shape")]
+    parts += [(f"alerts.{name}", x, alerts) for name, x in observation.alerts._asdict().items()]
+    parts += [(f"forensics.{name}", x, forensics) for name, x in observation.forensics._asdict().items()]
+    for name, x, its in parts:
+        if np.shape(x) != its:
+            raise ValueError(f"observation.{name} has shape {np.shape(x)}, not {its}; give a batch of this scenario")
+        if x.dtype == np.float32 and not np.isfinite(x).all():
+            raise ValueError(f"observation.{name} holds a number that is not finite; give what `Env.step` returns")
 
 
 def views(observation: Observation, inventory: Inventory) -> Iterator[View]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxsim import check
 from jaxsim.types import VERBS
 from prompting.inventory import Inventory
 
@@ -11,6 +12,7 @@ def schema(inventory: Inventory) -> dict[str, Any]:
 
     An answer that follows it, with the keys in that order and `json.dumps`'s separators, is what `encode` writes.
     """
+    check.kind("inventory", inventory, Inventory, "that of prompting.inventory")
     targets: dict[str, list[str]] = {verb: [] for verb in VERBS}
     for verb, target in inventory.actions:
         if target is not None:

@@ -1,5 +1,7 @@
 """The system prompt, and the messages of a chat."""
 
+from jaxsim import check
+
 FORMAT_VERSION = "2"  # of everything that `prompting` writes and reads; changes when a text or its meaning does
 
 SYSTEM = """You are a SOC analyst. Each tick you see the network and answer with one action.
@@ -19,6 +21,9 @@ def system_prompt() -> str:
 
 def chat(user: str, examples: tuple[tuple[str, str], ...] = ()) -> list[dict[str, str]]:
     """The messages of one decision, in the roles of a chat template. `examples` are turns shown before it."""
+    check.kind("user", user, str, "the text of prompting.render")
+    if not all(isinstance(x, tuple | list) and len(x) == 2 and all(isinstance(y, str) for y in x) for x in examples):
+        raise ValueError(f"examples = {check.said(examples)} are no turns; give pairs of texts, (shown, answer)")
     turns = [
         message
         for shown, answer in examples

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -93,10 +94,7 @@ def _fail(message: str) -> int:
 
 
 def _whole(option: str, text: str, low: int, high: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
+    value = int(text) if re.fullmatch(r"[-+]?[0-9]{1,19}", text) else low - 1
     if not low <= value <= high:
         raise ValueError(f"{option}: {show(text)} is not possible; give a whole number from {low} to {high}")
     return value

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scenarios.model import Benign, Scenario, Stage
 
 Loc = tuple[str | int, ...]
+MAX_PROBLEMS = 20  # reported at a time
 
 
 class Problem(NamedTuple):

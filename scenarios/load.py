@@ -8,20 +8,18 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
-from itertools import islice
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from scenarios.checks import Loc, Problem
-from scenarios.model import FORMAT, MAX_PROBLEMS, SIGNALS, Asset, Benign, Identity, Scenario, Stage
-from scenarios.read import MAX_FILE_BYTES, Odd, Tree, plain, read
+from scenarios.model import FORMAT, SIGNALS, Asset, Benign, Identity, Scenario, Stage
+from scenarios.read import Odd, Tree, Unreadable, file_text, plain, printable, read, report
 from scenarios.wording import did_you_mean, show
 
 GROUPS = ("published", "hardened")
@@ -79,12 +77,18 @@ def load(name_or_path: str | os.PathLike[str]) -> Scenario:
 
     Raises ScenarioError when the name is unknown, or the file cannot be read or is not a valid scenario.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ScenarioError(f"scenario = {show(name_or_path)} is no name; give that of a built-in one, or of a file")
     name = os.fsdecode(name_or_path)
     if name in _BUILT_IN:
         return _load_built_in(name)
     if not name.lower().endswith(_SUFFIXES):
         raise ScenarioError(_unknown_name(name))
-    return loads(_decode(_read_bytes(name), name), source=name)
+    try:
+        text = file_text(name)
+    except Unreadable as error:
+        raise ScenarioError(str(error)) from None
+    return loads(text, source=name)
 
 
 def loads(text: str, source: str = "<string>") -> Scenario:
@@ -92,7 +96,6 @@ def loads(text: str, source: str = "<string>") -> Scenario:
 
     Raises ScenarioError when the text is not a valid scenario.
     """
-    _check_size(len(text), source)
     tree = read(text, as_json=source.lower().endswith(".json"))
     problems: Iterable[Problem] = tree.problems or _top_problems(tree.data)
     if not problems:
@@ -100,7 +103,7 @@ def loads(text: str, source: str = "<string>") -> Scenario:
             return Scenario.model_validate(tree.data)
         except ValidationError as error:
             problems = _field_problems(error, tree)
-    raise ScenarioError(*_lines(problems, tree, source))
+    raise ScenarioError(*report(problems, tree, source))
 
 
 def dump(scenario: Scenario) -> str:
@@ -145,49 +148,14 @@ def _load_built_in(name: str) -> Scenario:
 def _unknown_name(name: str) -> str:
     close = get_close_matches(name[:100], _BUILT_IN, n=1)
     meant = f"did you mean {close[0]!r}? " if close else ""
+    if os.path.isdir(name):
+        meant = "that is a folder, so give the path of a file in it; "
     if os.path.isfile(name):
         meant = f"to read it as a file, let its name end in {', '.join(_SUFFIXES)}; "
     return (
-        f"{_printable(name) or '(empty name)'}: is not the name of a built-in scenario; {meant}"
+        f"{printable(name) or '(empty name)'}: is not the name of a built-in scenario; {meant}"
         f"built-in are {', '.join(_BUILT_IN)}, anything else is a path that ends in {', '.join(_SUFFIXES)}"
     )
-
-
-def _read_bytes(path: str) -> bytes:
-    try:
-        info = os.stat(path)
-        if stat.S_ISREG(info.st_mode) and info.st_size <= MAX_FILE_BYTES:
-            with open(path, "rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        remedy = "check its permissions" if isinstance(error, PermissionError) else "check the path"
-        raise ScenarioError(f"{_printable(path)}: {why[:1].lower() + why[1:]}; {remedy}") from None
-    if stat.S_ISDIR(info.st_mode):
-        raise ScenarioError(f"{_printable(path)}: is a directory; give the path of a file in it")
-    if not stat.S_ISREG(info.st_mode):
-        raise ScenarioError(f"{_printable(path)}: is not a regular file; copy the scenario into one")
-    _check_size(info.st_size, path)
-    _check_size(len(data), path)  # it may have grown
-    return data
-
-
-def _check_size(size: int, source: str) -> None:
-    if size > MAX_FILE_BYTES:
-        raise ScenarioError(
-            f"{_printable(source)}: is {size:,} bytes long, the limit is {MAX_FILE_BYTES:,}; make the scenario smaller"
-        )
-
-
-def _decode(data: bytes, source: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        found = "looks like UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte 0x{data[error.start]:02x}"
-        raise ScenarioError(
-            f"{_printable(source)}:{line}: is not UTF-8 text ({found}); save the file as UTF-8"
-        ) from None
 
 
 def _top_problems(data: Any) -> list[Problem]:
@@ -253,36 +221,3 @@ def _hint(kind: str, value: Any) -> str:
     if kind == "too_long":
         return f", which is {len(value)} in all"
     return ""
-
-
-def _lines(problems: Iterable[Problem], tree: Tree, source: str) -> list[str]:
-    problems = iter(problems)
-    lines = [_line(problem, tree, source) for problem in islice(problems, MAX_PROBLEMS)]
-    if next(problems, None) is not None:
-        lines.append(f"{_printable(source)}: and more problems; correct these first")
-    return lines
-
-
-def _line(problem: Problem, tree: Tree, source: str) -> str:
-    number = problem.line or tree.line(problem.loc)
-    parts = [_printable(source) + (f":{number}" if number else "")]
-    if problem.loc:
-        parts.append(_path(problem.loc, tree))
-    return ": ".join([*parts, problem.message])
-
-
-def _path(loc: Loc, tree: Tree) -> str:
-    """A path such as `stages[2].dwell (payments-pivot)`, with the id of the entry it is in."""
-    path = ""
-    for part in loc:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        else:
-            name = part if re.fullmatch(r"[\w.-]{1,60}", part, re.ASCII) else show(part)
-            path += f".{name}" if path else name
-    entry = tree.at((*loc[:2], "id")) if len(loc) >= 2 else None
-    return f"{path} ({entry})" if isinstance(entry, str) and re.fullmatch(r"[\w.-]{1,64}", entry) else path
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else repr(text)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from scenarios import attack
-from scenarios.checks import Problem, benign_problems, scenario_problems, stage_problems
+from scenarios.checks import MAX_PROBLEMS, Problem, benign_problems, scenario_problems, stage_problems
 
 FORMAT = 1
 MAX_ASSETS = 16383
@@ -23,7 +23,6 @@ MAX_STAGES = 256
 MAX_BENIGN = 64
 MAX_TICKS = 10_000
 MAX_LAG = 64
-MAX_PROBLEMS = 20  # reported at a time
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._/-]{0,63}$"

@@ -7,15 +7,18 @@ are words on whose meaning YAML readers disagree, such as `no` or 1_000.
 
 import json
 import math
+import os
 import re
+import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import yaml
 
-from scenarios.checks import Loc, Problem
+from scenarios.checks import MAX_PROBLEMS, Loc, Problem
 from scenarios.wording import show
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
@@ -38,9 +41,8 @@ _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 _ODD_WORDS = {"yes", "no", "on", "off", "true", "false", "null"}  # in other spellings than those of _WORDS
 
 _QUOTE = "put it in quotes if text is meant"
-_START = "write a scenario into it (`python -m scenarios schema` describes every field)"
-_TOO_DEEP = f"is nested more than {MAX_DEPTH} levels deep, where a scenario needs 4; remove the extra brackets"
-_TOO_MANY = f"the file has more than {MAX_VALUES:,} values; make the scenario smaller"
+_TOO_DEEP = f"is nested more than {MAX_DEPTH} levels deep; remove the extra brackets"
+_TOO_MANY = f"the file has more than {MAX_VALUES:,} values; make it smaller"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,10 @@ class Odd:
 
     def __str__(self) -> str:
         return self.text
+
+
+class Unreadable(ValueError):
+    """A file without a text that can be read; the message, one line, says what to do."""
 
 
 class Tree(NamedTuple):
@@ -83,16 +89,30 @@ class Tree(NamedTuple):
         return node
 
 
-def read(text: str, as_json: bool) -> Tree:
-    """Read a text as JSON, or else as YAML. Never raises on bad input: look at `problems`."""
+def read(text: str, as_json: bool, noun: str = "scenario") -> Tree:
+    """Read a text as JSON, or else as YAML. Never raises on bad input: look at `problems`.
+
+    `noun` is what the text should hold, for messages.
+    """
+    if len(text) > MAX_FILE_BYTES:
+        return _failed(Problem((), _too_long(len(text), noun)))
     text = text.removeprefix("\ufeff")
     bad = _UNPRINTABLE.search(text)
     if bad:
         message = f"character U+{ord(bad[0]):04X} is not allowed; remove it (is this a text file?)"
         return _failed(Problem((), message, text.count("\n", 0, bad.start()) + 1))
     if not text.strip():
-        return _failed(Problem((), f"the file is empty; {_START}"))
-    return _read_json(text) if as_json else _read_yaml(text)
+        return _failed(Problem((), f"the file is empty; write a {noun} into it"))
+    return _read_json(text) if as_json else _read_yaml(text, noun)
+
+
+def odd(data: Any, loc: Loc = ()) -> Iterator[Problem]:
+    """A problem for each `Odd` word in what was read."""
+    if isinstance(data, Odd):
+        yield Problem(loc, f"got {data}, {data.why}")
+    elif isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from odd(value, (*loc, key))
 
 
 def plain(text: str) -> Any:
@@ -195,7 +215,7 @@ class _Builder:
         self.opened.append([node, _NO_KEY if isinstance(node, dict) else None, loc])
 
 
-def _read_yaml(text: str) -> Tree:
+def _read_yaml(text: str, noun: str) -> Tree:
     build = _Builder()
     try:
         for event in yaml.parse(text, Loader=_LOADER):
@@ -207,7 +227,7 @@ def _read_yaml(text: str) -> Tree:
     except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
         build.problems.append(Problem((), f"is not YAML: {str(error)[:200]}; correct the file"))
     if not build.documents and not build.problems:
-        return _failed(Problem((), f"the file holds only comments; {_START}"))
+        return _failed(Problem((), f"the file holds only comments; write a {noun} into it"))
     return Tree(build.data, build.problems, build.lines)
 
 
@@ -216,7 +236,7 @@ def _take(build: _Builder, event: yaml.Event) -> None:
     if isinstance(event, yaml.DocumentStartEvent):
         build.documents += 1
         if build.documents > 1:
-            build.note("a second document starts here; put each scenario in a file of its own", line, stop=True)
+            build.note("a second document starts here; put each in a file of its own", line, stop=True)
     elif isinstance(event, yaml.AliasEvent):
         build.note(f"alias {show(event.anchor)} is not supported; write the value out", line)
         build.put(None, line)
@@ -270,7 +290,7 @@ def _read_json(text: str) -> Tree:
         return node
 
     def constant(text: str) -> Odd:
-        return Odd(text, "which is not a number a scenario can hold; write a plain one, such as 0.5")
+        return Odd(text, "which is no number that JSON knows; write a plain one, such as 0.5")
 
     try:
         data = json.loads(text, object_pairs_hook=mapping, parse_int=plain, parse_float=plain, parse_constant=constant)
@@ -299,3 +319,79 @@ def _json_problems(data: Any, repeated: dict[int, tuple[str, Any]]) -> Iterator[
                 yield Problem(loc, f"field {show(repeated[id(node)][0])} is given twice; remove one")
             inner = node.items() if isinstance(node, dict) else enumerate(node)
             todo.extend(((*loc, key), value) for key, value in inner)
+
+
+# --- files and messages ----------------------------------------------------------------------------------------------
+
+
+def file_text(path: str, noun: str = "scenario") -> str:
+    """The text of a regular UTF-8 file of at most MAX_FILE_BYTES. Raises Unreadable; `noun` is what it should hold."""
+    return _decode(_read_bytes(path, noun), path)
+
+
+def _read_bytes(path: str, noun: str) -> bytes:
+    try:
+        info, data = os.stat(path), b""
+        if stat.S_ISREG(info.st_mode) and info.st_size <= MAX_FILE_BYTES:
+            with open(path, "rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        remedy = "check its permissions" if isinstance(error, PermissionError) else "check the path"
+        raise Unreadable(f"{printable(path)}: {why[:1].lower() + why[1:]}; {remedy}") from None
+    if stat.S_ISDIR(info.st_mode):
+        raise Unreadable(f"{printable(path)}: is a directory; give the path of a file in it")
+    if not stat.S_ISREG(info.st_mode):
+        raise Unreadable(f"{printable(path)}: is not a regular file; copy the {noun} into one")
+    size = max(info.st_size, len(data))  # it may have grown
+    if size > MAX_FILE_BYTES:
+        raise Unreadable(f"{printable(path)}: {_too_long(size, noun)}")
+    return data
+
+
+def _too_long(size: int, noun: str) -> str:
+    return f"is {size:,} bytes long, the limit is {MAX_FILE_BYTES:,}; make the {noun} smaller"
+
+
+def _decode(data: bytes, source: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        found = "looks like UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte 0x{data[error.start]:02x}"
+        raise Unreadable(f"{printable(source)}:{line}: is not UTF-8 text ({found}); save the file as UTF-8") from None
+
+
+def report(problems: Iterable[Problem], tree: Tree, source: str) -> list[str]:
+    """A line for each problem, `file:line: path: message`, at most 20 and a count."""
+    problems = iter(problems)
+    lines = [_line(problem, tree, source) for problem in islice(problems, MAX_PROBLEMS)]
+    if next(problems, None) is not None:
+        lines.append(f"{printable(source)}: and more problems; correct these first")
+    return lines
+
+
+def _line(problem: Problem, tree: Tree, source: str) -> str:
+    number = problem.line or tree.line(problem.loc)
+    parts = [printable(source) + (f":{number}" if number else "")]
+    if problem.loc:
+        parts.append(_path(problem.loc, tree))
+    return ": ".join([*parts, problem.message])
+
+
+def _path(loc: Loc, tree: Tree) -> str:
+    """A path such as `stages[2].dwell (payments-pivot)`, with the id of the entry it is in."""
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            name = part if re.fullmatch(r"[\w.-]{1,60}", part, re.ASCII) else show(part)
+            path += f".{name}" if path else name
+    entry = tree.at((*loc[:2], "id")) if len(loc) >= 2 else None
+    return f"{path} ({entry})" if isinstance(entry, str) and re.fullmatch(r"[\w.-]{1,64}", entry) else path
+
+
+def printable(text: str) -> str:
+    """A text that may stand in a message."""
+    return text if text.isprintable() else repr(text)

@@ -70,10 +70,63 @@ def test_a_preset_may_be_a_file(tmp_path: Path) -> None:
     with pytest.raises(settings.SettingsError, match=r"mine.yaml: a preset is a mapping of settings; got list"):
         settings.load(str(path))
     path.write_text("steps: [")
-    with pytest.raises(settings.SettingsError, match="not readable as YAML"):
+    with pytest.raises(settings.SettingsError, match=r"mine.yaml:2: is not YAML .*check the indentation"):
         settings.load(str(path))
     with pytest.raises(settings.SettingsError, match="neither a preset nor a file; choose one of cpu"):
         settings.load(str(tmp_path / "none.yaml"))
+
+
+DEEP = "[" * 3000 + "]" * 3000
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("steps: 7\nsteps: 8", r":2: field 'steps' is given twice, first on line 1; remove one"),
+        ("steps: 010", r":1: steps: got 010, which is not a plain number; write digits only"),
+        ("steps: 1:30", r":1: steps: got 1:30, which is not a plain number"),
+        ("steps: 1_000", r":1: steps: got 1_000, which is not a plain number"),
+        ("four_bit: yes", r":1: four_bit: got yes, on which YAML readers disagree; write true or false"),
+        ("evaluate_policies: [no]", r":1: evaluate_policies\[0\]: got no, on which YAML readers disagree"),
+        ("7: 8", r":1: a field is called 7, which is not text; put the name in quotes"),
+        ("model: 2024-13-45", r":1: model: got 2024-13-45, which YAML takes for a date; put it in quotes"),
+        (f"signals: {DEEP}", r":1: signals.*is nested more than 16 levels deep; remove the extra brackets"),
+        ("signals: &a {format: 1}", r":1: signals: anchor 'a' is not supported"),
+        ("model: !!python/name:os.system", r":1: model: tag .* is not supported"),
+        ("lr: .nan", r":1: lr: got .nan, which is not a plain number"),
+        ("lr: 1e999", r":1: lr: got 1e999, which is too large a number"),
+        ("lr: 'inf'", r": lr = 'inf': .*finite number"),
+        ("signals: {format: 'nan'}", r": signals.format = 'nan': .*finite number"),
+        ("steps: true", r": steps = True: true and false are no numbers; write one"),
+        ("signals: {format: true}", r": signals = .*: true and false are no numbers"),
+        ("steps: 1\n---\nsteps: 2", r":2: a second document starts here"),
+        ("model: \x00", r":1: character U\+0000 is not allowed"),
+        ("", r": the file is empty; write a preset into it"),
+    ],
+)
+def test_a_preset_is_read_as_strictly_as_a_scenario(tmp_path: Path, text: str, wanted: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(settings.SettingsError, match=f"mine.yaml{wanted}") as error:
+        settings.load(str(path))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_preset_that_is_no_text_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(settings.SettingsError, match=r"is a directory; give the path of a file in it"):
+        settings.load(str(tmp_path))
+    (tmp_path / "latin.yaml").write_bytes(b"model: caf\xe9")
+    with pytest.raises(settings.SettingsError, match=r"latin.yaml:1: is not UTF-8 text"):
+        settings.load(str(tmp_path / "latin.yaml"))
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", float("nan"), float("inf"), 1e999])
+@pytest.mark.parametrize("field", ["temperature", "least_z", "lr", "warm_lr", "beta", "lora_dropout"])
+def test_no_setting_is_not_finite(field: str, text: object) -> None:
+    with pytest.raises(settings.SettingsError, match=f"{field} = "):
+        settings.load("cpu", {field: text})
+    with pytest.raises(settings.SettingsError, match=r"signals.format = "):
+        settings.load("cpu", {"signals": {"format": text}})
 
 
 CAMPAIGNS = ("supply_chain_token_drift", "federated_identity_takeover", "insider_repo_pivot")

@@ -116,7 +116,7 @@ def one_more(dims: Dims, state: State, params: Params) -> tuple[State, Array]:
     possible &= state.attack & (state.end == RUNNING) & ~state.exfil & ~params.scenario.stage_exfil[stage]
     # Its dwell over and a draw of 0 is a certain success, for which the rules have the bookkeeping.
     due = state._replace(stage=stage, stage_end=state.tick)
-    done, _, _ = attacker.progress(dims, due, jnp.bool_(True), jnp.zeros(len(Noise)), params)
+    done, _, _ = attacker.progress(dims, due, jnp.bool_(True), jnp.zeros(len(Noise), jnp.float32), params)
     return done, possible
 
 
@@ -144,7 +144,7 @@ def _fork(
         return state, memory, total + points, forked | parts
 
     def begin(key: Array) -> Any:
-        return start(dims, key, params), policy.init(dims, parameters), jnp.zeros(()), jnp.zeros((), bool)
+        return start(dims, key, params), policy.init(dims, parameters), jnp.zeros((), jnp.float32), jnp.zeros((), bool)
 
     carry = jax.tree.map(lambda x: jnp.stack([x, x]), jax.vmap(begin)(keys))
     step = partial(over_lanes(tick), jnp.asarray([False, True]), keys, fork_at)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from chex import Array
 
-from jaxsim import env, recurrent, reward
+from jaxsim import env, noise, recurrent, reward
 from jaxsim.noise import Noise
 from jaxsim.policies import Policy
 from jaxsim.recurrent import Critic, Features, Weights, forward
@@ -79,7 +79,7 @@ def collect(
     """Play whole episodes with the network, or with the teacher; `many` has a leading axis of scenarios."""
     which, luck = jax.random.split(key)
     scenarios = many.scenario.horizon.shape[0]
-    index = jax.random.randint(which, (settings.lanes,), 0, scenarios)
+    index = jax.random.randint(which, (settings.lanes,), 0, scenarios, jnp.int32)
     params = jax.tree.map(lambda x: x[index], many)
     keys = jax.random.split(luck, settings.lanes)
     policy, weights = recurrent.POLICIES[view], learner.weights
@@ -215,7 +215,7 @@ def train(
     if settings.lanes % settings.minibatches:
         raise ValueError(f"lanes = {settings.lanes} is no multiple of minibatches = {settings.minibatches}")
     ticks = int(np.max(many.scenario.horizon))
-    key = jax.random.fold_in(jax.random.key(seed), 0x7070)
+    key = jax.random.fold_in(noise.root(seed), 0x7070)
     fresh = recurrent.init_weights(jax.random.fold_in(key, 2**31 - 1), settings.width)
     weights = fresh if start_weights is None else jax.tree.map(jnp.asarray, start_weights)
     critic = recurrent.init_critic(jax.random.fold_in(key, 2**31 - 2), settings.critic_width)

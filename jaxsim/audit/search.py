@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from scipy.stats import qmc
 
-from jaxsim import policies
+from jaxsim import noise, policies
 from jaxsim.actions import table
 from jaxsim.audit.arena import BRIEFED, EVIDENCE, FARM, PLAN, Arena, Candidate, take
 from jaxsim.audit.budgets import Budget, lineage
@@ -171,7 +171,7 @@ def steps(arenas: list[Arena], budget: Budget) -> int:
 
 def lay_out(arenas: list[Arena], budget: Budget, seed: int) -> list[list[Course]]:
     """The courses of the arenas, for every budget of the lineage; a smaller one has the first episodes of a larger."""
-    key = jax.random.fold_in(jax.random.key(seed), 1)
+    key = jax.random.fold_in(noise.root(seed), 1)
     length = max(int(a.params.scenario.horizon) for a in arenas)
     courses = []
     for level in lineage(budget):

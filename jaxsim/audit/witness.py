@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 import scenarios
+from jaxsim import noise
 from jaxsim.audit.arena import Arena, Candidate
 from jaxsim.names import action_text, entity_names
 from jaxsim.reward import PRESETS
@@ -17,7 +18,7 @@ from jaxsim.version import SIMULATOR_VERSION
 def make_witness(arena: Arena, candidate: Candidate, r: int, seed: int, episodes: int = 64) -> dict[str, Any]:
     """The candidate's best of the first `episodes` episodes of `seed`, as a record that `replay` plays."""
     one = jax.tree.map(lambda x: np.asarray(x)[None], candidate.parameters)
-    keys = episode_keys(jax.random.key(seed), episodes)
+    keys = episode_keys(noise.root(seed), episodes)
     stats, trajectory = rollout_many(arena.env, arena.params, candidate.policy, one, keys, record=True)
     assert trajectory is not None
     returns = stats.episode_return[0, :, r]
