@@ -5,7 +5,9 @@ episode is the same whatever the batch, and two policies meet the same attacker 
 """
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -179,6 +181,17 @@ def _rollout(
     return jax.vmap(jax.vmap(lambda s, e: finish(s, e, params)))(state, stats), record
 
 
+@contextmanager
+def _fitting(parameters: Any) -> Iterator[None]:
+    """What goes wrong while a policy is traced, before anything is played, is for want of its own parameters."""
+    try:
+        yield
+    except (TypeError, AttributeError, IndexError) as error:
+        why = (str(error).splitlines() or [""])[0]
+        message = f"parameters = {check.said(parameters)} do not fit the policy ({why}); give its own, as in BASELINES"
+        raise ValueError(message) from error
+
+
 @partial(jax.jit, static_argnames=("dims", "policy"))
 def _returns(dims: Dims, policy: Policy, parameters: Any, params: Params, keys: Array) -> Array:
     """(G, BLOCK) or (G, BLOCK, R) returns of G policies; `keys` (G, BLOCK, ...) uint32 are key data."""
@@ -212,7 +225,8 @@ def returns_many(env_: env.Env, params: Params, policy: Policy, parameters: Any,
         part = np.asarray(_returns(env_.dims, policy, some, params, data[pair % blocks]))
         played[first : first + GROUPS] = part[: len(played) - first]
 
-    play(0)  # compiles
+    with _fitting(parameters):
+        play(0)  # compiles
     with ThreadPoolExecutor(WORKERS) as pool:
         for _ in pool.map(play, range(GROUPS, len(played), GROUPS)):
             pass
@@ -253,14 +267,8 @@ def rollout_many(
         # The last chunk is filled up, and cut again below.
         rows = np.minimum(np.arange(i, i + chunk), many - 1)
         part = jax.tree.map(lambda x, rows=rows: jnp.asarray(x)[rows], parameters)
-        try:
+        with _fitting(parameters):
             stats, trajectory = _rollout(env_.dims, policy, part, params, keys, ticks, tuple(sorted(shuffle)))
-        except (TypeError, AttributeError, IndexError) as error:  # while it is traced, before anything is played
-            why = (str(error).splitlines() or [""])[0]
-            message = (
-                f"parameters = {check.said(parameters)} do not fit the policy ({why}); give its own, as in BASELINES"
-            )
-            raise ValueError(message) from error
         if trajectory is not None:
             trajectory = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), trajectory)
         parts.append(jax.tree.map(lambda x, n=many - i: np.asarray(x)[:n], (stats, trajectory)))

@@ -20,12 +20,13 @@ import scenarios
 from grpo import bank, credit, rows, signals
 from jaxsim import noise, replays, reward
 from jaxsim.audit import ppo
-from jaxsim.rollouts import episode_keys
+from jaxsim.rollouts import episode_keys, returns_many
 
 SCENARIO = jaxsim.load_scenario("supply_chain_token_drift")
 ENV, PARAMS = jaxsim.make(SCENARIO)
 KEY = jax.random.key(0)
 KEYS = episode_keys(KEY, 2)
+KEY_DATA = np.asarray(jax.random.key_data(KEYS))
 INVENTORY = prompting.inventory(SCENARIO)
 POLICY, PARAMETERS = jaxsim.BASELINES["monitor"]
 OBSERVATION, STATE = ENV.reset(KEY, PARAMS)
@@ -151,6 +152,18 @@ MORE: list[tuple[Any, str, Call, list[Any]]] = [
         [-1, 2**32, None],
     ),
     (ppo.train, "seed", lambda x: ppo.train(ENV.dims, "seeing", bank.stack([PARAMS]), ppo.Settings(), x), [-1, 2**32]),
+    (
+        returns_many,
+        "parameters",
+        lambda x: returns_many(ENV, PARAMS, POLICY, x, KEY_DATA),
+        [None, (), PARAMETERS, PARAMETERS[None][:0]],
+    ),
+    (
+        returns_many,
+        "keys",
+        lambda x: returns_many(ENV, PARAMS, POLICY, PARAMETERS[None], x),
+        [None, KEYS, KEY_DATA[0], KEY_DATA[:0], KEY_DATA.astype(np.int64)],
+    ),
     (rows.from_teacher, "seed", lambda x: rows.from_teacher(GAME, rows.TEACHER, 4, x), [2**32]),
     (signals.total, "weight", lambda x: signals.total([], {"format": x}), [math.nan, math.inf, None, "1", True]),
     (
