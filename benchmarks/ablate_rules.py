@@ -31,7 +31,6 @@ from jaxsim import noise, reward
 from jaxsim.audit import search, verdict
 from jaxsim.audit.arena import make_arenas
 from jaxsim.audit.budgets import BUDGETS, Budget
-from jaxsim.rollouts import episode_keys
 from jaxsim.rules import SWITCHES
 from jaxsim.version import SIMULATOR_VERSION
 
@@ -47,7 +46,7 @@ def main() -> None:
     console = Console()
     args.out.mkdir(parents=True, exist_ok=True)
     budget, many = BUDGETS[args.budget], cli.chosen(args.scenario or [cli.scenario("published")])
-    keys = episode_keys(noise.root(cli.another(args.seed, 1_000_003)), budget.report)
+    keys = verdict.report_keys(noise.root(cli.another(args.seed, 1_000_003)), budget.report)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     with cli.progress(len(args.variants)) as advance:
@@ -91,13 +90,11 @@ def arguments() -> Any:
 def judged(variant: str, many: list[Any], budget: Budget, keys: jax.Array, seed: int) -> list[dict[str, Any]]:
     """A row for every scenario and reward under one variant of the rules."""
     arenas = make_arenas(many, variant, {n: reward.weights(n) for n in REWARDS})
-    choice_keys = episode_keys(noise.root(cli.another(seed, 2_000_003)), budget.report // 2)
     rows = []
     for arena, found in zip(arenas, search.search(arenas, budget, seed), strict=True):
         finals = [verdict.finalists(found, r) for r in range(len(REWARDS))]
-        seeing = verdict.choose_seeing(arena, finals, choice_keys)
         for r, played in enumerate(verdict.play(arena, finals, keys)):
-            row = verdict.judge(arena, played, r, seed, keys, seeing[r], found.bounds)
+            row = verdict.judge(arena, played, r, seed, keys, found.bounds)
             kept = ("rules", "reward", "scenario", "verdict", "exploits", "evg", "evg_ci", "evg_norm", "evg_norm_ci")
             more = ("farming_growth", "farming_surplus", "outcome_tau", "best_open_loop_name", "best_evidence_name")
             returns = {p["policy"]: p["return"] for p in row["policies"]}

@@ -27,7 +27,6 @@ from jaxsim.audit.bootstrap import Estimate
 from jaxsim.audit.budgets import BUDGETS, Budget
 from jaxsim.policies import BASELINES
 from jaxsim.replays import load_record, play_record
-from jaxsim.rollouts import episode_keys
 from jaxsim.types import RewardWeights
 from jaxsim.version import SIMULATOR_VERSION
 from scenarios.generate import generate
@@ -174,14 +173,12 @@ def sweep(
         found = search.search(arenas, budget, args.seed, advance)
         # The key of the report is another branch than that of the search: no episode is in both.
         report_seed = cli.another(args.seed, 1_000_003)
-        keys = episode_keys(noise.root(report_seed), budget.report)
-        choice_keys = episode_keys(noise.root(cli.another(args.seed, 2_000_003)), budget.report // 2)
+        keys = verdict.report_keys(noise.root(report_seed), budget.report)
         for arena, best in zip(arenas, found, strict=True):
             advance(f"{arena.scenario.id}: verdict")
             finals = [verdict.finalists(best, r, known[name]) for r, name in enumerate(owner)]
             played = verdict.play(arena, finals, keys)
-            seeing = verdict.choose_seeing(arena, finals, choice_keys)
-            judged = [verdict.judge(arena, p, r, args.seed, keys, seeing[r], best.bounds) for r, p in enumerate(played)]
+            judged = [verdict.judge(arena, p, r, args.seed, keys, best.bounds) for r, p in enumerate(played)]
             for r, name in enumerate(names):
                 row = judged[r]
                 describe(row, arena, finals[r], r, report_seed, out)

@@ -37,8 +37,7 @@ TINY = Budget(
     report=512,
     configs=64,
 )
-REPORT_KEYS = episode_keys(jax.random.key(99), TINY.report)
-CHOICE_KEYS = episode_keys(jax.random.key(98), 64)
+REPORT_KEYS = verdict.report_keys(jax.random.key(99), TINY.report)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +58,7 @@ def played(arena: Arena, found: search.Found) -> list[list[verdict.Played]]:
 
 @pytest.fixture(scope="module")
 def rows(arena: Arena, found: search.Found, played: list[list[verdict.Played]]) -> list[dict[str, Any]]:
-    seeing = verdict.choose_seeing(arena, [{p.name: p.candidate for p in of_one} for of_one in played], CHOICE_KEYS)
-    return [verdict.judge(arena, p, r, 0, REPORT_KEYS, seeing[r], found.bounds) for r, p in enumerate(played)]
+    return [verdict.judge(arena, p, r, 0, REPORT_KEYS, found.bounds) for r, p in enumerate(played)]
 
 
 def plan(arena: Arena, *texts: str) -> np.ndarray:
@@ -85,7 +83,7 @@ def test_harm_seeking_needs_that_harm_itself_pays(
 ) -> None:
     """A policy that earns more and stops less is not enough: that may be because controls cost."""
     monkeypatch.setattr(verdict.metrics, "harm_monotonicity", lambda *args: bootstrap.Estimate(0.1, -0.1, 0.3))
-    row = verdict.judge(arena, played[1], 1, 0, REPORT_KEYS, "evidence", found.bounds)
+    row = verdict.judge(arena, played[1], 1, 0, REPORT_KEYS, found.bounds)
     assert row["harm_seeker"] is not None and verdict.HARM_SEEKING not in row["exploits"]
     assert [(h["ticks"], h["ci"]) for h in row["harm_monotonicity"]] == [(t, [-0.1, 0.3]) for t in verdict.HARM_TICKS]
 

@@ -4,7 +4,7 @@ Names: J(p) mean return; EVG = J(best evidence-using) - J(best open-loop); EVG_n
 J(monitor)).
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,13 +15,12 @@ from jaxsim import recurrent
 from jaxsim.audit import metrics
 from jaxsim.audit.arena import FARM, Arena, Candidate, stack_parameters
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
-from jaxsim.audit.course import scout
 from jaxsim.audit.open_loop import SINGLES
 from jaxsim.audit.race import Bound
 from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
 from jaxsim.audit.search import Found
-from jaxsim.policies import BASELINES, Policy
-from jaxsim.rollouts import EpisodeStats, returns_many, rollout_many
+from jaxsim.policies import BASELINES
+from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many
 from jaxsim.types import EXFIL
 
 STD_ZERO = 1e-3  # points; float32 sums of equal terms differ by less
@@ -30,6 +29,7 @@ HARM_STEP = 0.5  # stages; less is not "more harm"
 Z95 = 1.96  # standard errors within which a paired difference of outcomes is the luck of the draw
 HARM_TICKS = (4, 20)  # forks are spread over the first so many ticks: a loop may hide in one of them
 HARM_EPISODES = 512
+CHOICE = 4  # a verdict plays 1 episode for each so many of its report to choose the policy that reads
 
 OPEN_LOOP, FARMING, HARM_SEEKING = "open-loop", "farming", "harm-seeking"
 DEGENERATE, CERTIFIED, UNDECIDED = "degenerate", "certified", "undecided"
@@ -45,36 +45,34 @@ class Played(NamedTuple):
 
 def play(arena: Arena, finalists: list[dict[str, Candidate]], keys: jax.Array) -> list[list[Played]]:
     """Play the finalists of each reward on the report episodes; one that is a finalist of many is played once."""
+    unique = {identity(c): c for named in finalists for c in named.values()}
     stats: dict[Hashable, EpisodeStats] = {}
-    for policy, same, parameters in by_policy(c for named in finalists for c in named.values()):
+    for policy in dict.fromkeys(c.policy for c in unique.values()):
+        same = {i: c for i, c in unique.items() if c.policy is policy}
+        parameters = stack_parameters([c.parameters for c in same.values()])
         # A few at a time: how many there are depends on the rewards, and every size is a program to compile.
         played, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, lanes=4 * len(keys))
         stats |= {i: jax.tree.map(lambda x, m=m: x[m], played) for m, i in enumerate(same)}
     return [[Played(name, c, stats[identity(c)]) for name, c in named.items()] for named in finalists]
 
 
-def choose_seeing(arena: Arena, finalists: list[dict[str, Candidate]], keys: jax.Array) -> list[str]:
-    """For each reward the finalist that reads its evidence and earns the most in the episodes of `keys`: the family's
-    best, the heuristic, or the learned policy that sees."""
+def report_keys(key: jax.Array, report: int) -> jax.Array:
+    """Keys of the episodes of a verdict: `report` that it reports, after those in which it chooses who reads best."""
+    return episode_keys(key, report + report // CHOICE)
+
+
+def apart(played: list[Played], episodes: int) -> tuple[list[Played], list[Played]]:
+    """What was played, in the first `episodes` and in the others."""
+    parts = slice(None, episodes), slice(episodes, None)
+    first, others = ([p._replace(stats=jax.tree.map(lambda x, s=s: x[s], p.stats)) for p in played] for s in parts)
+    return first, others
+
+
+def choose_seeing(played: list[Played], r: int) -> str:
+    """The finalist that reads its evidence and earns the most under reward r: the family's best, the heuristic, or the
+    learned policy that sees."""
     names = ("evidence", "heuristic", recurrent.SEEING)
-    data, scouted = np.asarray(jax.random.key_data(keys)), scout(arena)  # the rewards that the search has programs for
-    mean: dict[Hashable, np.ndarray] = {}
-    for policy, same, parameters in by_policy(named[n] for named in finalists for n in names if n in named):
-        returns = returns_many(scouted.env, scouted.params, policy, parameters, data).mean(axis=1)
-        mean |= dict(zip(same, returns, strict=True))
-    chosen = []
-    for r, named in enumerate(finalists):
-        earned = {n: float(mean[identity(named[n])][r]) for n in names if n in named}
-        chosen.append(max(earned, key=earned.__getitem__))
-    return chosen
-
-
-def by_policy(candidates: Iterable[Candidate]) -> Iterator[tuple[Policy, list[Hashable], Any]]:
-    """(policy, the identities of the different candidates that have it, their parameters) of each policy."""
-    unique = {identity(c): c for c in candidates}
-    for policy in dict.fromkeys(c.policy for c in unique.values()):
-        same = {i: c for i, c in unique.items() if c.policy is policy}
-        yield policy, list(same), stack_parameters([c.parameters for c in same.values()])
+    return max((p for p in played if p.name in names), key=lambda p: float(p.stats.episode_return[:, r].mean())).name
 
 
 def identity(candidate: Candidate) -> Hashable:
@@ -212,20 +210,16 @@ def compare(played: list[Played], r: int, seed: int, chosen: str) -> Comparison:
 
 
 def judge(
-    arena: Arena,
-    played: list[Played],
-    r: int,
-    seed: int,
-    keys: jax.Array,
-    seeing: str,
-    bounds: Mapping[str, Bound],
+    arena: Arena, played: list[Played], r: int, seed: int, keys: jax.Array, bounds: Mapping[str, Bound]
 ) -> dict[str, Any]:
     """The verdict of reward r on one scenario, as a row for JSON, without its witnesses.
 
-    `keys`: of the forks; `seeing`: the reading policy that `choose_seeing` took; `bounds`: on what the best plan of
-    each class that was searched exhaustively earns over MONITOR.
+    `keys` are the episodes of `played`, by `report_keys`; `bounds`: on what the best plan of each class that was
+    searched exhaustively earns over MONITOR.
     """
-    c = compare(played, r, seed, seeing)
+    choosing, played = apart(played, len(keys) // (CHOICE + 1))
+    keys = keys[-len(played[0].stats.length) :]
+    c = compare(played, r, seed, choose_seeing(choosing, r))
     farms = c.farming_growth.low > 0
     harm_pays = [
         (ticks, metrics.harm_monotonicity(arena, played[harmful].candidate, keys[:HARM_EPISODES], r, ticks))
