@@ -367,6 +367,7 @@ def test_broken_adapters(qwen, tmp_path, capsys):
     assert "is no folder; give the path of one" in failed(capsys, "--adapter", tmp_path / "no", "--out", out)
     (tmp_path / "empty").mkdir()
     assert "it has no adapter_config.json" in failed(capsys, "--adapter", tmp_path / "empty", "--out", out)
+    (tmp_path / "empty").rmdir()
     adapter = Path(shutil.copytree(qwen[1], tmp_path / "adapter"))
     config, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
     whole, read = weights.read_bytes(), json.loads(config.read_text())
