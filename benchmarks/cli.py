@@ -256,7 +256,8 @@ def output_folder(text: str) -> Path:
     try:
         nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
         if not nearest.is_dir():
-            raise argparse.ArgumentTypeError(f"{text!r:.200}: {str(nearest)!r:.200} is no folder; give another name")
+            inside = "" if nearest == path else f"{text!r:.200}: "
+            raise argparse.ArgumentTypeError(f"{inside}{str(nearest)!r:.200} is no folder; give another name")
         path.name.encode()
         with tempfile.TemporaryFile(dir=nearest):
             pass

@@ -142,8 +142,6 @@ def parse_args(argv: Sequence[str] | None) -> Any:
 
 def check_adapter(adapter: Path, model: str) -> None:
     """Fail for an adapter that could not be loaded once the model without it has played."""
-    if not adapter.is_dir():
-        cli.fail(f"--adapter {str(adapter)!r} is no folder; give the folder that the adapter was saved to")
     if (adapter / "adapter_config.json").is_file():
         try:
             models.check_adapter(adapter, model, models.identity_of(model))

@@ -315,7 +315,7 @@ def test_other_folders_are_left_alone(qwen, tmp_path, capsys):
     (out / "thesis.txt").write_text("all of it")
     for more in ([], ["--restart"]):
         assert "other files in it" in failed(capsys, "--adapter", qwen[1], "--out", out, *more)
-    assert "is a file" in failed(capsys, "--adapter", qwen[1], "--out", out / "thesis.txt")
+    assert "thesis.txt' is no folder" in failed(capsys, "--adapter", qwen[1], "--out", out / "thesis.txt")
     (out / "export.json").write_text("{}")
     assert "--restart to replace it" in failed(capsys, "--adapter", qwen[1], "--out", out)
     inside = Path(shutil.copytree(qwen[1], out / "adapter"))
@@ -364,7 +364,10 @@ def test_room(tmp_path, monkeypatch):
 
 def test_broken_adapters(qwen, tmp_path, capsys):
     out = tmp_path / "soc"
-    assert "it has no adapter_config.json" in failed(capsys, "--adapter", tmp_path / "no", "--out", out)
+    assert "is no folder; give the path of one" in failed(capsys, "--adapter", tmp_path / "no", "--out", out)
+    (tmp_path / "empty").mkdir()
+    assert "it has no adapter_config.json" in failed(capsys, "--adapter", tmp_path / "empty", "--out", out)
+    (tmp_path / "empty").rmdir()
     adapter = Path(shutil.copytree(qwen[1], tmp_path / "adapter"))
     config, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
     whole, read = weights.read_bytes(), json.loads(config.read_text())

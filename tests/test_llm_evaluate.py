@@ -340,7 +340,7 @@ def test_a_model_and_an_adapter_are_known_again_by_content(
     begin("--model", str(tmp_path / "a model"), "--adapter", str(tmp_path / "right"))
     assert "adapter = " in error_of(capsys, command(out, "--model", "link", "--adapter", "wrong"))
     assert "model = " in error_of(capsys, command(out, "--model", "other", "--adapter", "right"))
-    assert "--adapter 'none' is no folder" in error_of(capsys, command(out, "--adapter", "none"))
+    assert "--adapter: 'none' is no folder" in error_of(capsys, command(out, "--adapter", "none"))
 
 
 def test_restart_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -522,7 +522,7 @@ def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> Non
     [
         (["--steps", "-1"], "smoke.yaml: steps"),
         (["--rules", "classic", "--reward", "evidence"], "is degenerate (open-loop, farming, harm-seeking)"),
-        (["--signals", "{"], "--signals: '{' is no JSON"),
+        (["--signals", "{"], "--signals: '{' is not JSON at column 2"),
         (["--profile", "published"], "audit is of the return alone, but paid is no_redundant_containment x 1"),
         (
             ["--signals", '{"action_diversity": 1}'],
