@@ -21,7 +21,7 @@ from jaxsim.noise import Noise
 from jaxsim.policies import Policy
 from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params, Signals, State
 
-BLOCK, GROUPS = 32, 128  # episodes of a policy, and policies, in a batch of `returns_many`
+BLOCK, GROUPS = 32, 32  # episodes of a policy, and policies, in a batch of `returns_many`
 WORKERS = min(4, os.cpu_count() or 1)  # of its batches side by side
 CHANNELS = ("alerts", "forensics", "controls")  # of an observation, that `exchange` can take from another episode
 

@@ -9,10 +9,11 @@ from jaxsim.audit.arena import take
 from jaxsim.audit.budgets import Budget
 from jaxsim.audit.course import Course, Finalists, best_rows, merged, plan_returns
 from jaxsim.audit.race import Bound, Raced, bound, differences, race, rounds
-from jaxsim.rollouts import BLOCK, GROUPS
+from jaxsim.rollouts import BLOCK
 
 SINGLES, CONSTANT, PAIRS = "single actions", "one action at every tick", "pairs"  # classes searched exhaustively
 STEADY = 1e-4  # points; float32 sums of equal terms differ by less
+SAMPLES = 128  # plans, BLOCK episodes of each, in a step of the learned adversary
 STARTS = 3  # rewards, at most, from whose best plans the learned adversary begins
 
 
@@ -147,5 +148,5 @@ def climb_plans(course: Course, budget: Budget, found: Finalists, seed: int) -> 
             return returns, reference[step * BLOCK : (step + 1) * BLOCK]
 
         rng = np.random.default_rng((seed, r, int(plan.any())))
-        made.append(adversary.climb(sample, plan, acts, horizon, budget.climb, GROUPS, rng))
+        made.append(adversary.climb(sample, plan, acts, horizon, budget.climb, SAMPLES, rng))
     return np.unique(np.concatenate(made), axis=0)
