@@ -4,8 +4,6 @@ Importing this module first lets the tools run from a checkout that is not insta
 """
 
 import argparse
-import errno
-import io
 import json
 import os
 import re
@@ -27,6 +25,7 @@ import scenarios
 from jaxsim import rules as rule_sets
 from jaxsim.reward import PRESETS
 from jaxsim.rules import ANY, PERSONALITIES
+from scenarios import shown
 from scenarios.write import whole as write_file
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
@@ -65,7 +64,7 @@ def parser(doc: str | None) -> Parser:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a tool's main function and exit: what cannot be read, written or simulated is one line, not a traceback."""
-    outlast_readers()
+    shown.outlast_readers()
     try:
         main()
     except KeyboardInterrupt:
@@ -76,40 +75,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     except OSError as error:
         fail(f"{error.filename or 'file'}: {error.strerror or error}; nothing was written there")
     sys.stdout.flush()
-    if _unshown:
-        fail(_unshown[0])
+    if shown.unshown:
+        fail(shown.unshown[0])
     raise SystemExit(0)
-
-
-class _Shown(io.FileIO):
-    """Standard output or error that takes everything: once it cannot be written, the rest is dropped."""
-
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data) or 0
-        except OSError as error:
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), self.fileno())
-            if error.errno != errno.EPIPE:  # not a reader that has seen enough
-                _unshown.append(f"standard output: {error.strerror}; what was to be shown is not whole")
-            return len(data)
-
-
-_unshown: list[str] = []  # what went wrong while showing, but for readers that have gone
-
-
-def outlast_readers() -> None:
-    """Let no reader of standard output or error, nor an encoding that lacks a character, end what a tool does."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif stream is getattr(sys, f"__{name}__"):
-            stream.flush()
-            buffer = io.BufferedWriter(_Shown(stream.fileno(), "wb", closefd=False))
-            at_once = stream.line_buffering or stream.write_through
-            shown = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=at_once)
-            setattr(sys, name, shown)
 
 
 def need(module: str, why: str, extra: str = "bench") -> None:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from scenarios import shown
 from scenarios.load import GROUPS, ScenarioError, dump, load, names
 from scenarios.model import Scenario
 from scenarios.wording import show
@@ -136,4 +137,9 @@ def _row(s: Scenario) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    shown.outlast_readers()
+    code = main()
+    sys.stdout.flush()
+    if shown.unshown:
+        print(shown.unshown[0], file=sys.stderr)
+    raise SystemExit(2 if shown.unshown else code)

@@ -262,6 +262,18 @@ def test_a_full_disk_behind_standard_output_is_said() -> None:
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not whole" in done.stderr
 
 
+def test_the_scenarios_tool_outlasts_its_reader_too() -> None:
+    list_all = [sys.executable, "-m", "scenarios", "schema"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(list_all, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=cli.ROOT)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not whole" in done.stderr
+    gone = subprocess.Popen(list_all, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cli.ROOT)
+    assert gone.stdout is not None and gone.stderr is not None
+    gone.stdout.close()
+    with gone.stderr:
+        assert gone.stderr.read() == b"" and gone.wait() == 0
+
+
 def test_every_tool_runs_through_it() -> None:
     for path in (*(cli.ROOT / "benchmarks").glob("*.py"), *(cli.ROOT / "grpo").glob("*.py")):
         text = path.read_text(encoding="utf-8")

@@ -51,9 +51,9 @@ WHOLE, INSIDE, LINES, SCRATCH = (
 WRITERS = {
     "benchmarks/ablate_rules.py::main": INSIDE,
     "benchmarks/cli.py::output_folder": SCRATCH,
-    "benchmarks/cli.py::outlast_readers": SCRATCH,
+    "scenarios/shown.py::outlast_readers": SCRATCH,
     "benchmarks/cli.py::output_path": SCRATCH,
-    "benchmarks/cli.py::write": SCRATCH,
+    "scenarios/shown.py::write": SCRATCH,
     "benchmarks/evaluate.py::plot": INSIDE,
     "benchmarks/cli.py::write_json": INSIDE,
     "benchmarks/cli.py::write_text": INSIDE,
