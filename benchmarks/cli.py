@@ -222,7 +222,8 @@ def output_folder(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r} is no folder name; give the name of one")
     path = Path(text)
     try:
-        nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+        real = Path(os.path.realpath(path))  # a link may lead to a folder that is still to be made
+        nearest = next(p for p in (real, *real.parents) if os.path.lexists(p))
         if not nearest.is_dir():
             inside = "" if nearest == path else f"{text!r:.200}: "
             raise argparse.ArgumentTypeError(f"{inside}{str(nearest)!r:.200} is no folder; give another name")

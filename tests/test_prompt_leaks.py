@@ -41,11 +41,12 @@ def render(observation: Observation) -> list[str]:
 
 # --- what the program can read ----------------------------------------------------------------------------------------
 
-# All that `prompting` may use of the simulator: sizes, names, the action table, constants and the observation.
+# All that `prompting` may use: checks of arguments, sizes, names, the action table, constants and the observation.
 ALLOWED = {
     "scenarios": {"Scenario", "SIGNALS"},
+    "jaxsim": {"check"},
     "jaxsim.actions": {"table", "INVALID"},
-    "jaxsim.compile": {"check_fits", "dims_of"},
+    "jaxsim.compile": {"check_dims", "check_fits", "dims_of"},
     "jaxsim.names": {"entity_names"},
     "jaxsim.rules": {"PERSONALITIES"},
     "jaxsim.types": {"CUT_OFF", "INVESTIGATE", "MONITOR", "VERBS", "Dims", "Observation"},
