@@ -48,6 +48,7 @@ def test_a_needle_among_all_single_actions_is_found(name: str) -> None:
     assert found >= 95
 
 
+@pytest.mark.slow
 def test_a_needle_in_the_rules_is_found_by_the_whole_search(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rules in which one secret action at one tick pays, all others nothing; every return under independent noise."""
     budget, length = BUDGETS["tiny"], 70
