@@ -29,9 +29,9 @@ def climb(
     choice = np.searchsorted(acts, start[:horizon])
     shape = (horizon, len(acts))
     logits = np.zeros(shape)
-    base = np.zeros(shape)  # log-probabilities of the plan with few departures: the prior that the logits add to
     rare = min(0.5, EDITS / horizon)
-    base[:] = np.log(rare / max(1, len(acts) - 1))
+    # Log-probabilities of the plan with few departures: the prior that the logits add to.
+    base = np.full(shape, np.log(rare / max(1, len(acts) - 1)))
     base[np.arange(horizon), choice] = np.log1p(-rare)
     gain, count = np.zeros(shape), np.full(shape, DOUBT)
     found = []

@@ -15,7 +15,7 @@ class Budget(NamedTuple):
     climb: int  # steps of the learned blind adversary, from each of its starts
     prefix: int  # most blind actions before a farming loop
     family: int  # members of the evidence family, a power of two
-    screen: int  # episodes that every policy plays
+    screen: int  # episodes that every single action and every grown plan plays; of other kinds, rollouts.BLOCK
     select: int  # episodes that the finalists of a race play
     kept: int  # finalists of a race, for each criterion
     report: int  # held-out episodes of the verdict
