@@ -1,5 +1,6 @@
 """jaxsim: enterprise attack chains as pure functional JAX, vmapped over thousands of episodes."""
 
+from jaxsim import programs
 from jaxsim.env import Env, make
 from jaxsim.names import action_text, parse_action, parse_plan
 from jaxsim.policies import BASELINES, Policy
@@ -26,3 +27,5 @@ __all__ = [
     "rollout",
     "rollout_many",
 ]
+
+programs.keep()

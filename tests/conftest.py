@@ -6,6 +6,7 @@ wants ranks promoted can say so for itself with `jax.numpy_rank_promotion("allow
 
 import os
 import platform
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 
@@ -21,6 +22,12 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX"
     * (platform.machine().lower() in ("x86_64", "amd64")),
 )
+
+# All workers, and the commands that tests run, share what they compile; a run begins with nothing.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _programs = tempfile.TemporaryDirectory(prefix="jaxsim-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import hypothesis
 import jax

@@ -409,7 +409,7 @@ def test_render_takes_linear_time(layout: str) -> None:
         return partial(render, jax.tree.map(lambda x: x[:rows], obs), inventory, layout)
 
     gc.collect()
-    assert growth(make, 256, limit=12) < 12
+    assert growth(make, 256, limit=20) < 20
 
 
 # --- golden files -----------------------------------------------------------------------------------------------------
