@@ -24,7 +24,7 @@ from jaxsim.policies import Policy
 from jaxsim.rollouts import episode_keys, start, tick_noise
 from jaxsim.types import RUNNING, Dims, Observation, Params, State
 from jaxsim.version import SIMULATOR_VERSION
-from scenarios.write import whole
+from jaxsim_soc.write import whole
 
 FORMAT = "jaxsim-soc state bank 1"
 CHOICE = 2**31 - 1  # folded into an episode's key for the choice of ticks; no tick is so late

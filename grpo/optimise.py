@@ -27,7 +27,7 @@ from grpo import diagnostics, finite, signals, speed
 from grpo.diagnostics import Tables
 from grpo.embedded import ModelError
 from grpo.settings import Settings
-from scenarios import write
+from jaxsim_soc import write
 
 # Of the trainer's own use of transformers, nothing that a user could change.
 _SAID = (".*gradient_checkpointing.* is deprecated", "Unable to fetch remote file", "Could not find a config file")

@@ -19,7 +19,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cli
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +34,7 @@ from jaxsim.env import transition
 from jaxsim.rollouts import EpisodeStats
 from jaxsim.types import EXFIL, VERBS, Dims, Params, State
 from jaxsim.version import SIMULATOR_VERSION
+from jaxsim_soc import cli
 from prompting import FALLBACKS, FORMAT_VERSION, Inventory
 
 Row = dict[str, Any]

@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cli
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from grpo.report import campaigns_figure, number, returns_figure
 from grpo.settings import Settings
 from jaxsim.types import VERBS
+from jaxsim_soc import cli
 
 Row = dict[str, Any]
 PAIRED = ("monitor", "random", "base", "trained")

@@ -23,8 +23,8 @@ from jaxsim.env import make_params
 from jaxsim.noise import draw
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE, Policy
 from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED, INVESTIGATE, MONITOR, PATCHED, Dims, Params
+from jaxsim_soc.write import whole
 from prompting import Inventory
-from scenarios.write import whole
 
 REFERENCE_EPISODES = 64  # per campaign, of the behaviour that the beliefs are drawn from
 

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cli
 import jax
 from accelerate import PartialState
 
@@ -19,6 +18,7 @@ from grpo import json_lines
 from grpo.contents import fingerprint
 from grpo.settings import MAY_CHANGE, Settings
 from jaxsim.version import SIMULATOR_VERSION
+from jaxsim_soc import cli
 
 MANIFEST = "run_manifest.json"
 PHASES = ("warm", "grpo", "check")  # of a loop, in the log
@@ -73,7 +73,7 @@ def begin(out: Path, chosen: Settings, args: Any, verdict: list[dict[str, Any]])
         },
         "paid": {"signals": chosen.weights, "not_covered_by_the_audit": chosen.not_covered},
         "audit": verdict,
-        "command": ["python", "grpo/train.py", *sys.argv[1:]],
+        "command": ["jaxsim-soc", "train", *sys.argv[1:]],
         "seconds": {},
     }  # fmt: skip
     save_manifest(out, manifest)

@@ -14,8 +14,6 @@ import os
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
-
 if __name__ == "__main__":
     import unsloth  # noqa: F401  before all that it rewrites
 
@@ -105,7 +103,7 @@ def optimise(
     torch.cuda.empty_cache()  # the other process needs the room
     reports, theirs = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, __file__, str(folder), str(theirs)],
+        [sys.executable, "-m", "grpo.unsloth_backend", str(folder), str(theirs)],
         stdin=subprocess.PIPE,  # closes when this process ends, however it ends
         stdout=STDERR,
         pass_fds=[theirs],

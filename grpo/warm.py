@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from grpo import decode, finite, speed
 from grpo.embedded import ModelError
-from scenarios import write
+from jaxsim_soc import write
 
 CLIP = 1.0  # largest norm of a gradient
 

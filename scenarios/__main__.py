@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from scenarios import shown
+from jaxsim_soc import shown
 from scenarios.load import GROUPS, ScenarioError, dump, load, names
 from scenarios.model import Scenario
 from scenarios.wording import show

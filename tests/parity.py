@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import twin
-import twin_policies
 
 import scenarios
-from jaxsim import env, policies, reward
+from jaxsim import env, policies, reward, twin, twin_policies
 from jaxsim.compile import dims_of
 from jaxsim.names import action_text, entity_names, parse_plan
 from jaxsim.rollouts import start, tick_noise

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cli
 import pytest
 
 from jaxsim.version import SIMULATOR_VERSION
+from jaxsim_soc import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 # Command -> where its work begins: attributes of its module, or of one that it imports.

@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import twin
 from parity import CAMPAIGNS, HARDENED, PLAN_TICKS, PRESETS, Played, Reader, play_one, rows, stack
 
 import jaxsim
 import scenarios
-from jaxsim import actions, compile, env, names, policies, reward, rules, types
+from jaxsim import actions, compile, env, names, policies, reward, rules, twin, types
 from jaxsim.replays import replay
 from jaxsim.rollouts import EpisodeStats, Trajectory, episode_keys, rollout, rollout_many, tick_noise
 from jaxsim.types import RUNNING, VERBS, Dims, Observation, Params, State

@@ -9,13 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cli
 import evaluate
 import jsonschema
 import pytest
-from twin import CHANNELS
 
 import scenarios
+from jaxsim.twin import CHANNELS
+from jaxsim_soc import cli
 
 SUPPLY = "supply_chain_token_drift"
 KNOWN_PLAN = "plan:MONITOR;ISOLATE_ASSET ci-runner-01"

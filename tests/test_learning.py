@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import chex
-import cli
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +24,7 @@ from jaxsim.recurrent import MASKED, PRIVILEGED, SEEING, VIEWS, Learned, Weights
 from jaxsim.rollouts import rollout, start
 from jaxsim.types import CONFIRMED, Alerts, Dims, Forensics, Observation, Params
 from jaxsim.version import SIMULATOR_VERSION
+from jaxsim_soc import cli
 
 
 @pytest.fixture(autouse=True, scope="module")

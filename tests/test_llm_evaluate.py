@@ -20,7 +20,6 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import cli
 import jax
 import numpy as np
 
@@ -32,6 +31,7 @@ from jaxsim.audit import search
 from jaxsim.audit.arena import EVIDENCE, PLAN, Arena, Candidate
 from jaxsim.audit.budgets import BUDGETS, Budget
 from jaxsim.replays import load_record, play_record
+from jaxsim_soc import cli
 
 SUPPLY, CLOUD, TICKS = "supply_chain_token_drift", "cloud_metadata_ssrf", 70
 CLOCK = ("seconds", "decisions_per_second", "tokens_per_second")

@@ -22,8 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import twin
-import twin_policies
 from parity import (
     CAMPAIGNS,
     END,
@@ -47,7 +45,7 @@ from parity import (
     twin_policy,
 )
 
-from jaxsim import env, policies
+from jaxsim import env, policies, twin, twin_policies
 from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many, tick_noise
 from jaxsim.types import EXFIL, Channels, Signals
 

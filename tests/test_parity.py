@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import twin
 from parity import (
     CELLS,
     DIMS,
@@ -39,7 +38,7 @@ from parity import (
     twin_policy,
 )
 
-from jaxsim import actions, attacker, env, policies, rules, telemetry
+from jaxsim import actions, attacker, env, policies, rules, telemetry, twin
 from jaxsim.defender import defend
 from jaxsim.names import entity_names
 from jaxsim.rollouts import episode_keys, start, tick_noise

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cli
 import jax
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import throughput
 import scenarios
 from jaxsim import BASELINES, env
 from jaxsim.rollouts import rollout
+from jaxsim_soc import cli
 
 TINY = ["--ticks", "4", "--repeats", "2", "--scalar-steps", "20", "--devices", "1"]
 FIELDS = {"policy", "batch", "steps_per_s", "compile_s", "ratio_to_scalar", "load", "includes"}

@@ -17,7 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import cli
 import jax
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ import pytest
 import jaxsim
 import scenarios.__main__ as generator
 from grpo import bank, json_lines
-from scenarios import write
+from jaxsim_soc import cli, write
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS = {"write_text", "write_bytes", "save_pretrained", "savez", "savez_compressed", "save_file", "savefig", "replace"}
@@ -301,7 +300,7 @@ def test_a_full_device_is_one_line(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from scenarios import write
+from jaxsim_soc import write
 place = Path(sys.argv[1])
 real = os.replace
 def kill(*a):

@@ -1,6 +1,7 @@
 """Learned policies as files: safetensors, with what they were trained for in the header."""
 
 import os
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from jaxsim.recurrent import VIEWS, Learned, Weights, init_weights
 from jaxsim.version import SIMULATOR_VERSION
 
 FORMAT = "jaxsim-soc recurrent policy 1"
+OWN = Path(str(files("jaxsim.audit"))) / "learned"  # the policies that come with the project
 
 
 class Checkpoint(NamedTuple):
@@ -31,6 +33,11 @@ class Checkpoint(NamedTuple):
         return Learned(self.weights, np.bool_(True))
 
 
+def own(rules: str, reward: str, view: str, folder: Path = OWN) -> Path:
+    """Where the policy that was trained for these is, if there is one."""
+    return folder / f"{rules}-{reward}-{view}.safetensors"
+
+
 def to_bytes(checkpoint: Checkpoint) -> bytes:
     """The file's content."""
     tensors = {name: np.array(x, order="C") for name, x in checkpoint.weights._asdict().items()}
@@ -45,13 +52,15 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}); train one with train_policy.py") from None
+        raise ValueError(
+            f"{path}: not a readable safetensors file ({error}); train one with jaxsim-soc train-policy"
+        ) from None
     if about.get("format") != FORMAT or about.get("view") not in VIEWS:
-        raise ValueError(f"{path}: not a policy of this project; train one with train_policy.py")
+        raise ValueError(f"{path}: not a policy of this project; train one with jaxsim-soc train-policy")
     if about.get("simulator_version") != SIMULATOR_VERSION:
         raise ValueError(
             f"{path}: simulator_version = {about.get('simulator_version')!r}, but this is {SIMULATOR_VERSION!r}; "
-            "train it again with train_policy.py"
+            "train it again with jaxsim-soc train-policy"
         )
     width = max(1, tensors["embed_bias"].size) if "embed_bias" in tensors else 1
     shapes = jax.eval_shape(lambda key: init_weights(key, width), jax.random.key(0))  # allocates nothing
@@ -61,6 +70,6 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         wrong = next((n for n in {**wanted, **found} if wanted.get(n) != found.get(n)), "a tensor")
         raise ValueError(
             f"{path}: {wrong} has shape {found.get(wrong)}, not {wanted.get(wrong)}, or numbers are no finite float32; "
-            "train it again with train_policy.py"
+            "train it again with jaxsim-soc train-policy"
         )
     return Checkpoint(Weights(**tensors), about)

@@ -1,7 +1,7 @@
 """Merge a trained adapter into its model, as a model folder and as a GGUF file for llama.cpp, and check both.
 
-    python grpo/export.py --adapter out/train/adapter --out out/soc
-    python grpo/export.py --adapter out/train/adapter --gguf f16 --states 128 --out out/soc
+    jaxsim-soc export --adapter out/train/adapter --out out/soc
+    jaxsim-soc export --adapter out/train/adapter --gguf f16 --states 128 --out out/soc
 
 DIR/merged/ is a plain model folder (safetensors), DIR/model-q8_0.gguf the same model for llama.cpp. DIR/export.json
 says how both were checked: in states of random play the merged model must choose, in float32, the action that base and
@@ -22,13 +22,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "benchmarks")]
-
-import cli
-
-for _package in ("torch", "transformers", "peft", "safetensors", "gguf", "llguidance", "rich"):
-    cli.need(_package, "exporting", "train")
-
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -40,6 +33,7 @@ from grpo.embedded import ModelError, first_line
 from grpo.models import Loaded
 from grpo.portable import make_portable
 from jaxsim.version import SIMULATOR_VERSION
+from jaxsim_soc import cli
 
 KINDS = ("q8_0", "f16", "none")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -52,15 +46,17 @@ NEVER_MERGED = {
 }
 LICENCES = ("LICENSE", "NOTICE")  # of a base, which go with it
 DISAGREES = 1  # exit code
-NOT_MERGED = "cannot be merged; use it with evaluate.py --adapter, beside its base, or train one without that"
+NOT_MERGED = (
+    "cannot be merged; use it with jaxsim-soc evaluate-model --adapter, beside its base, or train one without that"
+)
 OTHER_WAY = "give --gguf none, then run llama.cpp's own converter: python convert_hf_to_gguf.py {}"
 
 
 # --- what to do -----------------------------------------------------------------------------------------------------
 
 
-def arguments(argv: Sequence[str] | None) -> Any:
-    """The command line."""
+def parser() -> cli.Parser:
+    """The options."""
     p = cli.parser(__doc__)
     # fmt: off
     p.add_argument("--adapter", type=cli.input_folder, required=True, metavar="DIR",
@@ -82,8 +78,13 @@ def arguments(argv: Sequence[str] | None) -> Any:
     p.add_argument("--llama-cpp", type=Path, metavar="FILE",
                    help="a llama-server, to compare the GGUF in it too (default: the one on PATH, if there is one)")
     # fmt: on
-    args = p.parse_args(argv)
-    args.command = shlex.join(["python", "grpo/export.py", *(sys.argv[1:] if argv is None else argv)])
+    return p
+
+
+def arguments(argv: Sequence[str] | None) -> Any:
+    """The command line."""
+    args = parser().parse_args(argv)
+    args.command = shlex.join(["jaxsim-soc", "export", *(sys.argv[1:] if argv is None else argv)])
     given = args.llama_cpp
     if given is not None and not (given.is_file() and os.access(given, os.X_OK)):
         cli.fail(f"--llama-cpp {str(given)!r} is no program that can be run; give the path of llama-server")
@@ -462,8 +463,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             Console(width=120, markup=False).print(table(told))
             for row in told["agreement"]:
                 if why := exams.wrong(row):
-                    name = Path(sys.argv[0]).name
-                    print(f"{name}: {row['what']} {why}; nothing was written to {args.out}", file=sys.stderr)
+                    print(f"{cli.prog()}: {row['what']} {why}; nothing was written to {args.out}", file=sys.stderr)
                     raise SystemExit(DISAGREES)
             cli.write_json(part / NOTE, told)
     except ModelError as error:
@@ -473,7 +473,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         file = gguf_in(args.out, args.gguf)
         print(file)
         print(f"with llama.cpp: llama-server --model {shlex.quote(str(file))} --temp 0")
-
-
-if __name__ == "__main__":
-    cli.run(main)

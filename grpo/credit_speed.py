@@ -1,6 +1,6 @@
 """How long the credit of training rows takes: futures for every legal action of every row of a bank of states.
 
-    python benchmarks/credit_speed.py --states 1500 --futures 32 --scenario published
+    jaxsim-soc credit-speed --states 1500 --futures 32 --scenario published
 
 A future is one action in one state, played to the end by the evidence policy. The states are those of the heuristic's
 play, at ticks spread evenly over its episodes. Compiling is timed apart. --profile also times a policy that only waits.
@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import cli
 import jax
 import numpy as np
-from throughput import use_devices
 
 from grpo import bank as banks
 from grpo.credit import informative, legal_actions, returns_to_go
-from jaxsim import BASELINES, Env, Params
+from jaxsim import BASELINES, Env, Params, options
 from jaxsim import env as env_module
 from jaxsim.compile import dims_of
+from jaxsim.throughput import use_devices
+from jaxsim_soc import cli
 
 
 def rows(env: Env, params: Params, states: int, seed: int) -> banks.Bank:
@@ -71,13 +71,14 @@ def measure(env: Env, params: Params, bank: banks.Bank, policy: str, args: Any) 
     }
 
 
-def parse_args(argv: Sequence[str] | None) -> Any:
+def parser() -> cli.Parser:
+    """The options."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = partial(cli.integer, 1)
     p = cli.parser(__doc__)
-    cli.add_scenarios(p, "the three training campaigns of published")
-    cli.add_rules(p)
-    cli.add_reward(p)
+    options.add_scenarios(p, "the three training campaigns of published")
+    options.add_rules(p)
+    options.add_reward(p)
     p.add_argument("--states", type=count(100_000), default=1500, metavar="N", help="rows (default: 1500)")
     p.add_argument("--futures", type=cli.integer(2, 4096), default=32, metavar="N", help="of each action (default: 32)")
     p.add_argument("--chunk", type=count(100_000), default=64, metavar="N", help="rows of one call (default: 64)")
@@ -86,22 +87,18 @@ def parse_args(argv: Sequence[str] | None) -> Any:
         "--devices", type=count(256), default=cores, metavar="N", help=f"CPU devices, one a core (default: {cores})"
     )
     p.add_argument("--profile", action="store_true", help="time a continuation that only waits as well")
-    cli.add_seed(p)
-    return p.parse_args(argv)
+    options.add_seed(p)
+    return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure; one JSON line for each policy."""
-    args = parse_args(argv)
+    args = parser().parse_args(argv)
     use_devices(args.devices)
-    chosen = cli.chosen(args.scenario or [[s for s in cli.scenario("published") if not s.held_out]])
+    chosen = options.chosen(args.scenario or [[s for s in options.scenario("published") if not s.held_out]])
     dims = dims_of(chosen)
     params = banks.stack([env_module.make_params(s, dims, args.rules, args.reward, "any") for s in chosen])
     env = Env(dims)
     bank = rows(env, params, args.states, args.seed)
     for policy in ("evidence", "monitor") if args.profile else ("evidence",):
         print(json.dumps(measure(env, params, bank, policy, args)), flush=True)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,6 +1,6 @@
 """One episode as a web page: what the attacker did in truth, what the model was shown, said and was paid.
 
-    python grpo/transcript.py RECORD.json --out page.html
+    jaxsim-soc transcript RECORD.json --out page.html
 
 A record is that of `jaxsim.replays`; it may also hold `texts` (what was said at each tick, null where the model was not
 asked), `model`, `layout` and `policy`. The page is one file without scripts or foreign parts.
@@ -8,16 +8,11 @@ asked), `model`, `layout` and `policy`. The page is one file without scripts or 
 
 import html
 import json
-import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import cli
 import jax
 import numpy as np
 
@@ -30,6 +25,7 @@ from jaxsim.names import action_text
 from jaxsim.rules import PERSONALITIES
 from jaxsim.types import BLOCKED, ENDS, IN_PROGRESS, INVESTIGATE, RUNNING, SUCCEEDED, Channels, Dims
 from jaxsim.version import SIMULATOR_VERSION
+from jaxsim_soc import cli
 
 LONGEST = 20_000  # characters of one answer that are shown
 TO_LEFT, TO_RIGHT, WIDE, CURVE, LANE = 88, 14, 960, 170, 22  # of the picture, in its own units
@@ -303,12 +299,17 @@ def save(
     return pages
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, replay, write the page."""
+def parser() -> cli.Parser:
+    """The options."""
     p = cli.parser(__doc__)
     p.add_argument("record", metavar="RECORD.json", help="a replay record, as an evaluation or a sweep writes it")
     p.add_argument("--out", type=cli.output_path, required=True, metavar="page.html", help="write the page here")
-    args = p.parse_args(argv)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, replay, write the page."""
+    args = parser().parse_args(argv)
     try:
         text = page(replays.load_record(args.record))
     except scenarios.ScenarioError:
@@ -316,7 +317,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         cli.fail(str(error))
     cli.write_text(args.out, text)
-
-
-if __name__ == "__main__":
-    cli.run(main)

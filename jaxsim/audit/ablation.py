@@ -3,32 +3,30 @@
 Judges every preset of rules that differs from `classic` or from `hardened` in one switch, under a published reward and
 under the project's own, on the same scenarios and seeds.
 
-    python benchmarks/ablate_rules.py --out out/ablation
+    jaxsim-soc ablate-rules --out out/ablation
 """
 
 import csv
 import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import cli
-
-for _package in ("scipy", "matplotlib", "rich"):
-    cli.need(_package, "the ablation")
 
 import jax
 import matplotlib
 
+from jaxsim import options
+from jaxsim_soc import cli
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import report
 from rich.console import Console
 from rich.table import Table
 
 from jaxsim import noise, reward
-from jaxsim.audit import search, verdict
+from jaxsim.audit import report, search, verdict
 from jaxsim.audit.arena import make_arenas
 from jaxsim.audit.budgets import BUDGETS, Budget
 from jaxsim.rules import SWITCHES
@@ -40,12 +38,12 @@ COLOURS = {"evidence": "#D55E00", "operational": "#009E73"}
 VARIANTS = ["classic", *(f"classic+{s}" for s in SWITCHES), *(f"hardened-{s}" for s in SWITCHES), "hardened"]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, judge every variant, write and print."""
-    args = arguments()
+    args = parser().parse_args(argv)
     console = Console()
     args.out.mkdir(parents=True, exist_ok=True)
-    budget, many = BUDGETS[args.budget], cli.chosen(args.scenario or [cli.scenario("published")])
+    budget, many = BUDGETS[args.budget], options.chosen(args.scenario or [options.scenario("published")])
     keys = verdict.report_keys(noise.root(cli.another(args.seed, 1_000_003)), budget.report)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
@@ -71,20 +69,20 @@ def main() -> None:
     console.print(f"{document['seconds']:.0f} s; in {args.out}", highlight=False, markup=False)
 
 
-def arguments() -> Any:
-    """The command line."""
+def parser() -> cli.Parser:
+    """The options."""
     p = cli.parser(__doc__)
-    cli.add_scenarios(p, "published")
+    options.add_scenarios(p, "published")
     p.add_argument(
-        "--variants", type=cli.rule_set, nargs="+", default=VARIANTS, metavar="RULES",
+        "--variants", type=options.rule_set, nargs="+", default=VARIANTS, metavar="RULES",
         help="rules to judge (default: classic and hardened, each with one switch changed, and as they are)",
     )  # fmt: skip
     p.add_argument("--budget", choices=list(BUDGETS), default="tiny", help="how hard to search (default: tiny)")
-    cli.add_seed(p)
+    options.add_seed(p)
     p.add_argument(
         "--out", type=cli.output_folder, default=Path("out/ablation"), metavar="DIR", help="folder of the report"
     )
-    return p.parse_args()
+    return p
 
 
 def judged(variant: str, many: list[Any], budget: Budget, keys: jax.Array, seed: int) -> list[dict[str, Any]]:
@@ -181,7 +179,3 @@ def picture(rows: list[dict[str, Any]], variants: list[str]) -> Any:
     axes[0].invert_yaxis()
     figure.tight_layout()
     return figure
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -2,27 +2,24 @@
 
 The project's own verdicts come from reports of the sweep, later ones replacing earlier ones:
 
-    python grpo/gate.py out/classic/report.json out/hardened/report.json > benchmarks/results/verdicts.json
+    jaxsim-soc gate out/classic/report.json out/hardened/report.json > jaxsim/audit/verdicts.json
 
 A verdict is about a network, not about its name: rows are found by the digest of the scenario's content.
 """
 
 import json
 import shlex
-import sys
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "benchmarks")]
-
-import cli
 
 import scenarios
 from jaxsim.rules import ANY
 from jaxsim.version import SIMULATOR_VERSION
+from jaxsim_soc import cli
 
-OWN = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "verdicts.json"
+OWN = Path(str(files("jaxsim.audit"))) / "verdicts.json"  # the project's own collection
 KEPT = ("scenario", "rules", "reward", "verdict", "exploits", "evg_norm_ci")
 NOT_AUDITED = "not audited"
 AUDIT = "out/audit"  # where the remedy writes
@@ -63,9 +60,7 @@ def remedy(rules: str, reward: str, found: Sequence[Row], campaigns: Sequence[st
     if not missing:
         return "choose a certified reward"
     what = shlex.join(["--scenario", *missing, "--rules", rules, "--reward", reward, "--certify"])
-    return (
-        f"audit it (python benchmarks/sweep_rewards.py {what} --out out/audit), then give --audit out/audit/report.json"
-    )
+    return f"audit it (jaxsim-soc audit {what} --out out/audit), then give --audit out/audit/report.json"
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -131,13 +126,17 @@ def collection(reports: Sequence[Path]) -> Row:
     return {"simulator_version": SIMULATOR_VERSION, "verdicts": list(rows.values())}
 
 
-def main() -> None:
+def parser() -> cli.Parser:
+    """The options."""
+    p = cli.parser(__doc__)
+    p.add_argument("reports", type=cli.input_file, nargs="+", metavar="report.json", help="of a sweep")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the collection of the reports that the command line names."""
+    args = parser().parse_args(argv)
     try:
-        print(json.dumps(collection([Path(a) for a in sys.argv[1:]]), indent=1))
+        print(json.dumps(collection(args.reports), indent=1))
     except ValueError as error:
         cli.fail(str(error))
-
-
-if __name__ == "__main__":
-    cli.run(main)

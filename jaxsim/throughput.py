@@ -1,7 +1,7 @@
 """How many steps a second the simulator makes, beside the scalar twin on the same machine in the same minute.
 
-    python benchmarks/throughput.py --policy random heuristic --batch 4096 --json speed.jsonl
-    python benchmarks/throughput.py --curve entities --plot entities.png
+    jaxsim-soc throughput --policy random heuristic --batch 4096 --json speed.jsonl
+    jaxsim-soc throughput --curve entities --plot entities.png
 
 A step is one tick of one live episode: an episode that ends is replaced by the next in the same tick. Nothing is left
 for the compiler to drop: every leaf of every observation is added into a checksum, every reward into a sum.
@@ -20,22 +20,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cli
 import jax
 import jax.numpy as jnp
 import numpy as np
-import twin
-import twin_policies
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import scenarios
-from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Policy
+from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Policy, options, twin, twin_policies
 from jaxsim import env as env_module
 from jaxsim.compile import dims_of
 from jaxsim.noise import Noise, draw
 from jaxsim.reward import channels, total
 from jaxsim.types import RUNNING, Params, State
+from jaxsim_soc import cli
 
 INCLUDES = "noise, policy, transition, observation, reward, auto-reset"
 TWIN_POLICIES = {
@@ -285,7 +283,8 @@ def plot(path: Path, lines: Sequence[Line], curve: str) -> None:
 # --- command line ---------------------------------------------------------------------------------------------------
 
 
-def parse_args(argv: Sequence[str] | None) -> Any:
+def parser() -> cli.Parser:
+    """The options."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = partial(cli.integer, 1)
     p = cli.parser(__doc__)
@@ -304,7 +303,7 @@ def parse_args(argv: Sequence[str] | None) -> Any:
         metavar="N",
         help="episodes in lockstep (default: 4096)",
     )
-    p.add_argument("--scenario", type=cli.scenario, metavar="NAME|FILE", help="default: supply_chain_token_drift")
+    p.add_argument("--scenario", type=options.scenario, metavar="NAME|FILE", help="default: supply_chain_token_drift")
     p.add_argument("--ticks", type=count(100_000), default=256, metavar="N", help="of a run (default: 256)")
     p.add_argument("--repeats", type=count(1000), default=5, metavar="N", help="timed runs (default: 5)")
     p.add_argument(
@@ -321,11 +320,15 @@ def parse_args(argv: Sequence[str] | None) -> Any:
         metavar="N",
         help=f"devices to spread the batch over; of a CPU, one a core is fastest (default: {cores})",
     )
-    cli.add_seed(p)
+    options.add_seed(p)
     p.add_argument("--curve", type=cli.one_of(CURVES), metavar="WHAT", help=f"cost against {', '.join(CURVES)}")
     p.add_argument("--json", type=cli.output_path, metavar="FILE", help="write a JSON line for each measurement here")
     p.add_argument("--plot", type=cli.plot_path, metavar="FILE.png", help="draw the curve here (or .svg, .pdf)")
-    return checked(p.parse_args(argv))
+    return p
+
+
+def parse_args(argv: Sequence[str] | None) -> Any:
+    return checked(parser().parse_args(argv))
 
 
 def checked(args: Any) -> Any:
@@ -337,7 +340,7 @@ def checked(args: Any) -> Any:
         cli.fail("--batch is what --curve batch varies; leave one of the two out")
     if args.curve not in (None, "batch") and args.scenario:
         cli.fail(f"--scenario: --curve {args.curve} makes its own scenarios; leave one of the two out")
-    named = args.scenario or cli.scenario("supply_chain_token_drift")
+    named = args.scenario or options.scenario("supply_chain_token_drift")
     if len(named) != 1:
         cli.fail("--scenario: 'all' is not possible here; name one scenario")
     args.scenario = named[0]
@@ -373,7 +376,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.write_text(args.json, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
     if args.plot:
         plot(args.plot, lines, args.curve)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,6 +1,6 @@
 """What the command-line tools share: argument types, one-line errors, and files that are written whole or not at all.
 
-Importing this module first lets the tools run from a checkout that is not installed.
+Imports nothing but the standard library until it is needed: every tool waits for this.
 """
 
 import argparse
@@ -10,37 +10,40 @@ import re
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import scenarios
-from jaxsim import rules as rule_sets
-from jaxsim.reward import PRESETS
-from jaxsim.rules import ANY, PERSONALITIES
-from scenarios import shown
-from scenarios.write import whole as write_file
+from jaxsim_soc import shown
+from jaxsim_soc.write import whole as write_file
 
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 MAX_SEED = 2**32 - 1
-MAX_EPISODES = 1_000_000  # of one row: all their outcomes are held in memory
-RULES_HELP = "classic or hardened, with any +switch or -switch, as in hardened-persistence"
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 DIGITS = re.compile(r"[-+]?[0-9]{1,18}")  # Python's int takes 1_000 and digits of any script too
 PULSE = 30.0  # seconds between lines of progress where there is no terminal
 
 
+def prog() -> str:
+    """What the user called, for usage and error lines."""
+    path = Path(sys.argv[0])
+    return f"python -m {path.parent.name}" if path.name == "__main__.py" else path.name
+
+
+def in_one_line(problems: Sequence[str]) -> str:
+    """The first problem of a scenario file, and how many more there are."""
+    first, *more = problems
+    return first + (f" (and {len(more)} more; `jaxsim-soc scenarios validate` lists them)" if more else "")
+
+
 def fail(message: str) -> NoReturn:
     """End the program: one line on stderr, exit code 2."""
     one_line = " ".join(line.strip() for line in message.splitlines()).encode("utf-8", "backslashreplace").decode()
-    print(f"{Path(sys.argv[0]).name}: error: {one_line}", file=sys.stderr)
+    print(f"{prog()}: error: {one_line}", file=sys.stderr)
     raise SystemExit(BAD_INPUT)
 
 
@@ -59,25 +62,33 @@ class Parser(argparse.ArgumentParser):
 
 def parser(doc: str | None) -> Parser:
     """A parser whose help begins with a module's docstring; options may not be abbreviated."""
-    return Parser(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    p = Parser(prog=prog(), description=doc, allow_abbrev=False, formatter_class=raw)
+    p.add_argument("--version", action="version", version=f"jaxsim-soc {version()}", help="show the version and exit")
+    return p
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Run a tool's main function and exit: what cannot be read, written or simulated is one line, not a traceback."""
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run a tool's main function and exit with the code it returns, 0 for None.
+
+    What cannot be read, written or simulated is one line, not a traceback.
+    """
     shown.outlast_readers()
     try:
-        main()
+        code = main()
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        print(f"{prog()}: interrupted", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
-    except scenarios.ScenarioError as error:
-        fail(_first_problem(error))
     except OSError as error:
         fail(f"{error.filename or 'file'}: {error.strerror or error}; nothing was written there")
+    except ValueError as error:
+        if not (problems := getattr(error, "problems", ())):  # those of a scenarios.ScenarioError
+            raise
+        fail(in_one_line(problems))
     sys.stdout.flush()
     if shown.unshown:
         fail(shown.unshown[0])
-    raise SystemExit(0)
+    raise SystemExit(code or 0)
 
 
 def need(module: str, why: str, extra: str = "bench") -> None:
@@ -87,9 +98,8 @@ def need(module: str, why: str, extra: str = "bench") -> None:
 
 
 def version() -> str:
-    """The version of this checkout."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return str(project["version"])
+    """The version that is installed."""
+    return metadata.version("jaxsim-soc")
 
 
 @contextmanager
@@ -129,15 +139,6 @@ def progress(total: int | None = None, *, done: int = 0, quiet: bool = False) ->
 # --- argument types -------------------------------------------------------------------------------------------------
 
 
-def scenario(text: str) -> list[scenarios.Scenario]:
-    """One value of --scenario: a built-in name or a file is a list of one; a group, or `all`, its built-in ones."""
-    groups = scenarios.GROUPS if text == "all" else (text,) if text in scenarios.GROUPS else ()
-    try:
-        return [scenarios.load(name) for name in ([n for g in groups for n in scenarios.names(g)] or [text])]
-    except scenarios.ScenarioError as error:
-        raise argparse.ArgumentTypeError(_first_problem(error)) from None
-
-
 def one_of(names: Iterable[str]) -> Callable[[str], str]:
     """The type of an argument that is one of `names`."""
     known = list(names)
@@ -150,15 +151,6 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
         raise argparse.ArgumentTypeError(f"{text!r} is unknown; {hint}")
 
     return check
-
-
-def rule_set(text: str) -> str:
-    """The type of --rules."""
-    try:
-        rule_sets.switches(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
 
 
 def fraction(text: str) -> float:
@@ -257,81 +249,6 @@ def plot_path(text: str) -> Path:
     return output_path(text)
 
 
-# --- options that several tools have --------------------------------------------------------------------------------
-
-
-def add_scenarios(p: argparse.ArgumentParser, default: str = "all") -> None:
-    """--scenario; `chosen(args.scenario)` then gives the list."""
-    p.add_argument(
-        "--scenario",
-        type=scenario,
-        nargs="+",
-        action="extend",
-        metavar="NAME|FILE",
-        help=f"built-in scenarios ({', '.join(scenarios.names())}, each also with _hardened behind it), scenario "
-        f"files, or published, hardened or all (default: {default})",
-    )
-
-
-def chosen(values: Sequence[Sequence[scenarios.Scenario]] | None) -> list[scenarios.Scenario]:
-    """The scenarios that --scenario named, each once, in that order; all built-in ones when it was not given."""
-    found: list[scenarios.Scenario] = []
-    for one in (s for value in values or [scenario("all")] for s in value):
-        if one in found:
-            continue
-        if one.id in [s.id for s in found]:
-            fail(f"--scenario: two different scenarios have the id {one.id!r}; change `id` in one of the files")
-        found.append(one)
-    return found
-
-
-def add_personality(p: argparse.ArgumentParser) -> None:
-    """--personality."""
-    names = [*PERSONALITIES, ANY]
-    p.add_argument(
-        "--personality",
-        type=one_of(names),
-        default=ANY,
-        metavar="NAME",
-        help=f"the attacker: {', '.join(names)}; {ANY} draws one for each episode (default: {ANY})",
-    )
-
-
-def add_rules(p: argparse.ArgumentParser) -> None:
-    """--rules."""
-    p.add_argument(
-        "--rules", type=rule_set, default="hardened", metavar="NAME", help=f"{RULES_HELP} (default: hardened)"
-    )
-
-
-def add_reward(p: argparse.ArgumentParser) -> None:
-    """--reward."""
-    known = ", ".join(PRESETS)
-    p.add_argument(
-        "--reward",
-        type=one_of(PRESETS),
-        default="operational",
-        metavar="NAME",
-        help=f"one of {known} (default: operational)",
-    )
-
-
-def add_episodes(p: argparse.ArgumentParser, default: int = 1000) -> None:
-    """--episodes."""
-    p.add_argument(
-        "--episodes",
-        type=integer(1, MAX_EPISODES),
-        default=default,
-        metavar="N",
-        help=f"episodes of each row (default: {default})",
-    )
-
-
-def add_seed(p: argparse.ArgumentParser) -> None:
-    """--seed."""
-    p.add_argument("--seed", type=seed, default=0, metavar="K", help="of all the luck (default: 0)")
-
-
 def differ(**paths: Path | None) -> None:
     """Fail when two of the output options name the same file."""
     seen: dict[Path, str] = {}
@@ -365,9 +282,3 @@ def write_json(path: Path, value: Any) -> None:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{os.getpid()}.part")
-
-
-def _first_problem(error: scenarios.ScenarioError) -> str:
-    first, *more = error.problems
-    rest = f" (and {len(more)} more; `python -m scenarios validate` lists them)" if more else ""
-    return first + rest

@@ -4,16 +4,12 @@ The reference plays every single action at a few ticks on 1,024 episodes, then a
 at every one of those ticks, twice, each time keeping the two best: slow, simple, and written apart from the search.
 Both are reported on the same fresh episodes, in which nobody chose.
 
-    python benchmarks/search_check.py --budget tiny small --seeds 3 --out out/search_check.json
+    jaxsim-soc search-check --budget tiny small --seeds 3 --out out/search_check.json
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
-
-import cli
-
-for _package in ("scipy", "rich"):
-    cli.need(_package, "the search")
 
 import jax
 import numpy as np
@@ -21,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import scenarios
-from jaxsim import noise, reward
+from jaxsim import noise, options, reward
 from jaxsim.audit import search
 from jaxsim.audit.arena import Arena, make_arenas
 from jaxsim.audit.budgets import BUDGETS
@@ -29,17 +25,18 @@ from jaxsim.names import action_text
 from jaxsim.policies import PLAN
 from jaxsim.rollouts import episode_keys, returns_many
 from jaxsim.version import SIMULATOR_VERSION
+from jaxsim_soc import cli
 
 TICKS = (0, 2, 4, 8, 16)
 EPISODES, FRESH = 1024, 4096
 DEPTH, BEST = 3, 2  # actions of a plan, and plans that are kept
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Search both ways, play what was found, write and print."""
-    args = arguments()
+    args = parser().parse_args(argv)
     console = Console()
-    many = cli.chosen(args.scenario) if args.scenario else [scenarios.load(n) for n in scenarios.names()]
+    many = options.chosen(args.scenario) if args.scenario else [scenarios.load(n) for n in scenarios.names()]
     arenas = make_arenas(many, args.rules, {args.reward: reward.weights(args.reward)}, args.personality)
     length = max(int(a.params.scenario.horizon) for a in arenas)
     reference_keys = data(cli.another(args.seed, 4_000_003), EPISODES)
@@ -75,21 +72,21 @@ def main() -> None:
     show(console, rows)
 
 
-def arguments() -> Any:
-    """The command line."""
+def parser() -> cli.Parser:
+    """The options."""
     p = cli.parser(__doc__)
-    cli.add_scenarios(p)
-    cli.add_rules(p)
-    cli.add_reward(p)
-    cli.add_personality(p)
+    options.add_scenarios(p)
+    options.add_rules(p)
+    options.add_reward(p)
+    options.add_personality(p)
     p.add_argument(
         "--budget", type=cli.one_of(BUDGETS), nargs="+", default=["tiny"], metavar="NAME",
         help=f"of the search: {', '.join(BUDGETS)} (default: tiny)",
     )  # fmt: skip
     p.add_argument("--seeds", type=cli.integer(1, 100), default=3, metavar="N", help="searches of each (default: 3)")
-    cli.add_seed(p)
+    options.add_seed(p)
     p.add_argument("--out", type=cli.output_path, metavar="FILE", help="write the rows as JSON")
-    return p.parse_args()
+    return p
 
 
 def data(seed: int, episodes: int) -> np.ndarray:
@@ -153,7 +150,3 @@ def show(console: Console, rows: list[dict[str, Any]]) -> None:
         over = f"{worst['over_reference']:+.3f} ± {worst['error']:.3f}"
         table.add_row(scenario, f"{worst['monitor']:.2f}", way, f"{worst['return']:.3f}", over)
     console.print(table)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,6 +1,6 @@
 """Decisions a second of a language model: batched, against one at a time, side by side in one run.
 
-    python benchmarks/decoding_speed.py --model embedded --batch 32
+    jaxsim-soc decoding-speed --model embedded --batch 32
 
 The prompts are those of `--batch` episodes of random play, 25 ticks in. "One at a time" is `generate` of transformers
 for one prompt after the other, which encodes each whole prompt again. Rates are medians over `--repeats` rounds, each
@@ -10,13 +10,8 @@ are left out.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import cli
-
-for _package in ("torch", "transformers", "llguidance", "rich"):
-    cli.need(_package, "decoding", "train")
 
 import jax
 import numpy as np
@@ -30,20 +25,26 @@ from grpo.embedded import ModelError
 from jaxsim import BASELINES, env, make, rollouts
 from jaxsim.env import observe
 from jaxsim.noise import Noise
+from jaxsim_soc import cli
 
 TICK = 25
 FEW = 4  # prompts that a one-at-a-time way is timed on
 
 
-def main() -> None:
-    """Parse, load, measure, print."""
+def parser() -> cli.Parser:
+    """The options."""
     p = cli.parser(__doc__)
     p.add_argument("--model", default="embedded", metavar="NAME", help="embedded, a folder, or a hub id")
     p.add_argument("--dtype", default="auto", help="of the weights (default: auto)")
     p.add_argument("--batch", type=cli.integer(2, 1024), default=32, metavar="N", help="prompts (default: 32)")
     p.add_argument("--tokens", type=cli.integer(8, 512), default=24, metavar="N", help="of a free answer (default: 24)")
     p.add_argument("--repeats", type=cli.integer(1, 100), default=3, metavar="N", help="rounds (default: 3)")
-    args = p.parse_args()
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, load, measure, print."""
+    args = parser().parse_args(argv)
     try:
         loaded = models.load(args.model, dtype=args.dtype)
     except ModelError as error:
@@ -130,7 +131,3 @@ def ways_of(
         "with the grammar, one at a time": (with_grammar_alone, FEW),
         "with the grammar, batched": (with_grammar, len(ids)),
     }
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -3,49 +3,40 @@
 With no argument: every reward preset under its rules on every campaign, small budget, report in out/sweep.
 """
 
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cli
-
-for _package in ("scipy", "matplotlib", "rich", "safetensors"):
-    cli.need(_package, "the sweep")
-
 import jax
 import numpy as np
-import report
-from rich.console import Console
 from rich.markup import escape
 
 import scenarios
-from jaxsim import noise, recurrent, reward
-from jaxsim.audit import checkpoint, metrics, rescore, search, verdict, witness
+from jaxsim import noise, options, recurrent, reward
+from jaxsim.audit import checkpoint, metrics, replay, report, rescore, search, verdict, witness
 from jaxsim.audit.arena import Arena, Candidate, make_arenas
 from jaxsim.audit.bootstrap import Estimate
 from jaxsim.audit.budgets import BUDGETS, Budget
 from jaxsim.policies import BASELINES
-from jaxsim.replays import load_record, play_record
 from jaxsim.types import RewardWeights
 from jaxsim.version import SIMULATOR_VERSION
+from jaxsim_soc import cli
 from scenarios.generate import generate
 
 # The rules that a preset was made for.
 RULES_OF = {name: "hardened" if name == "operational" else "classic" for name in reward.PRESETS}
-POLICIES = Path(__file__).parent / "policies"  # learned policies, <rules>-<reward>-<view>.safetensors
 GRID = 9  # values of each weight around every preset
 METRIC_EPISODES = 1024
 EXPLOIT_POLICY = {verdict.OPEN_LOOP: "best_open_loop_name", verdict.FARMING: "farming"}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, sweep (or replay), report; with --certify the exit code is 1 unless every verdict is certified."""
-    args = arguments()
-    # A pipe has no width of its own.
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    args = parser().parse_args(argv)
+    console = replay.terminal()
     if args.replay:
-        replay(console, args.replay)
+        replay.replay(console, args.replay)
         return
     out = report.prepare(args.out)
     began = time.perf_counter()
@@ -87,15 +78,17 @@ def certified(row: dict[str, Any]) -> bool:
     return bool(row["verdict"] == verdict.CERTIFIED and not (row["moved"] and row["moved"]["not_certified"]))
 
 
-def arguments() -> Any:
-    """The command line."""
+def parser() -> cli.Parser:
+    """The options."""
     p = cli.parser(__doc__)
-    cli.add_scenarios(p, "the four published campaigns; under hardened rules their variants as well")
+    options.add_scenarios(p, "the four published campaigns; under hardened rules their variants as well")
     p.add_argument("--generated", type=cli.integer(0, 10_000), default=0, metavar="N", help="generated networks")
     p.add_argument(
         "--entities", type=cli.integer(10, 10_000), default=20, metavar="N", help="size of these (default: 20)"
     )
-    p.add_argument("--rules", type=cli.rule_set, metavar="NAME", help=f"{cli.RULES_HELP} (default: the reward's own)")
+    p.add_argument(
+        "--rules", type=options.rule_set, metavar="NAME", help=f"{options.RULES_HELP} (default: the reward's own)"
+    )
     p.add_argument(
         "--reward",
         type=cli.one_of(reward.PRESETS),
@@ -103,7 +96,7 @@ def arguments() -> Any:
         metavar="NAME",
         help=f"rewards to audit: {', '.join(reward.PRESETS)} (default: all)",
     )
-    cli.add_personality(p)
+    options.add_personality(p)
     p.add_argument("--budget", choices=list(BUDGETS), default="small", help="how hard to search")
     p.add_argument(
         "--move",
@@ -113,23 +106,23 @@ def arguments() -> Any:
         help="judge again with each weight this much off",
     )
     p.add_argument(
-        "--policies", type=cli.input_folder, default=POLICIES, metavar="DIR",
+        "--policies", type=cli.input_folder, default=checkpoint.OWN, metavar="DIR",
         help="learned policies to play as well, <rules>-<reward>-<view>.safetensors (default: those of the project)",
     )  # fmt: skip
     p.add_argument("--brief", action="store_true", help="verdicts only: no metrics of policies, no other weightings")
-    cli.add_seed(p)
+    options.add_seed(p)
     p.add_argument(
         "--out", type=cli.output_folder, default=Path("out/sweep"), metavar="DIR", help="folder of the report"
     )
     p.add_argument("--certify", action="store_true", help="exit with 1 unless every verdict is certified")
     p.add_argument("--replay", type=cli.input_file, metavar="FILE", help="play a witness tick by tick and stop")
-    return p.parse_args()
+    return p
 
 
 def chosen(args: Any, rules: str) -> list[scenarios.Scenario]:
     """The scenarios to audit under some rules; generated ones are of the held-out split."""
     if args.scenario:
-        many = cli.chosen(args.scenario)
+        many = options.chosen(args.scenario)
     elif args.generated:
         many = []
     else:
@@ -142,7 +135,7 @@ def learned(folder: Path, rules: str, name: str) -> dict[str, Candidate]:
     """The learned policies for some rules and a reward, by view; none if the folder has none."""
     found = {}
     for view in recurrent.VIEWS:
-        path = folder / f"{rules}-{name}-{view}.safetensors"
+        path = checkpoint.own(rules, name, view, folder)
         if path.exists():
             try:
                 found[view] = Candidate(view, recurrent.POLICIES[view], checkpoint.load(path).learned)
@@ -291,17 +284,3 @@ def rescored(
         "best_evg_norm": float(np.nanmax(norm)) if np.isfinite(norm).any() else None,
     }
     return report.Cloud(summary, {k: np.asarray(v) for k, v in weights._asdict().items()}, evg, grids)
-
-
-def replay(console: Console, path: Path) -> None:
-    """Print a witness tick by tick."""
-    try:
-        record = load_record(path)
-        scenario, env, played = play_record(record)
-    except ValueError as error:  # a ScenarioError is one
-        cli.fail(str(error))
-    report.print_replay(console, record, witness.tick_rows(scenario, env.dims, played), float(played.reward.sum()))
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,7 +1,7 @@
 """How a language model fares as a defender, beside policies that play the same episodes.
 
-    python grpo/evaluate.py --model embedded --out out/base
-    python grpo/evaluate.py --model embedded --adapter out/run/adapter --episodes 100 --out out/trained
+    jaxsim-soc evaluate-model --model embedded --out out/base
+    jaxsim-soc evaluate-model --model embedded --adapter out/run/adapter --episodes 100 --out out/trained
 
 The report is DIR/report.md, its numbers DIR/rows.json and DIR/rows.csv. What was said is kept tick by tick: a run that
 was interrupted goes on where it stopped when the same command is given again. The episodes are those of
@@ -10,7 +10,6 @@ was interrupted goes on where it stopped when the same command is given again. T
 
 import fcntl
 import json
-import os
 import shlex
 import sys
 import time
@@ -19,33 +18,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported, which would take 75 % of a GPU's memory
-
-import cli
-
-if find_spec("torch") is None or find_spec("transformers") is None:
-    cli.fail("a language model needs torch and transformers: pip install 'jaxsim-soc[train]'")
-for _package in ("scipy", "matplotlib", "rich", "safetensors"):
-    cli.need(_package, "the evaluation")
 
 import jax
 import numpy as np
 
 import prompting
 import scenarios
-from grpo import json_lines, models, play, report, transcript
+from grpo import json_lines, models, play, report, transcript_page
 from grpo.contents import fingerprint
 from grpo.embedded import ModelError
 from grpo.play import Played, Respond, Turn, is_turn
 from grpo.report import Told
 from grpo.settings import LEARNED, MAX_EPISODES, OPEN_LOOP, OTHERS
-from jaxsim import Env, noise, policies, recurrent, reward, rollouts
+from jaxsim import Env, noise, options, policies, recurrent, reward, rollouts
 from jaxsim.audit import checkpoint, search
 from jaxsim.audit.arena import EVIDENCE, PLAN, Arena, Candidate, make_arenas
 from jaxsim.audit.budgets import BUDGETS
@@ -54,6 +41,7 @@ from jaxsim.env import make_params
 from jaxsim.names import action_text
 from jaxsim.types import Params
 from jaxsim.version import SIMULATOR_VERSION
+from jaxsim_soc import cli
 
 EVALUATION = 0x6576616C  # folded into the key of --seed; the search folds in 1
 BUDGET = "tiny"  # of the search
@@ -93,20 +81,21 @@ def evaluation_seed(seed: int) -> int:
 # --- what to do -----------------------------------------------------------------------------------------------------
 
 
-def parse_args(argv: Sequence[str] | None) -> Any:
+def parser() -> cli.Parser:
+    """The options."""
     p, switch, whole, one_of = cli.parser(__doc__), BooleanOptionalAction, cli.integer, cli.one_of
     # fmt: off
     p.add_argument("--model", default="embedded", metavar="NAME", help="embedded, a folder, or a hub id")
     p.add_argument("--adapter", type=cli.input_folder, metavar="DIR",
                    help="a trained adapter for that model: a row of its own")
     p.add_argument("--base", action=switch, default=True, help="with --adapter: play the model without it as well")
-    cli.add_scenarios(p, default="published")
-    cli.add_rules(p)
-    cli.add_reward(p)
-    cli.add_personality(p)
+    options.add_scenarios(p, default="published")
+    options.add_rules(p)
+    options.add_reward(p)
+    options.add_personality(p)
     p.add_argument("--episodes", type=whole(2, MAX_EPISODES), default=30, metavar="N",
                    help="of each campaign (default: 30)")
-    cli.add_seed(p)
+    options.add_seed(p)
     p.add_argument("--out", type=cli.output_folder, required=True, metavar="DIR",
                    help="folder of the report, and of what was said")
     p.add_argument("--restart", action="store_true", help="begin anew in a folder that holds another run")
@@ -130,13 +119,17 @@ def parse_args(argv: Sequence[str] | None) -> Any:
     p.add_argument("--threads", type=cli.positive_int, metavar="N", help="of torch (default: its own choice)")
     p.add_argument("--offline", action="store_true", help="ask no network for the model")
     # fmt: on
-    args = p.parse_args(argv)
+    return p
+
+
+def parse_args(argv: Sequence[str] | None) -> Any:
+    args = parser().parse_args(argv)
     if args.adapter is None and not args.base:
         cli.fail("--no-base without --adapter leaves no model to play; give an adapter")
     if args.adapter is not None:
         check_adapter(args.adapter, args.model)
-    args.scenario = cli.chosen(args.scenario or [cli.scenario("published")])
-    args.command = shlex.join(["python", "grpo/evaluate.py", *(sys.argv[1:] if argv is None else argv)])
+    args.scenario = options.chosen(args.scenario or [options.scenario("published")])
+    args.command = shlex.join(["jaxsim-soc", "evaluate-model", *(sys.argv[1:] if argv is None else argv)])
     return args
 
 
@@ -251,7 +244,7 @@ def candidates(args: Any, arena: Arena, advance: Callable[[str], None]) -> dict[
         member = zip(known[name]["evidence"].values(), policies.DEFAULT_EVIDENCE, strict=True)
         parameters = policies.EvidenceParams(*(np.asarray(value, np.asarray(x).dtype) for value, x in member))
         found["evidence"] = Candidate(EVIDENCE, policies.EVIDENCE, parameters)
-    learned = cli.ROOT / "benchmarks" / "policies" / f"{args.rules}-{args.reward}-{recurrent.SEEING}.safetensors"
+    learned = checkpoint.own(args.rules, args.reward, recurrent.SEEING)
     if LEARNED in args.policies and learned.is_file():
         try:
             made = checkpoint.load(learned)
@@ -407,7 +400,7 @@ def evaluate(args: Any, advance: Callable[[str], None]) -> tuple[dict[str, list[
                 same = {k: getattr(args, k) for k in ("rules", "reward", "personality", "layout", "model")}
                 same |= {"seed": seed, "policy": name}
                 folder = args.out / "transcripts"
-                pages |= transcript.save(folder, campaign.scenario, dims, played, args.transcripts, same)
+                pages |= transcript_page.save(folder, campaign.scenario, dims, played, args.transcripts, same)
         models[name] = json.loads(about.read_text(encoding="utf-8"))
     return told, models, pages
 
@@ -434,7 +427,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         made = {"command": args.command, "seed": evaluation_seed(args.seed), "models": models}
         report.write(args.out, given, made, told, pages)
     print(args.out / "report.md")
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -5,21 +5,20 @@ from what they did. Without clip and cap a return is linear in the counts of wha
 choice: of the weightings that certify with a margin however single weights move, those whose best policy prevents most
 exfil, and of these the one with the largest EVG_norm when moved. Detection and evidence are always worth something.
 
-    python benchmarks/search_reward.py --out out/reward
+    jaxsim-soc search-reward --out out/reward
 """
 
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cli
-
-for _package in ("scipy", "matplotlib", "rich"):
-    cli.need(_package, "the search")
-
 import jax
 import matplotlib
+
+from jaxsim import options
+from jaxsim_soc import cli
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -83,9 +82,9 @@ class Scores(NamedTuple):
     tau: np.ndarray
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, play, score, choose, write."""
-    args = arguments()
+    args = parser().parse_args(argv)
     console = Console()
     args.out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
@@ -122,8 +121,8 @@ def main() -> None:
     show(console, document)
 
 
-def arguments() -> Any:
-    """The command line."""
+def parser() -> cli.Parser:
+    """The options."""
     p = cli.parser(__doc__)
     p.add_argument("--budget", choices=list(BUDGETS), default="pool", help="of the search for the pool (default: pool)")
     p.add_argument(
@@ -138,11 +137,11 @@ def arguments() -> Any:
     )
     p.add_argument("--policies", type=cli.input_folder, metavar="DIR", help="learned policies to put into the pool")
     p.add_argument("--pool", type=cli.input_file, metavar="FILE", help="score the pool.npz of an earlier run again")
-    cli.add_seed(p)
+    options.add_seed(p)
     p.add_argument(
         "--out", type=cli.output_folder, default=Path("out/reward"), metavar="DIR", help="folder of the report"
     )
-    return p.parse_args()
+    return p
 
 
 def played(args: Any, console: Console) -> list[Ground]:
@@ -342,7 +341,3 @@ def show(console: Console, document: dict[str, Any]) -> None:
         f"tau {s['tau']:.2f}. {document['seconds']:.0f} s",
         highlight=False,
     )
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,7 +1,7 @@
 """Train the policies that the audit pits against each other: one that sees, one that is masked, one that is privileged.
 
-    python benchmarks/train_policy.py                         all three on the training scenarios, a few minutes each
-    python benchmarks/train_policy.py --view masked --scenario my_network.yaml --out out/policies
+    jaxsim-soc train-policy                         all three on the training scenarios, a few minutes each
+    jaxsim-soc train-policy --view masked --scenario my_network.yaml --out out/policies
 
 Checkpoints are safetensors files <rules>-<reward>-<view>.safetensors; the sweep uses those of its rules and reward.
 Held-out scenarios and the held-out split of the generator are never trained on.
@@ -10,13 +10,9 @@ Held-out scenarios and the held-out split of the generator are never trained on.
 import csv
 import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import cli
-
-for _package in ("scipy", "optax", "safetensors", "matplotlib", "rich"):
-    cli.need(_package, "training")
 
 import jax
 import jax.numpy as jnp
@@ -24,22 +20,22 @@ import numpy as np
 from rich.console import Console
 
 import scenarios
-from jaxsim import env, policies, recurrent, reward
+from jaxsim import env, options, policies, recurrent, reward
 from jaxsim.audit import checkpoint, ppo, search
 from jaxsim.audit.arena import make_arenas, mean_returns, take
 from jaxsim.compile import dims_of
 from jaxsim.rollouts import episode_keys, rollout_many
 from jaxsim.types import Params
 from jaxsim.version import SIMULATOR_VERSION
+from jaxsim_soc import cli
 from scenarios.generate import generate
 
-POLICIES = Path(__file__).parent / "policies"  # the checkpoints that come with the project
 MEASURED = 1024  # episodes of each scenario, after training
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, train, write checkpoints and logs, print what they earn."""
-    args = arguments()
+    args = arguments(argv)
     console = Console()
     many = training_scenarios(args)
     start = begun(args)
@@ -77,17 +73,17 @@ def main() -> None:
         console.print(f"{stem}: {seconds:.0f} s; mean return {np.mean(measured):.2f} ({line})", highlight=False)
 
 
-def arguments() -> Any:
-    """The command line."""
+def parser() -> cli.Parser:
+    """The options."""
     p = cli.parser(__doc__)
-    cli.add_scenarios(p)
+    options.add_scenarios(p)
     p.add_argument(
         "--generated", type=cli.integer(0, 200), default=12, metavar="N",
         help="generated networks of the training split beside them (default: 12)",
     )  # fmt: skip
-    cli.add_rules(p)
-    cli.add_reward(p)
-    cli.add_personality(p)
+    options.add_rules(p)
+    options.add_reward(p)
+    options.add_personality(p)
     p.add_argument(
         "--view", type=cli.one_of(recurrent.VIEWS), nargs="+", default=list(recurrent.VIEWS), metavar="NAME",
         help=f"{', '.join(recurrent.VIEWS)} (default: all)",
@@ -101,11 +97,16 @@ def arguments() -> Any:
     p.add_argument(
         "--entropy", type=cli.fraction, default=0.02, metavar="WEIGHT", help="of the bonus on entropy (default: 0.02)"
     )
-    cli.add_seed(p)
+    options.add_seed(p)
     p.add_argument(
         "--out", type=cli.output_folder, default=Path("out/policies"), metavar="DIR", help="folder of the checkpoints"
     )
-    args = p.parse_args()
+    return p
+
+
+def arguments(argv: Sequence[str] | None) -> Any:
+    """The command line."""
+    args = parser().parse_args(argv)
     if args.lanes % ppo.Settings().minibatches:
         cli.fail(f"--lanes {args.lanes} is no multiple of {ppo.Settings().minibatches}; give one that is")
     return args
@@ -126,7 +127,7 @@ def begun(args: Any) -> checkpoint.Checkpoint | None:
 
 def training_scenarios(args: Any) -> list[scenarios.Scenario]:
     """Those asked for, or all built-in ones that are not held out; and generated ones of the training split."""
-    many = cli.chosen(args.scenario)
+    many = options.chosen(args.scenario)
     if args.scenario:
         if held := [s.id for s in many if s.held_out]:
             cli.fail(f"--scenario: {held[0]!r} is held out and never trained on; leave it out")
@@ -181,7 +182,3 @@ def measure(made: checkpoint.Checkpoint, dims: Any, stacked: list[Params], seed:
     policy = recurrent.POLICIES[made.view]
     played = [rollout_many(env.Env(dims), p, policy, one, keys)[0] for p in stacked]
     return [float(stats.episode_return.mean()) for stats in played]
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -1,8 +1,8 @@
 """Train an adapter that reads its evidence, by GRPO on the simulator's own returns, and prove what changed.
 
-    python grpo/train.py                              what fits the machine: preset t4 with CUDA, cpu without
-    python grpo/train.py --preset cpu --steps 200 --out out/longer
-    python grpo/train.py --preset cpu --print-config
+    jaxsim-soc train                              what fits the machine: preset t4 with CUDA, cpu without
+    jaxsim-soc train --preset cpu --steps 200 --out out/longer
+    jaxsim-soc train --preset cpu --print-config
 
 A run is a chain of stages, each kept in the output folder when it is complete: gate, then for each outer loop collect
 (the teacher's play in loop 0, the model's own after it), credit (return-to-go of every legal action of every state),
@@ -26,24 +26,16 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "benchmarks")]
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported, which would take 75 % of a GPU's memory
-
-import cli
-
-for _package in ("torch", "transformers", "trl", "peft", "safetensors", "rich", "matplotlib", "scipy"):
-    cli.need(_package, "training", "train")
-
 import numpy as np
 from accelerate import PartialState
 from rich.console import Console
 
 import prompting
 from grpo import (
+    audit_gate,
     decode,
     diagnostics,
     finite,
-    gate,
     json_lines,
     models,
     play,
@@ -60,7 +52,7 @@ from grpo.rows import Campaigns, Rows
 from grpo.run_folder import Log, begin, release, save_manifest, timed
 from grpo.settings import Settings
 from jaxsim.types import VERBS
-from scenarios import write
+from jaxsim_soc import cli, write
 from scenarios.read import odd, read
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -107,15 +99,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_manifest(out, manifest | {"finished": True, "alarm": alarm})
     console.print(f"report in {args.out / 'report.md'}", soft_wrap=True)
     if alarm:
-        print(f"{Path(sys.argv[0]).name}: stopped by the alarm: {alarm}", file=sys.stderr)
+        print(f"{cli.prog()}: stopped by the alarm: {alarm}", file=sys.stderr)
         raise SystemExit(ALARMED)
 
 
 # --- settings and gate ----------------------------------------------------------------------------------------------
 
 
-def arguments(argv: Sequence[str] | None) -> tuple[Any, Settings]:
-    """The command line: every setting is an option."""
+def parser() -> cli.Parser:
+    """The options."""
     p = cli.parser(__doc__)
     p.add_argument("--preset", metavar="NAME|FILE", help=f"{', '.join(settings.PRESETS)} (default: fits the machine)")
     p.add_argument(
@@ -138,7 +130,12 @@ def arguments(argv: Sequence[str] | None) -> tuple[Any, Settings]:
         p.add_argument(
             f"--{name.replace('_', '-')}", dest=name, metavar=_kind(field.annotation), help=field.description
         )
-    args = p.parse_args(argv)
+    return p
+
+
+def arguments(argv: Sequence[str] | None) -> tuple[Any, Settings]:
+    """The command line: every setting is an option."""
+    args = parser().parse_args(argv)
     given = {
         name: _value(name, getattr(args, name)) for name in Settings.model_fields if getattr(args, name) is not None
     }
@@ -195,10 +192,12 @@ def started(chosen: Settings) -> PartialState:
 def passed(chosen: Settings, args: Any) -> list[dict[str, Any]]:
     """The audit's verdicts for the training campaigns. Fails when what is paid is not certified, unless forced."""
     try:
-        found, objections = gate.verdicts(args.audit or gate.OWN, chosen.rules, chosen.reward, chosen.campaigns)
+        found, objections = audit_gate.verdicts(
+            args.audit or audit_gate.OWN, chosen.rules, chosen.reward, chosen.campaigns
+        )
     except ValueError as error:
         cli.fail(f"--audit: {error}")
-    what_to_do = gate.remedy(chosen.rules, chosen.reward, found, chosen.campaigns)
+    what_to_do = audit_gate.remedy(chosen.rules, chosen.reward, found, chosen.campaigns)
     if chosen.not_covered:
         if not objections:
             what_to_do = f"pay for return_to_go, and for form if you like ({', '.join(signals.FORMAT_ONLY)})"
@@ -470,7 +469,7 @@ def evaluation_options(out: Path, chosen: Settings) -> list[str]:
 
 def check_evaluation(out: Path, chosen: Settings) -> None:
     """Fail now for what the evaluation, which comes last, would not accept."""
-    from grpo import evaluate as evaluation
+    from grpo import evaluation
 
     evaluation.parse_args([*evaluation_options(out, chosen), "--policies", *chosen.evaluate_policies])
 
@@ -488,11 +487,11 @@ def base_beside(out: Path, chosen: Settings) -> Iterator[None]:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    script = [sys.executable, str(Path(__file__).with_name("evaluate.py")), *evaluation_options(out, chosen)]
+    command = [sys.executable, "-m", "jaxsim_soc", "evaluate-model", *evaluation_options(out, chosen)]
     alone = ["--no-shuffle", "--transcripts", "0", "--threads", "1", "--policies"]
     with (
         open(out / "evaluation-base.log", "w") as log,
-        subprocess.Popen([*script, *alone], stdout=log, stderr=log) as process,
+        subprocess.Popen([*command, *alone], stdout=log, stderr=log) as process,
     ):
         try:
             yield
@@ -504,7 +503,7 @@ def base_beside(out: Path, chosen: Settings) -> Iterator[None]:
 
 def evaluate(out: Path, chosen: Settings, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of base, adapter and baselines on episodes that nothing was trained on."""
-    from grpo import evaluate as evaluation
+    from grpo import evaluation
 
     began = time.monotonic()
     lock = out / "evaluation" / "lock"
@@ -520,7 +519,3 @@ def evaluate(out: Path, chosen: Settings, manifest: dict[str, Any]) -> list[dict
     timed(out, manifest, "evaluation", began)
     found: list[dict[str, Any]] = json.loads((out / "evaluation" / "rows.json").read_text("utf-8"))
     return found
-
-
-if __name__ == "__main__":
-    cli.run(main)

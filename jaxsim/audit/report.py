@@ -8,8 +8,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cli
 import matplotlib
+
+from jaxsim_soc import cli
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -213,9 +214,7 @@ def markdown(document: dict[str, Any], clouds: list[Cloud], out: Path) -> str:
         tells = ", ".join(f"{k} {v if isinstance(v, bool) else round(v, 3)}" for k, v in r["tells"].items())
         lines.append(f"- tells of the best open-loop policy: {tells}")
         lines += bound_lines(r) + metric_lines(r)
-        lines += [
-            f"- replay {e}: `python benchmarks/sweep_rewards.py --replay {out / f}`" for e, f in r["witness"].items()
-        ]
+        lines += [f"- replay {e}: `jaxsim-soc replay {out / f}`" for e, f in r["witness"].items()]
         lines.append("")
     lines += [
         "## Reward side",
@@ -352,16 +351,3 @@ def print_rescoring(console: Console, clouds: list[Cloud]) -> None:
             f"weightings ({s['configurations_per_minute']:,} a minute)",
             highlight=False,
         )
-
-
-def print_replay(console: Console, record: dict[str, Any], rows: list[dict[str, str]], total: float) -> None:
-    """A witness, tick by tick."""
-    reward = record["reward"] if isinstance(record["reward"], str) else "own weights"
-    title = f"{record['scenario']}, {record['rules']} rules, reward {reward}, episode {record['episode']}"
-    table = Table(title=title, show_lines=True)
-    for name in rows[0] if rows else ("tick",):
-        table.add_column(name, justify="right" if name in ("tick", "reward") else "left")
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table)
-    console.print(f"return {total:+.3f} in {len(rows)} ticks", highlight=False)

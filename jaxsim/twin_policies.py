@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twin import (
+from jaxsim.twin import (
     BLOCK_EGRESS,
     CHANNELS,
     CLASSIC,

@@ -1,18 +1,17 @@
 """How many prompts a second are written, and how many completions a second are read.
 
-    python benchmarks/prompting_speed.py
+    jaxsim-soc prompting-speed
 
 In one process, on one core. Observations are those of random and of heuristic play; playing them is not timed. The
 median of the repeats, of the time that the process itself had on the core, so that neighbours count little.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
 
-import cli
 import jax
 import numpy as np
 from chex import Array
@@ -25,6 +24,7 @@ from jaxsim.compile import dims_of
 from jaxsim.policies import Policy
 from jaxsim.rollouts import episode_keys, start, tick_noise
 from jaxsim.types import Dims, Observation, Params, State
+from jaxsim_soc import cli
 
 BUILT_IN = [*scenarios.names("published"), *scenarios.names("hardened")]
 DIMS = dims_of([scenarios.load(name) for name in BUILT_IN])  # of all: one program plays any of them
@@ -74,13 +74,19 @@ def rate(work: Callable[[], int], repeats: int) -> float:
     return median(rates)
 
 
-def main() -> None:
+def parser() -> cli.Parser:
+    """The options."""
     p = cli.parser(__doc__)
     p.add_argument(
         "--episodes", type=cli.integer(1, 10_000), default=32, metavar="N", help="of each scenario (default: 32)"
     )
     p.add_argument("--repeats", type=cli.integer(1, 1000), default=7, metavar="N", help="timed runs (default: 7)")
-    args = p.parse_args()
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time writing and reading, print a line for each."""
+    args = parser().parse_args(argv)
     for group in ("published", "hardened"):
         inventories = [prompting.inventory(scenarios.load(name), DIMS) for name in scenarios.names(group)]
         for policy in ("random", "heuristic"):
@@ -105,7 +111,3 @@ def main() -> None:
             return len(texts)
 
         print(f"{group}: {rate(read, args.repeats):,.0f} completions/s")
-
-
-if __name__ == "__main__":
-    cli.run(main)

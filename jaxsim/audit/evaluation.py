@@ -1,7 +1,7 @@
 """How baseline policies and fixed plans fare: returns, reward channels, outcomes.
 
-    python benchmarks/evaluate.py --policy random heuristic --episodes 4000 --json rows.json --plot rows.png
-    python benchmarks/evaluate.py --scenario supply_chain_token_drift --policy "plan:MONITOR;ISOLATE_ASSET assets[0]"
+    jaxsim-soc evaluate --policy random heuristic --episodes 4000 --json rows.json --plot rows.png
+    jaxsim-soc evaluate --scenario supply_chain_token_drift --policy "plan:MONITOR;ISOLATE_ASSET assets[0]"
 
 Every policy meets the same episodes of a scenario, so a difference between two rows is a difference of policies.
 """
@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cli
 import jax
 import numpy as np
 
 import scenarios
-from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Env, Policy, parse_plan, recurrent, rollout
+from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Env, Policy, options, parse_plan, recurrent, rollout
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
 from jaxsim.policies import PLAN
 from jaxsim.types import EXFIL
+from jaxsim_soc import cli
 
 Z95 = 1.96  # half a 95 % interval, in standard errors
 PLAN_PREFIX, LEARNED_SUFFIX = "plan:", ".safetensors"
@@ -44,10 +44,11 @@ def policy_name(text: str) -> str:
     )
 
 
-def parse_args(argv: Sequence[str] | None) -> Any:
+def parser() -> cli.Parser:
+    """The options."""
     p = cli.parser(__doc__)
-    cli.add_scenarios(p)
-    cli.add_personality(p)
+    options.add_scenarios(p)
+    options.add_personality(p)
     p.add_argument(
         "--policy",
         type=policy_name,
@@ -59,15 +60,19 @@ def parse_args(argv: Sequence[str] | None) -> Any:
         "ci-runner-01' or 'REVOKE_IDENTITY identities[2]', MONITOR after its end "
         f"(default: {' '.join(BASELINES)})",
     )
-    cli.add_rules(p)
-    cli.add_reward(p)
-    cli.add_episodes(p)
-    cli.add_seed(p)
+    options.add_rules(p)
+    options.add_reward(p)
+    options.add_episodes(p)
+    options.add_seed(p)
     p.add_argument("--json", type=cli.output_path, metavar="FILE", help="write the rows here")
     p.add_argument("--plot", type=cli.plot_path, metavar="FILE.png", help="draw the returns here (or .svg, .pdf)")
-    args = p.parse_args(argv)
+    return p
+
+
+def parse_args(argv: Sequence[str] | None) -> Any:
+    args = parser().parse_args(argv)
     cli.differ(json=args.json, plot=args.plot)
-    args.scenario = cli.chosen(args.scenario)
+    args.scenario = options.chosen(args.scenario)
     args.policy = list(dict.fromkeys(args.policy or BASELINES))
     return args
 
@@ -266,7 +271,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.plot:
         plot(args.plot, rows)
     show(rows)
-
-
-if __name__ == "__main__":
-    cli.run(main)

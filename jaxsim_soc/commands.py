@@ -1,0 +1,116 @@
+"""`jaxsim-soc COMMAND`: every tool by one name. A tool is imported when it is called, and not before."""
+
+import argparse
+import os
+import sys
+from importlib import import_module
+from typing import Any, NamedTuple, NoReturn
+
+from jaxsim_soc import cli
+
+NAME = "jaxsim-soc"
+DRAWING = ("scipy", "matplotlib", "rich")
+LANGUAGE_MODEL = ("torch", "transformers", "llguidance", *DRAWING, "safetensors")
+GROUPS = {
+    "rewards": ("audit", "replay", "gate", "search-reward", "ablate-rules", "search-check"),
+    "policies": ("evaluate", "train-policy"),
+    "language models": ("train", "evaluate-model", "transcript", "export"),
+    "scenarios": ("scenarios",),
+    "speed": ("throughput", "generator-speed", "prompting-speed", "credit-speed", "decoding-speed"),
+    "shell": ("completion",),
+}
+
+
+class Command(NamedTuple):
+    """A tool: `main()` of a module, which also has the `parser()` of its options."""
+
+    module: str
+    help: str
+    needs: tuple[str, ...] = ()  # optional packages, said to be missing before the module is imported
+    extra: str = "bench"  # what installs them
+
+    def load(self) -> Any:
+        """The module, imported with JAX on the CPU where torch may want the GPU. Ends the program without `needs`."""
+        for package in self.needs:
+            cli.need(package, cli.prog(), self.extra)
+        if "torch" in self.needs:  # before JAX is imported, which would take 75 % of a GPU's memory
+            os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        return import_module(self.module)
+
+
+COMMANDS = {
+    "audit": Command(
+        "jaxsim.audit.sweep",
+        "find what a reward really pays for; with --certify a gate",
+        (*DRAWING, "safetensors"),
+    ),
+    "replay": Command("jaxsim.audit.replay", "play a witness of an audit tick by tick", ("rich",)),
+    "gate": Command("grpo.audit_gate", "collect verdicts of audits, for training to consult"),
+    "search-reward": Command(
+        "jaxsim.audit.reward_search", "find the weights of the operational reward", (*DRAWING, "safetensors")
+    ),
+    "ablate-rules": Command("jaxsim.audit.ablation", "which rule mends which exploit", DRAWING),
+    "search-check": Command(
+        "jaxsim.audit.search_check", "the audit's search beside an exhaustive one", ("scipy", "rich")
+    ),
+    "evaluate": Command("jaxsim.audit.evaluation", "returns of baselines, plans and learned policies (JAX)", ("rich",)),
+    "train-policy": Command(
+        "jaxsim.audit.policy_training",
+        "train the recurrent policies that the audit plays",
+        (*DRAWING, "optax", "safetensors"),
+    ),
+    "train": Command(
+        "grpo.training", "train a language model by GRPO", (*LANGUAGE_MODEL, "trl", "peft"), "bench,train"
+    ),
+    "evaluate-model": Command(
+        "grpo.evaluation", "returns of a language model (--model) beside policies", LANGUAGE_MODEL, "bench,train"
+    ),
+    "transcript": Command("grpo.transcript_page", "one episode as a web page"),
+    "export": Command(
+        "grpo.exporting",
+        "merge an adapter into a model folder and a GGUF file",
+        (*LANGUAGE_MODEL, "peft", "gguf"),
+        "bench,train",
+    ),
+    "scenarios": Command("scenarios.__main__", "list, validate, generate scenarios; print their schema"),
+    "throughput": Command("jaxsim.throughput", "steps a second, beside the scalar twin"),
+    "generator-speed": Command("jaxsim.generator_speed", "networks drawn a second"),
+    "prompting-speed": Command("prompting.speed", "prompts written and answers read a second"),
+    "credit-speed": Command("grpo.credit_speed", "futures of training rows a second"),
+    "decoding-speed": Command(
+        "grpo.decoding_speed", "decisions of a language model a second", LANGUAGE_MODEL, "bench,train"
+    ),
+    "completion": Command("jaxsim_soc.completion", "print the completion of a shell", ("shtab",)),
+}
+
+
+def run(name: str) -> NoReturn:
+    """Run a tool on the words in `sys.argv`, and exit."""
+
+    cli.run(lambda: COMMANDS[name].load().main())
+
+
+def main() -> NoReturn:
+    """The front door: the first word says which tool."""
+    first, *words = sys.argv[1:] or [""]
+    if first in COMMANDS:
+        sys.argv = [f"{NAME} {first}", *words]
+        run(first)
+    sys.argv[0] = NAME
+    cli.run(lambda: run(parser().parse_args().command))  # help, the version, or what is wrong with the word
+
+
+def parser() -> cli.Parser:
+    """What `jaxsim-soc --help` shows."""
+    listing = [
+        f"{group}:\n" + "\n".join(f"  {name:<16} {COMMANDS[name].help}" for name in names)
+        for group, names in GROUPS.items()
+    ]
+    p = cli.parser(
+        "Enterprise attack chains in JAX, and the audit that finds what a SOC reward really pays for.\n\n"
+        + "\n\n".join(listing)
+        + f"\n\n{NAME} COMMAND --help shows the options of a command."
+    )
+    p.usage = f"{NAME} [-h] [--version] COMMAND ..."
+    p.add_argument("command", type=cli.one_of(COMMANDS), metavar="COMMAND", help=argparse.SUPPRESS)
+    return p
