@@ -1,0 +1,6 @@
+"""`jaxsim-soc prompting-speed` by the name of a file."""
+
+from jaxsim_soc.commands import run
+
+if __name__ == "__main__":
+    run("prompting-speed")
