@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, float]] = {
     "capped": _EVIDENCE | {"evidence": 0.0, "disruption_cap": 0.6},
     "linear": _EVIDENCE | {"evidence": 0.0},
     "evidence": _EVIDENCE,
-    # Found by benchmarks/search_reward.py. Neither cap nor clip: a return is linear in what happened.
+    # Found by `jaxsim-soc search-reward`. Neither cap nor clip: a return is linear in what happened.
     "operational": {
         "detection": 0.021,
         "active_block": 1.3,

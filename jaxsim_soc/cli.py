@@ -48,7 +48,10 @@ def fail(message: str) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line without the usage, and every argument is text that a file can hold."""
+    """argparse, but an error is one line, options are not abbreviated, and arguments are text that a file can hold."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for word in sys.argv[1:] if args is None else args:
@@ -61,9 +64,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(doc: str | None) -> Parser:
-    """A parser whose help begins with a module's docstring; options may not be abbreviated."""
-    raw = argparse.RawDescriptionHelpFormatter
-    p = Parser(prog=prog(), description=doc, allow_abbrev=False, formatter_class=raw)
+    """A parser whose help begins with a module's docstring."""
+    p = Parser(prog=prog(), description=doc)
     p.add_argument("--version", action="version", version=f"jaxsim-soc {version()}", help="show the version and exit")
     return p
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from jaxsim_soc import shown
+from jaxsim_soc import cli
 from scenarios.load import GROUPS, ScenarioError, dump, load, names
 from scenarios.model import Scenario
 from scenarios.wording import show
@@ -18,12 +18,10 @@ from scenarios.wording import show
 MAX_COUNT = 10_000  # files of one command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0 when all is well, 1 when a file is bad, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scenarios", description="Attack campaigns as data: list, check, generate, describe."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def parser() -> cli.Parser:
+    """The commands and their options."""
+    p = cli.parser("Attack campaigns as data: list, check, generate, describe.")
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="show the built-in scenarios as a table")
     validate = commands.add_parser(
         "validate", help="check scenario files, and say what to change in those that are not valid"
@@ -37,11 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     generate.add_argument("--out", required=True, metavar="DIR", help="directory for the files, made if there is none")
     generate.add_argument("--force", action="store_true", help="replace files that exist")
     commands.add_parser("schema", help="print the JSON schema of the file format")
-    args = parser.parse_args(argv)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0 when all is well, 1 when a file is bad, 2 for wrong usage."""
+    args = parser().parse_args(argv)
     if args.command == "validate":
         return _validate(args.files)
     if args.command == "generate":
-        return _generate(args)
+        _generate(args)
+        return 0
     print(_table() if args.command == "list" else schema())
     return 0
 
@@ -65,7 +69,7 @@ def _validate(paths: Sequence[str]) -> int:
     return code
 
 
-def _generate(args: argparse.Namespace) -> int:
+def _generate(args: argparse.Namespace) -> None:
     # Only here, so that nothing else needs NumPy.
     from scenarios.generate import generate
     from scenarios.networks import MAX_ENTITIES, MAX_SEED, MIN_ENTITIES, SPLITS
@@ -83,15 +87,9 @@ def _generate(args: argparse.Namespace) -> int:
             print(path)
     except OSError as error:
         where = error.filename or args.out
-        return _fail(f"{where}: {error.strerror or error}; nothing was written, choose another directory for --out")
+        cli.fail(f"{where}: {error.strerror or error}; nothing was written, choose another directory for --out")
     except ValueError as error:
-        return _fail(str(error))
-    return 0
-
-
-def _fail(message: str) -> int:
-    print(f"python -m scenarios generate: error: {message}", file=sys.stderr)
-    return 2
+        cli.fail(str(error))
 
 
 def _whole(option: str, text: str, low: int, high: int) -> int:
@@ -137,9 +135,4 @@ def _row(s: Scenario) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    shown.outlast_readers()
-    code = main()
-    sys.stdout.flush()
-    if shown.unshown:
-        print(shown.unshown[0], file=sys.stderr)
-    raise SystemExit(2 if shown.unshown else code)
+    cli.run(main)

@@ -3,17 +3,12 @@
 Every check yields `Problem`s and is linear in the size of the scenario.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from scenarios import attack
 from scenarios.wording import did_you_mean
-
-if TYPE_CHECKING:
-    from scenarios.model import Benign, Scenario, Stage
 
 Loc = tuple[str | int, ...]
 MAX_PROBLEMS = 20  # reported at a time
@@ -25,6 +20,58 @@ class Problem(NamedTuple):
     loc: Loc
     message: str
     line: int = 0  # in the file, from 1; 0 when not known
+
+
+# What the checks read of `scenarios.model`, which imports them.
+
+
+class Named(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+class Targets(Named, Protocol):
+    @property
+    def asset(self) -> str | None: ...
+    @property
+    def identity(self) -> str | None: ...
+
+
+class Benign(Targets, Protocol):
+    @property
+    def rate(self) -> float: ...
+
+
+class Stage(Targets, Protocol):
+    @property
+    def tactic(self) -> str: ...
+    @property
+    def technique(self) -> str: ...
+    @property
+    def prerequisites(self) -> tuple[str, ...]: ...
+    @property
+    def any_prerequisites(self) -> tuple[str, ...]: ...
+    @property
+    def success(self) -> float: ...
+    @property
+    def compromises_asset(self) -> bool: ...
+    @property
+    def compromises_identity(self) -> bool: ...
+    @property
+    def exfil(self) -> bool: ...
+
+
+class Scenario(Protocol):
+    @property
+    def noise_rate(self) -> float: ...
+    @property
+    def assets(self) -> Sequence[Named]: ...
+    @property
+    def identities(self) -> Sequence[Named]: ...
+    @property
+    def stages(self) -> Sequence[Stage]: ...
+    @property
+    def benign(self) -> Sequence[Benign]: ...
 
 
 def stage_problems(stage: Stage) -> Iterator[Problem]:
@@ -127,7 +174,7 @@ def _references(scenario: Scenario) -> Iterator[Problem]:
     identities = {identity.id: None for identity in scenario.identities}
     stages = {stage.id: None for stage in scenario.stages}
 
-    def targets(section: str, i: int, entry: Stage | Benign) -> Iterator[Problem]:
+    def targets(section: str, i: int, entry: Targets) -> Iterator[Problem]:
         if entry.asset is not None and entry.asset not in assets:
             yield Problem((section, i, "asset"), _unknown(entry.asset, "asset", assets, "identity", identities))
         if entry.identity is not None and entry.identity not in identities:

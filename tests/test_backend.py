@@ -17,13 +17,13 @@ import torch
 from packaging.requirements import Requirement
 from test_models import tiny
 
-from grpo import diagnostics, models, optimise, rows, settings, signals, train, unsloth_backend
+from grpo import diagnostics, models, optimise, rows, settings, signals, training, unsloth_backend
 from grpo.models import ModelError
 from jaxsim.policies import BASELINES
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-ROOT = Path(train.__file__).resolve().parent.parent
+ROOT = Path(training.__file__).resolve().parent.parent
 # What Unsloth's two functions promise, on a CPU; it notes how they were called. The rewards of a random model are all
 # alike, which teaches nothing, so other ones take their place.
 STANDIN = """
@@ -118,7 +118,7 @@ def test_refused_before_anything_is_loaded(
     cuda(monkeypatch, False)
     monkeypatch.setattr(models, "load", None)
     with pytest.raises(SystemExit) as ended:
-        train.main(["--preset", "smoke", "--backend", "unsloth", "--out", str(tmp_path / "out")])
+        training.main(["--preset", "smoke", "--backend", "unsloth", "--out", str(tmp_path / "out")])
     assert ended.value.code == 2 and "backend = 'unsloth': it needs a GPU" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""benchmarks/evaluate.py and what it shares with the other tools: rows, tables, pictures, bad input, whole files."""
+"""`jaxsim-soc evaluate` and what it shares with the other tools: rows, tables, pictures, bad input, whole files."""
 
 import json
 import os
@@ -9,14 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import evaluate
 import jsonschema
 import pytest
 
 import scenarios
+from jaxsim.audit import evaluation
 from jaxsim.twin import CHANNELS
 from jaxsim_soc import cli
 
+ROOT = Path(__file__).resolve().parent.parent
 SUPPLY = "supply_chain_token_drift"
 KNOWN_PLAN = "plan:MONITOR;ISOLATE_ASSET ci-runner-01"
 NUMBER, RATE = {"type": "number"}, {"type": "number", "minimum": 0, "maximum": 1}
@@ -56,7 +57,7 @@ ROWS = {
 def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The one line on stderr with which bad input ends, exit code 2."""
     with pytest.raises(SystemExit) as ended:
-        cli.run(lambda: evaluate.main(argv))
+        cli.run(lambda: evaluation.main(argv))
     assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -71,7 +72,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, An
     plan = "plan:MONITOR;ISOLATE_ASSET assets[0]"
     policies = ["random", "monitor", plan]
     files = ["--json", str(folder / "rows.json"), "--plot", str(folder / "rows.png")]
-    evaluate.main(["--policy", *policies[:1], "--policy", *policies[1:], "--episodes", "40", *files])
+    evaluation.main(["--policy", *policies[:1], "--policy", *policies[1:], "--episodes", "40", *files])
     assert (folder / "rows.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(p.name for p in folder.iterdir()) == ["rows.json", "rows.png"]
     yield json.loads((folder / "rows.json").read_text())
@@ -97,7 +98,7 @@ def test_monitor_neither_contains_nor_confirms(rows: list[dict[str, Any]]) -> No
 def test_plan_of_known_value(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     classic = ["--rules", "classic", "--reward", "evidence"]
-    evaluate.main(["--scenario", SUPPLY, *classic, "--policy", KNOWN_PLAN, "--episodes", "50", "--json", str(path)])
+    evaluation.main(["--scenario", SUPPLY, *classic, "--policy", KNOWN_PLAN, "--episodes", "50", "--json", str(path)])
     (row,) = json.loads(path.read_text())
     assert row["mean_return"] == pytest.approx(7.302, abs=5e-4)
     assert row["std_return"] == 0
@@ -108,7 +109,7 @@ def test_same_seed_same_rows_and_one_episode_has_no_error(tmp_path: Path) -> Non
     texts = []
     for name in ("a.json", "b.json"):
         options = ["--episodes", "1", "--seed", "4294967295", "--personality", "stealthy"]
-        evaluate.main(["--scenario", SUPPLY, *options, "--policy", "random", "--json", str(tmp_path / name)])
+        evaluation.main(["--scenario", SUPPLY, *options, "--policy", "random", "--json", str(tmp_path / name)])
         texts.append((tmp_path / name).read_text())
     assert texts[0] == texts[1]
     assert json.loads(texts[0])[0]["se_return"] is None
@@ -143,7 +144,7 @@ def test_same_seed_same_rows_and_one_episode_has_no_error(tmp_path: Path) -> Non
 def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argv: list[str], said: list[str]
 ) -> None:
-    monkeypatch.setattr(evaluate, "rollout", None)  # refused before anything is simulated
+    monkeypatch.setattr(evaluation, "rollout", None)  # refused before anything is simulated
     message = error_of(capsys, *argv)
     assert all(part in message for part in said), message
 
@@ -181,8 +182,8 @@ def test_a_full_disk_is_one_line(
     def full(path: Path, value: Any) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(evaluate, "evaluate", lambda args: [])
-    monkeypatch.setattr(evaluate, "show", lambda rows: None)
+    monkeypatch.setattr(evaluation, "evaluate", lambda args: [])
+    monkeypatch.setattr(evaluation, "show", lambda rows: None)
     monkeypatch.setattr(cli, "write_json", full)
     assert "No space left" in error_of(capsys, "--json", str(tmp_path / "x.json"))
 
@@ -226,7 +227,7 @@ def test_a_log_gets_lines_of_progress(capsys: pytest.CaptureFixture[str], monkey
 
 def started(code: str, **given: Any) -> subprocess.CompletedProcess[str]:
     """A tool in a process of its own."""
-    begin = f"import sys; sys.path[:0] = [{str(cli.ROOT)!r}, {str(cli.ROOT / 'benchmarks')!r}]; import cli\n"
+    begin = "from jaxsim_soc import cli\n"
     given = {"stdout": subprocess.PIPE, **given, "env": {**os.environ, **given.get("env", {})}}
     return subprocess.run([sys.executable, "-c", begin + code], stderr=subprocess.PIPE, text=True, **given)
 
@@ -235,7 +236,7 @@ def test_results_are_kept_though_nobody_reads_what_is_shown(tmp_path: Path) -> N
     reading, writing = os.pipe()
     os.close(reading)
     argv = ["--scenario", SUPPLY, "--policy", "monitor", "--episodes", "2", "--json", str(tmp_path / "rows.json")]
-    done = started(f"import evaluate; cli.run(lambda: evaluate.main({argv!r}))", stdout=writing)
+    done = started(f"import evaluate; cli.run(lambda: evaluation.main({argv!r}))", stdout=writing)
     os.close(writing)
     assert done.returncode == 0 and not done.stderr.strip(), done.stderr
     jsonschema.validate(json.loads((tmp_path / "rows.json").read_text()), ROWS)
@@ -243,12 +244,12 @@ def test_results_are_kept_though_nobody_reads_what_is_shown(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_without_a_character_shows_its_number(encoding: str) -> None:
-    code = """import evaluate
+    code = """from jaxsim.audit import evaluation
 from rich.console import Console
 def main():
     Console().print("± " + chr(0xD800), markup=False)
     print("Ω", chr(0x2026))
-    evaluate.main(["--help"])
+    evaluation.main(["--help"])
 cli.run(main)"""
     done = started(code, env={"PYTHONIOENCODING": encoding}, encoding="latin-1")
     assert done.returncode == 0 and not done.stderr, done.stderr
@@ -265,17 +266,10 @@ def test_a_full_disk_behind_standard_output_is_said() -> None:
 def test_the_scenarios_tool_outlasts_its_reader_too() -> None:
     list_all = [sys.executable, "-m", "scenarios", "schema"]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(list_all, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=cli.ROOT)
+        done = subprocess.run(list_all, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not whole" in done.stderr
-    gone = subprocess.Popen(list_all, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=cli.ROOT)
+    gone = subprocess.Popen(list_all, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     assert gone.stdout is not None and gone.stderr is not None
     gone.stdout.close()
     with gone.stderr:
         assert gone.stderr.read() == b"" and gone.wait() == 0
-
-
-def test_every_tool_runs_through_it() -> None:
-    for path in (*(cli.ROOT / "benchmarks").glob("*.py"), *(cli.ROOT / "grpo").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if '__name__ == "__main__"' in text and path.stem != "unsloth_backend":  # a part of train.py
-            assert text.endswith('if __name__ == "__main__":\n    cli.run(main)\n'), path

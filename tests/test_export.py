@@ -21,7 +21,7 @@ from test_models import SPECIAL, TEXT, logits, lora, needs_version_5, tiny, tiny
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from grpo import embedded, export, gguf_file, llama_server, models
+from grpo import embedded, exporting, gguf_file, llama_server, models
 from grpo.models import ModelError, load
 
 # PEFT still asks for it.
@@ -83,14 +83,14 @@ def llama(tmp_path_factory) -> tuple[Path, Path]:
 def exported(qwen, tmp_path_factory) -> Path:
     """The Qwen2, in float32 and 16 bits."""
     out = tmp_path_factory.mktemp("out") / "soc"
-    export.main(["--adapter", str(qwen[1]), "--out", str(out), "--gguf", "f16", *STATES])
+    exporting.main(["--adapter", str(qwen[1]), "--out", str(out), "--gguf", "f16", *STATES])
     return out
 
 
 def failed(capsys: pytest.CaptureFixture[str], *options: object, code: int = 2) -> str:
     """What an export that must fail says."""
     with pytest.raises(SystemExit) as ended:
-        export.main([*map(str, options), *STATES])
+        exporting.main([*map(str, options), *STATES])
     assert ended.value.code == code
     return capsys.readouterr().err
 
@@ -147,7 +147,7 @@ def test_what_is_told(qwen, exported):
 def test_gguf_there_and_back(name, kind, request, tmp_path):
     pair = request.getfixturevalue(name)
     loaded = load(str(pair[0]), pair[1], dtype="float32", device="cpu")
-    model, tokenizer = export.merged(loaded), loaded.tokenizer
+    model, tokenizer = exporting.merged(loaded), loaded.tokenizer
     path = write(model, tokenizer, tmp_path, kind)
     read, cut = gguf_file.load_gguf(path, "cpu", model.generation_config.eos_token_id)
     one, other = logits(read), logits(model)
@@ -274,7 +274,7 @@ def test_how_text_is_cut():
 
 def test_16_bits_are_rounded_and_the_merge_is_checked_before(llama, tmp_path):
     out = tmp_path / "soc"
-    export.main(["--adapter", str(llama[1]), "--out", str(out), "--dtype", "bfloat16", "--gguf", "none", *STATES])
+    exporting.main(["--adapter", str(llama[1]), "--out", str(out), "--dtype", "bfloat16", "--gguf", "none", *STATES])
     first, second = told(out)["agreement"]
     assert first["what"] == "merged, not yet rounded" and first["constrained_actions"] == first["free_actions"] == 1
     assert (second["weights"], second["must_agree"]) == ("bfloat16", False)
@@ -292,8 +292,8 @@ def test_a_model_that_does_something_else_is_not_given_out(qwen, tmp_path, monke
             model.lm_head.weight.mul_(-1)
         return model
 
-    merged = export.merged
-    monkeypatch.setattr(export, "merged", other)
+    merged = exporting.merged
+    monkeypatch.setattr(exporting, "merged", other)
     said = failed(capsys, "--adapter", qwen[1], "--out", tmp_path / "soc", "--gguf", "none", code=1)
     assert "merged/ does not do what base and adapter do" in said and "nothing was written to" in said
     assert not [*tmp_path.iterdir()]
@@ -325,18 +325,18 @@ def test_other_folders_are_left_alone(qwen, tmp_path, capsys):
 
 def test_an_export_is_replaced_whole_or_not_at_all(tmp_path):
     out = tmp_path / "soc"
-    with export.replacing(out, False, []) as part:
+    with exporting.replacing(out, False, []) as part:
         (part / "export.json").write_text("first")
-    with pytest.raises(KeyboardInterrupt), export.replacing(out, True, []) as part:
+    with pytest.raises(KeyboardInterrupt), exporting.replacing(out, True, []) as part:
         (part / "export.json").write_text("cut off")
         raise KeyboardInterrupt
     assert (out / "export.json").read_text() == "first" and [*tmp_path.iterdir()] == [out]
-    with export.replacing(out, True, []) as part:
+    with exporting.replacing(out, True, []) as part:
         (part / "export.json").write_text("second")
     assert (out / "export.json").read_text() == "second" and [*tmp_path.iterdir()] == [out]
     os.replace(out, tmp_path / ".soc.old")  # killed between the two renames,
     (tmp_path / ".soc.part" / "merged").mkdir(parents=True)  # with the new one beside it
-    with export.replacing(out, True, []) as part:
+    with exporting.replacing(out, True, []) as part:
         assert (out / "export.json").read_text() == "second" and not [*part.iterdir()]
         (part / "export.json").write_text("third")
     assert (out / "export.json").read_text() == "third" and [*tmp_path.iterdir()] == [out]
@@ -344,8 +344,8 @@ def test_an_export_is_replaced_whole_or_not_at_all(tmp_path):
 
 def test_two_at_once(tmp_path, capsys):
     out = tmp_path / "soc"
-    with export.replacing(out, False, []) as part:
-        with pytest.raises(SystemExit), export.replacing(out, False, []):
+    with exporting.replacing(out, False, []) as part:
+        with pytest.raises(SystemExit), exporting.replacing(out, False, []):
             pass
         assert "another export is writing there" in capsys.readouterr().err and part.is_dir()
         (part / "export.json").write_text("first")
@@ -354,9 +354,9 @@ def test_two_at_once(tmp_path, capsys):
 
 def test_room(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**9))
-    export.check_room(tmp_path, 0.9e9)
+    exporting.check_room(tmp_path, 0.9e9)
     with pytest.raises(ModelError, match=r"needs 2\.00 GB of disk space, 1\.00 GB are free"):
-        export.check_room(tmp_path, 2e9)
+        exporting.check_room(tmp_path, 2e9)
 
 
 # --- what cannot be exported ----------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def test_a_base_that_the_adapter_does_not_lead_to(qwen, tmp_path, capsys):
     named(None)
     said = failed(capsys, "--adapter", adapter, "--out", tmp_path / "null")
     assert "base_model_name_or_path is None; name the model with --model" in said
-    assert export.base_of(adapter, str(qwen[0])) == str(qwen[0])
+    assert exporting.base_of(adapter, str(qwen[0])) == str(qwen[0])
     assert load(str(qwen[0]), adapter).about["adapter"] == str(adapter)
 
     named(str(tmp_path / "gone" / "tiny"))
@@ -423,7 +423,7 @@ def test_a_base_that_the_adapter_does_not_lead_to(qwen, tmp_path, capsys):
         said = failed(capsys, "--adapter", adapter, "--out", tmp_path / "full", *more)
         assert "few is kept in few bits" in said and f"into {config}" in said and said.count("\n") == 1
     named(str(qwen[0]))
-    export.main(["--adapter", str(adapter), "--gguf", "none", "--out", str(tmp_path / "full"), *STATES])
+    exporting.main(["--adapter", str(adapter), "--gguf", "none", "--out", str(tmp_path / "full"), *STATES])
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,7 @@ def test_adapters_that_no_weights_of_their_base_can_be(llama, tmp_path, capsys, 
     adapted = peft.get_peft_model(load(str(llama[0]), dtype="float32").model, peft.LoraConfig(**same | change))
     adapted.save_pretrained(tmp_path / "adapter")
     said = failed(capsys, "--adapter", tmp_path / "adapter", "--out", tmp_path / "soc", "--gguf", "none")
-    assert message in said and "evaluate.py --adapter" in said and said.count("\n") == 1
+    assert message in said and "evaluate-model --adapter" in said and said.count("\n") == 1
     assert [*tmp_path.iterdir()] == [tmp_path / "adapter"]
 
 
@@ -452,7 +452,7 @@ def test_an_adapter_that_diverged(qwen, tmp_path):
     next(iter(weights.values())).fill_(torch.nan)
     save_file(weights, adapter / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="take one of an earlier step"):
-        export.merged(load(str(qwen[0]), adapter, dtype="float32"))
+        exporting.merged(load(str(qwen[0]), adapter, dtype="float32"))
 
 
 def test_numbers_too_large_for_16_bits(qwen, tmp_path):
@@ -478,7 +478,7 @@ def test_other_architectures(tmp_path, capsys):
     said = failed(capsys, "--adapter", adapter, "--out", out)
     assert "it is a 'qwen3' model, and only llama and qwen2 are written here; give --gguf none, then run" in said
     assert f"python convert_hf_to_gguf.py {out / 'merged'}" in said and not out.exists()
-    export.main(["--adapter", str(adapter), "--out", str(out), "--gguf", "none", *STATES])
+    exporting.main(["--adapter", str(adapter), "--out", str(out), "--gguf", "none", *STATES])
     assert told(out)["agreement"][0]["constrained_actions"] == 1
 
 
@@ -507,12 +507,12 @@ def test_other_tokenizers(llama):
 def test_where_it_was_trained(tmp_path):
     adapter = tmp_path / "run" / "loop0" / "adapter"
     adapter.mkdir(parents=True)
-    assert not export.trained_in_four_bits(adapter)
+    assert not exporting.trained_in_four_bits(adapter)
     (tmp_path / "run" / "run_manifest.json").write_text(json.dumps({"settings": {"four_bit": True}}))
-    assert export.trained_in_four_bits(adapter)
-    assert "trained on that base in 4 bits" in export.card_of("some/model", "adapter", "float32", True)
-    assert "base_model: some/model" in export.card_of("some/model", "adapter", "float32", False)
-    assert export.name_of(models.EMBEDDED) == "SmolLM2-135M-Instruct"
+    assert exporting.trained_in_four_bits(adapter)
+    assert "trained on that base in 4 bits" in exporting.card_of("some/model", "adapter", "float32", True)
+    assert "base_model: some/model" in exporting.card_of("some/model", "adapter", "float32", False)
+    assert exporting.name_of(models.EMBEDDED) == "SmolLM2-135M-Instruct"
 
 
 # --- llama.cpp ------------------------------------------------------------------------------------------------------
@@ -545,7 +545,7 @@ def test_a_server_is_compared(qwen, tmp_path):
     content = """'{"action": "MONITOR"}' if "grammar" in given else "well"'"""[:-1]
     program = fake(tmp_path / "llama-server", FAKE.format(python=sys.executable, content=content, status=200))
     out = tmp_path / "soc"
-    export.main(["--adapter", str(qwen[1]), "--out", str(out), "--llama-cpp", str(program), *STATES])
+    exporting.main(["--adapter", str(qwen[1]), "--out", str(out), "--llama-cpp", str(program), *STATES])
     row = told(out)["agreement"][-1]
     assert row["what"] == "model-q8_0.gguf in llama.cpp" and row["same_tokens"] == 0
     assert row["free_actions"] == 1 and row["free_texts"] == 0 and row["constrained_actions"] < 1
@@ -567,7 +567,7 @@ def test_a_server_that_does_not_work(qwen, tmp_path, capsys, monkeypatch):
     assert "--llama-cpp has nothing to read" in said and [*tmp_path.glob("*soc*")] == []
     program.rename(tmp_path / "llama-server")  # nobody asked for it
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    export.main(["--adapter", str(qwen[1]), "--out", str(out), *STATES])
+    exporting.main(["--adapter", str(qwen[1]), "--out", str(out), *STATES])
     assert "the file was not tried in llama.cpp" in capsys.readouterr().err
     assert len(told(out)["agreement"]) == 2
 
@@ -592,7 +592,7 @@ def test_llama_cpp_itself(name, request, tmp_path):
     pytest.importorskip("xllamacpp")
     pair = request.getfixturevalue(name)
     loaded = load(str(pair[0]), pair[1], dtype="float32", device="cpu")
-    model, tokenizer = export.merged(loaded), loaded.tokenizer
+    model, tokenizer = exporting.merged(loaded), loaded.tokenizer
     path = write(model, tokenizer, tmp_path, "f16")
     program = fake(tmp_path / "llama-server", SHIM.format(python=sys.executable))
     compared = 0

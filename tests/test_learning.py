@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import train_policy
 from parity import NO_IDENTITIES
 from safetensors.numpy import load_file, save_file
 
 import scenarios
 from jaxsim import actions, env, recurrent
-from jaxsim.audit import checkpoint, ppo
+from jaxsim.audit import checkpoint, policy_training, ppo
 from jaxsim.compile import dims_of
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE
 from jaxsim.recurrent import MASKED, PRIVILEGED, SEEING, VIEWS, Learned, Weights
@@ -337,7 +336,7 @@ def refused(path: Path, *words: str) -> None:
     with pytest.raises(ValueError, match="train") as error:
         checkpoint.load(path)
     message = str(error.value)
-    assert message.startswith(f"{path}: ") and "train_policy.py" in message and "\n" not in message
+    assert message.startswith(f"{path}: ") and "train-policy" in message and "\n" not in message
     assert [word for word in words if word not in message] == []
 
 
@@ -388,9 +387,9 @@ def test_wrong_numbers_are_refused(tmp_path: Path, tensors: dict[str, Any], word
 
 def train(monkeypatch: pytest.MonkeyPatch, *argv: str) -> Any:
     """The trainer's exit code."""
-    monkeypatch.setattr(sys, "argv", ["train_policy.py", *argv])
+    monkeypatch.setattr(sys, "argv", ["train-policy", *argv])
     with pytest.raises(SystemExit) as ended:
-        cli.run(train_policy.main)
+        cli.run(policy_training.main)
     return ended.value.code
 
 
@@ -418,7 +417,7 @@ def test_bad_input_is_one_line(
     argv: list[str],
     said: list[str],
 ) -> None:
-    monkeypatch.setattr(train_policy, "best_of_family", None)  # refused before anything is simulated
+    monkeypatch.setattr(policy_training, "best_of_family", None)  # refused before anything is simulated
     assert train(monkeypatch, *argv, "--out", str(tmp_path)) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and all(part in message for part in said), message
@@ -427,7 +426,7 @@ def test_bad_input_is_one_line(
 
 def test_held_out_scenarios_and_their_split_are_never_among_those_trained_on() -> None:
     assert HELD_OUT
-    many = train_policy.training_scenarios(train_policy.cli.argparse.Namespace(scenario=None, generated=3))
+    many = policy_training.training_scenarios(policy_training.cli.argparse.Namespace(scenario=None, generated=3))
     assert len(many) == 6 + 3 and not any(s.held_out for s in many)
 
 
@@ -438,7 +437,7 @@ def test_two_updates_write_their_files(
     (tmp_path / "toy.yaml").write_text(scenarios.dump(TOY))
     small = ["--generated", "0", "--updates", "2", "--lanes", "8", "--width", "4", "--view", MASKED]
     options = ["--scenario", str(tmp_path / "toy.yaml"), "--rules", "classic", "--reward", "linear", "--out"]
-    monkeypatch.setattr(train_policy, "MEASURED", 32)
+    monkeypatch.setattr(policy_training, "MEASURED", 32)
     assert train(monkeypatch, *small, *options, str(tmp_path / "out")) == 0
     stem = f"classic-linear-{MASKED}"
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f"{stem}.csv", f"{stem}.safetensors"]

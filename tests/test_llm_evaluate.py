@@ -1,4 +1,4 @@
-"""grpo/evaluate.py and its pages: rows, files, interruption, refusal of other settings, hostile answers."""
+"""grpo/evaluation.py and its pages: rows, files, interruption, refusal of other settings, hostile answers."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ import numpy as np
 
 import jaxsim
 import prompting
-from grpo import evaluate, report, transcript
+from grpo import evaluation, report, transcript_page
 from jaxsim import policies
 from jaxsim.audit import search
 from jaxsim.audit.arena import EVIDENCE, PLAN, Arena, Candidate
@@ -41,10 +41,10 @@ HOSTILE = (
 QUICK = ["--policies", "--transcripts", "1"]
 
 
-def scripted(args: Any, adapter: Path | None, wait: float = 0.0) -> evaluate.Speaker:
+def scripted(args: Any, adapter: Path | None, wait: float = 0.0) -> evaluation.Speaker:
     """Answers that depend on the prompt and on nothing else: mostly MONITOR, some actions, some rubbish."""
 
-    def respond_in(campaign: evaluate.Campaign, opening: str) -> Any:
+    def respond_in(campaign: evaluation.Campaign, opening: str) -> Any:
         actions = sorted(campaign.inventory.actions.values())
 
         def answer(prompt: str) -> str:
@@ -61,13 +61,13 @@ def scripted(args: Any, adapter: Path | None, wait: float = 0.0) -> evaluate.Spe
 
         return respond
 
-    return evaluate.Speaker(respond_in, lambda texts: sum(map(len, texts)), {"name": "scripted"})
+    return evaluation.Speaker(respond_in, lambda texts: sum(map(len, texts)), {"name": "scripted"})
 
 
 def slow_main(argv: list[str]) -> None:
     """What the process runs that is killed."""
-    evaluate.load = lambda args, adapter: scripted(args, adapter, 0.05)
-    evaluate.main(argv)
+    evaluation.load = lambda args, adapter: scripted(args, adapter, 0.05)
+    evaluation.main(argv)
 
 
 def rows_in(out: Path, clock: bool = False) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ def command(out: Path, *more: str, scenario: str = SUPPLY, episodes: int = 3) ->
 def error_of(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        cli.run(lambda: evaluate.main(argv))
+        cli.run(lambda: evaluation.main(argv))
     assert ended.value.code == 2
     err = capsys.readouterr().err
     assert err.endswith("\n") and err.count("\n") == 1, err
@@ -91,7 +91,7 @@ def error_of(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "load", scripted)
+    monkeypatch.setattr(evaluation, "load", scripted)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "load", scripted)
-        evaluate.main(command(out))
+        patch.setattr(evaluation, "load", scripted)
+        evaluation.main(command(out))
     return out
 
 
@@ -128,7 +128,7 @@ def test_all_files_are_there(whole: Path) -> None:
     text = (whole / "report.md").read_text()
     links = [part.split(")")[0] for part in text.split("](")[1:]]
     assert links and all((whole / link).is_file() for link in links)
-    assert "scripted" in text and "grpo/evaluate.py --scenario" in text
+    assert "scripted" in text and "jaxsim-soc evaluate-model --scenario" in text
 
 
 def test_rows_say_what_was_played(whole: Path) -> None:
@@ -169,7 +169,7 @@ def test_other_policies_and_campaigns_share_the_episodes(tmp_path: Path, monkeyp
     (tmp_path / "adapter").mkdir()
     argv = ["--scenario", SUPPLY, CLOUD, "--episodes", "4", "--out", str(tmp_path), "--no-shuffle"]
     argv += ["--no-base", "--adapter", str(tmp_path / "adapter")]
-    evaluate.main(argv)
+    evaluation.main(argv)
     rows = rows_in(tmp_path)
     names = ["random", "monitor", "heuristic", "open-loop", "evidence", "learned", "trained"]
     assert [(r["scenario"], r["policy"]) for r in rows] == [
@@ -184,12 +184,12 @@ def test_other_policies_and_campaigns_share_the_episodes(tmp_path: Path, monkeyp
         assert low <= every["mean_return"] <= high
     # The rows are those of the same keys played directly.
     env, params = jaxsim.make(SUPPLY)
-    key = jax.random.key(evaluate.evaluation_seed(0))
+    key = jax.random.key(evaluation.evaluation_seed(0))
     direct = jaxsim.rollout(env, params, *jaxsim.BASELINES["heuristic"], key, 4)
     assert rows[9]["mean_return"] == pytest.approx(float(direct.episode_return.mean()), abs=1e-5)
     assert "INVESTIGATE" in (tmp_path / "report.md").read_text() and "at tick 3" in (tmp_path / "report.md").read_text()
     # The search is not repeated; rows can be left out afterwards.
-    evaluate.main([*argv, "--policies", "open-loop", "evidence", "--transcripts", "0"])
+    evaluation.main([*argv, "--policies", "open-loop", "evidence", "--transcripts", "0"])
     assert searched == [(name, BUDGETS["tiny"], 0) for name in (SUPPLY, CLOUD)]
     kept = {(r["scenario"], r["policy"]): r["mean_return"] for r in rows}
     again = {(r["scenario"], r["policy"]): r["mean_return"] for r in rows_in(tmp_path)}
@@ -200,7 +200,7 @@ def test_with_an_adapter_it_is_compared_to_its_base(tmp_path: Path, monkeypatch:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
-    evaluate.main(command(tmp_path / "out", "--adapter", str(adapter), "--asking", "on-change", "--no-shuffle"))
+    evaluation.main(command(tmp_path / "out", "--adapter", str(adapter), "--asking", "on-change", "--no-shuffle"))
     rows = {r["policy"]: r for r in rows_in(tmp_path / "out")}
     assert list(rows) == ["random", "monitor", "base", "trained"]
     assert rows["trained"]["over_base"] == pytest.approx(
@@ -231,9 +231,9 @@ def test_probability_of_improvement_and_shares_are_those_of_small_numbers() -> N
 
 
 def test_evaluation_seeds_are_others_than_those_of_the_search() -> None:
-    seeds = [evaluate.evaluation_seed(seed) for seed in range(100)]
+    seeds = [evaluation.evaluation_seed(seed) for seed in range(100)]
     assert len(set(seeds)) == 100 and not set(seeds) & set(range(10_000))
-    assert evaluate.evaluation_seed(0) == 3762184912  # a change would make results of before and after differ
+    assert evaluation.evaluation_seed(0) == 3762184912  # a change would make results of before and after differ
 
 
 # --- interruption ---------------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_evaluation_seeds_are_others_than_those_of_the_search() -> None:
 @pytest.mark.parametrize("ticks", [2, 40])
 def test_killed_at_any_moment_the_rows_are_the_same(whole: Path, tmp_path: Path, ticks: int) -> None:
     argv, tests = command(tmp_path), str(Path(__file__).parent)
-    code = f"import sys; sys.path[:0] = [{tests!r}, {str(cli.ROOT)!r}, {str(cli.ROOT / 'benchmarks')!r}]"
+    code = f"import sys; sys.path[:0] = [{tests!r}]"
     code += f"; import conftest, test_llm_evaluate; test_llm_evaluate.slow_main({argv!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, start_new_session=True)
     part = tmp_path / "parts" / f"{SUPPLY}-base.jsonl"
@@ -257,7 +257,7 @@ def test_killed_at_any_moment_the_rows_are_the_same(whole: Path, tmp_path: Path,
     assert ticks <= kept.count(b"\n") < TICKS and not (tmp_path / "rows.json").exists()
     with open(part, "ab") as file:  # a line that was cut off
         file.write(kept.splitlines()[-1][:-20])
-    evaluate.main(argv)
+    evaluation.main(argv)
     assert part.read_bytes().startswith(kept)
     assert rows_in(tmp_path) == rows_in(whole)
     for page in (whole / "transcripts").iterdir():
@@ -266,8 +266,8 @@ def test_killed_at_any_moment_the_rows_are_the_same(whole: Path, tmp_path: Path,
 
 def test_a_finished_run_asks_nobody(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows_in(whole, clock=True)
-    monkeypatch.setattr(evaluate, "load", lambda *args: pytest.fail("loaded"))
-    evaluate.main(command(whole))
+    monkeypatch.setattr(evaluation, "load", lambda *args: pytest.fail("loaded"))
+    evaluation.main(command(whole))
     after = rows_in(whole, clock=True)
     assert after[2] == before[2]  # the seconds of the model as well
 
@@ -280,9 +280,9 @@ def test_what_follows_the_last_whole_turn_is_dropped(tmp_path: Path, tail: bytes
     part = tmp_path / "x.jsonl"
     good = b'{"tick": 0, "texts": ["a", null], "seconds": 1.5, "tokens": 3}\n'
     part.write_bytes(good + tail)
-    assert [turn["texts"] for turn in evaluate.read_part(part, 2)] == [["a", None]]
+    assert [turn["texts"] for turn in evaluation.read_part(part, 2)] == [["a", None]]
     assert part.read_bytes() == good
-    assert evaluate.read_part(tmp_path / "none.jsonl", 2) == []
+    assert evaluation.read_part(tmp_path / "none.jsonl", 2) == []
 
 
 @pytest.mark.parametrize(
@@ -308,9 +308,9 @@ def test_a_folder_of_other_settings_is_refused(
 def test_an_adapter_joins_its_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, adapter = tmp_path / "out", tmp_path / "adapter"
     adapter.mkdir()
-    evaluate.main(command(out, "--no-shuffle"))
+    evaluation.main(command(out, "--no-shuffle"))
     said, base = (out / "parts" / f"{SUPPLY}-base.jsonl").read_bytes(), rows_in(out)[2]
-    evaluate.main(command(out, "--no-shuffle", "--adapter", str(adapter)))
+    evaluation.main(command(out, "--no-shuffle", "--adapter", str(adapter)))
     rows = rows_in(out)
     assert [r["policy"] for r in rows] == ["random", "monitor", "base", "trained"]
     assert (out / "parts" / f"{SUPPLY}-base.jsonl").read_bytes() == said
@@ -329,8 +329,8 @@ def test_a_model_and_an_adapter_are_known_again_by_content(
     out = Path("out [x]")
 
     def begin(*more: str) -> None:
-        with evaluate.locked(out):
-            evaluate.begin(out, evaluate.settings(evaluate.parse_args(command(out, *more))), restart=False)
+        with evaluation.locked(out):
+            evaluation.begin(out, evaluation.settings(evaluation.parse_args(command(out, *more))), restart=False)
 
     begin("--model", "a model")
     begin("--model", "./link", "--adapter", "wrong")
@@ -344,10 +344,10 @@ def test_a_model_and_an_adapter_are_known_again_by_content(
 
 
 def test_restart_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate.main(command(tmp_path, "--no-shuffle"))
+    evaluation.main(command(tmp_path, "--no-shuffle"))
     first = rows_in(tmp_path)
     assert "seed" in error_of(capsys, command(tmp_path, "--seed", "1", "--no-shuffle"))
-    evaluate.main(command(tmp_path, "--seed", "1", "--no-shuffle", "--restart"))
+    evaluation.main(command(tmp_path, "--seed", "1", "--no-shuffle", "--restart"))
     assert rows_in(tmp_path)[2]["mean_return"] != first[2]["mean_return"]
     (tmp_path / "manifest.json").unlink()
     assert "manifest.json" in error_of(capsys, command(tmp_path, "--seed", "1"))
@@ -357,15 +357,15 @@ def test_restart_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_an_adapter_that_has_changed_is_another_one(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(b"a" * 3_000_000)
-    before = evaluate.fingerprint(tmp_path)
-    assert before == evaluate.fingerprint(tmp_path)
+    before = evaluation.fingerprint(tmp_path)
+    assert before == evaluation.fingerprint(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"a" * 2_999_999 + b"b")
-    assert evaluate.fingerprint(tmp_path) != before
-    assert evaluate.fingerprint(tmp_path / "none") is None
+    assert evaluation.fingerprint(tmp_path) != before
+    assert evaluation.fingerprint(tmp_path / "none") is None
 
 
 def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with evaluate.locked(tmp_path):
+    with evaluation.locked(tmp_path):
         assert "another evaluation is writing there" in error_of(capsys, command(tmp_path))
 
 
@@ -396,9 +396,9 @@ def test_an_interruption_is_one_line(
     def interrupt(args: Any, adapter: Path | None) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "load", interrupt)
+    monkeypatch.setattr(evaluation, "load", interrupt)
     with pytest.raises(SystemExit) as ended:
-        cli.run(lambda: evaluate.main(command(tmp_path)))
+        cli.run(lambda: evaluation.main(command(tmp_path)))
     assert ended.value.code == 130
     err = capsys.readouterr().err
     assert err.strip().endswith("interrupted") and "Traceback" not in err
@@ -466,7 +466,7 @@ def test_a_page_tells_the_episode_of_its_record(whole: Path, tmp_path: Path) -> 
     ):
         assert part in text
     out = tmp_path / "page.html"
-    transcript.main([str(path), "--out", str(out)])
+    transcript_page.main([str(path), "--out", str(out)])
     assert out.read_bytes() == (path.with_suffix(".html")).read_bytes()
 
 
@@ -483,23 +483,23 @@ def test_a_record_without_texts_has_a_page(tmp_path: Path, capsys: pytest.Captur
     }
     path, out = tmp_path / "record.json", tmp_path / "page.html"
     path.write_text(json.dumps(record))
-    transcript.main([str(path), "--out", str(out)])
+    transcript_page.main([str(path), "--out", str(out)])
     text = Page(out.read_text()).text
     assert "ISOLATE_ASSET ci-runner-01" in text and "token-theft" in text
     path.write_text(json.dumps(record | {"actions": ["FLY"]}))
     with pytest.raises(SystemExit):
-        cli.run(lambda: transcript.main([str(path), "--out", str(out)]))
+        cli.run(lambda: transcript_page.main([str(path), "--out", str(out)]))
     assert "FLY" in capsys.readouterr().err
     path.write_text("[]")
     with pytest.raises(SystemExit):
-        cli.run(lambda: transcript.main([str(path), "--out", str(out)]))
+        cli.run(lambda: transcript_page.main([str(path), "--out", str(out)]))
     assert "JSON object" in capsys.readouterr().err
 
 
 def test_an_own_scenario_has_pages_too(tmp_path: Path) -> None:
     own = jaxsim.load_scenario(SUPPLY).model_copy(update={"id": "own-network", "horizon": 12})
-    (tmp_path / "own.yaml").write_text(evaluate.scenarios.dump(own))
-    evaluate.main(command(tmp_path / "out", "--no-shuffle", scenario=str(tmp_path / "own.yaml"), episodes=2))
+    (tmp_path / "own.yaml").write_text(evaluation.scenarios.dump(own))
+    evaluation.main(command(tmp_path / "out", "--no-shuffle", scenario=str(tmp_path / "own.yaml"), episodes=2))
     (path,) = (tmp_path / "out" / "transcripts").glob("*.json")
     record = load_record(path)
     assert float(play_record(record)[2].reward.sum()) == pytest.approx(record["return"], abs=1e-4)
@@ -539,11 +539,11 @@ def test_a_real_model_from_end_to_end(
         pytest.importorskip("llguidance")
     monkeypatch.undo()
     own = jaxsim.load_scenario(SUPPLY).model_copy(update={"id": "short", "horizon": 5})
-    (tmp_path / "own.yaml").write_text(evaluate.scenarios.dump(own))
+    (tmp_path / "own.yaml").write_text(evaluation.scenarios.dump(own))
     options = ["--model", str(tiny), "--constrained" if constrained else "--no-constrained", "--threads", "1"]
     options += ["--max-new-tokens", "70" if constrained else "8", "--dtype", "float32", "--temperature", "1"]
     argv = command(tmp_path / "out", *options, scenario=str(tmp_path / "own.yaml"), episodes=3)
-    evaluate.main(argv)
+    evaluation.main(argv)
     rows = rows_in(tmp_path / "out", clock=True)
     assert_finite(rows)
     assert rows[2]["decisions"] == 15 and rows[2]["tokens_per_second"] > 0
@@ -552,7 +552,7 @@ def test_a_real_model_from_end_to_end(
     part = tmp_path / "out" / "parts" / "short-base.jsonl"
     said = [json.loads(line)["texts"] for line in part.read_text().splitlines()]
     part.write_text("".join(part.read_text().splitlines(keepends=True)[:2]))
-    evaluate.main(argv)
+    evaluation.main(argv)
     assert [json.loads(line)["texts"] for line in part.read_text().splitlines()] == said
     assert rows_in(tmp_path / "out") == [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
 

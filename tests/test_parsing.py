@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # for the commands above
 
 import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prompting_speed import BUILT_IN, DIMS
 
 import prompting
 import scenarios
@@ -43,6 +41,7 @@ from prompting.parse import (
     WRONG_KIND,
     WRONG_SCHEMA,
 )
+from prompting.speed import BUILT_IN, DIMS
 from scenarios.generate import generate
 
 PARSE_MODULE = sys.modules["prompting.parse"]

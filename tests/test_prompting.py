@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # for the commands above
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prompting_speed import BUILT_IN, DIMS, played
 from test_parsing import ANY_SIZE, SMALL, growth, inventory_of, scenario_of
 
 import prompting
@@ -44,6 +42,7 @@ from jaxsim.rules import PERSONALITIES
 from jaxsim.types import Alerts, Dims, Forensics, Observation
 from prompting import Inventory, render
 from prompting.render import LAYOUTS, MAX_LISTED, MAX_MARKED
+from prompting.speed import BUILT_IN, DIMS, played
 
 RENDER_MODULE = sys.modules["prompting.render"]
 LARGE = 10_000  # entities

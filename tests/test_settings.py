@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import scenarios
-from grpo import gate, settings
+from grpo import audit_gate, settings
 from jaxsim.version import SIMULATOR_VERSION
 
 SUPPLY = "supply_chain_token_drift"
@@ -133,29 +133,29 @@ CAMPAIGNS = ("supply_chain_token_drift", "federated_identity_takeover", "insider
 
 
 def test_the_projects_own_reward_passes_the_gate() -> None:
-    found, objections = gate.verdicts(gate.OWN, "hardened", "operational", CAMPAIGNS)
+    found, objections = audit_gate.verdicts(audit_gate.OWN, "hardened", "operational", CAMPAIGNS)
     assert [r["verdict"] for r in found] == ["certified"] * 3 and not objections
 
 
 @pytest.mark.parametrize("reward", ["capped", "linear", "evidence"])
 def test_the_published_rewards_do_not_and_the_witness_is_named(reward: str) -> None:
-    _, objections = gate.verdicts(gate.OWN, "classic", reward, CAMPAIGNS)
+    _, objections = audit_gate.verdicts(audit_gate.OWN, "classic", reward, CAMPAIGNS)
     assert len(objections) == 3
     assert "is degenerate (open-loop" in objections[0] and "REVOKE_IDENTITY svc-ci-deploy, return 7.3" in objections[0]
 
 
 def test_what_was_not_audited_does_not_pass(tmp_path: Path) -> None:
-    _, objections = gate.verdicts(gate.OWN, "hardened-persistence", "operational", CAMPAIGNS[:1])
+    _, objections = audit_gate.verdicts(audit_gate.OWN, "hardened-persistence", "operational", CAMPAIGNS[:1])
     assert objections == [
         "reward 'operational' under rules 'hardened-persistence' on supply_chain_token_drift has not been audited"
     ]
     path = tmp_path / "report.json"
     path.write_text("{}")
     with pytest.raises(ValueError, match="not the report of a sweep"):
-        gate.verdicts(path, "hardened", "operational", CAMPAIGNS)
+        audit_gate.verdicts(path, "hardened", "operational", CAMPAIGNS)
     path.write_text(json.dumps({"simulator_version": SIMULATOR_VERSION + "x", "verdicts": []}))
     with pytest.raises(ValueError, match="audit again"):
-        gate.verdicts(path, "hardened", "operational", CAMPAIGNS)
+        audit_gate.verdicts(path, "hardened", "operational", CAMPAIGNS)
 
 
 # --- the gate knows a network by what it is -------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def a_report(path: Path, audited: scenarios.Scenario, **changes: object) -> Path
 
 
 def test_the_projects_verdicts_are_about_the_networks_as_they_are() -> None:
-    for row in gate.rows_of(gate.OWN):
+    for row in audit_gate.rows_of(audit_gate.OWN):
         assert row["digest"] == scenarios.digest(scenarios.load(row["scenario"])), row["scenario"]
 
 
@@ -186,7 +186,7 @@ def test_a_certified_network_of_a_user_passes_whatever_its_file_is_called(tmp_pa
     (tmp_path / "copy.json").write_text(one.model_dump_json())
     # Beside the project's own: both in one run.
     names = (str(tmp_path / "my network.yaml"), CAMPAIGNS[1], str(tmp_path / "copy.json"))
-    found, objections = gate.verdicts(report, "hardened", "operational", names)
+    found, objections = audit_gate.verdicts(report, "hardened", "operational", names)
     assert [r["scenario"] for r in found] == ["mine", CAMPAIGNS[1], "mine"]
     assert [r["verdict"] for r in found] == ["certified"] * 3 and not objections
 
@@ -194,29 +194,29 @@ def test_a_certified_network_of_a_user_passes_whatever_its_file_is_called(tmp_pa
 def test_a_changed_file_with_a_published_id_does_not_pass(tmp_path: Path) -> None:
     path = tmp_path / "changed network.yaml"
     one = a_network(path, CAMPAIGNS[0], noise_rate=0.9)
-    found, (objection,) = gate.verdicts(gate.OWN, "hardened", "operational", [str(path)])
-    assert found[0]["verdict"] == gate.NOT_AUDITED
+    found, (objection,) = audit_gate.verdicts(audit_gate.OWN, "hardened", "operational", [str(path)])
+    assert found[0]["verdict"] == audit_gate.NOT_AUDITED
     assert (
         f"{CAMPAIGNS[0]} ({path}) has not been audited: a network of this id has been, with other content" in objection
     )
     assert scenarios.digest(one)[:12] in objection
-    said = gate.remedy("hardened", "operational", found, [str(path)])
+    said = audit_gate.remedy("hardened", "operational", found, [str(path)])
     what = f"--scenario '{path}' --rules hardened --reward operational --certify --out out/audit"
-    assert f"(python benchmarks/sweep_rewards.py {what}), then give --audit out/audit/report.json" in said
+    assert f"(jaxsim-soc audit {what}), then give --audit out/audit/report.json" in said
 
 
 def test_a_network_that_was_never_audited_says_so(tmp_path: Path) -> None:
     one = a_network(tmp_path / "mine.yaml")
-    _, (objection,) = gate.verdicts(gate.OWN, "hardened", "operational", [str(tmp_path / "mine.yaml")])
+    _, (objection,) = audit_gate.verdicts(audit_gate.OWN, "hardened", "operational", [str(tmp_path / "mine.yaml")])
     assert objection.endswith(f"on mine ({tmp_path / 'mine.yaml'}) has not been audited")
     # A report of before there were digests, and one of a single attacker.
     old = a_report(tmp_path / "old.json", one, digest=None)
-    _, (objection,) = gate.verdicts(old, "hardened", "operational", [str(tmp_path / "mine.yaml")])
+    _, (objection,) = audit_gate.verdicts(old, "hardened", "operational", [str(tmp_path / "mine.yaml")])
     assert "a report of an earlier version has this id" in objection
     narrow = a_report(tmp_path / "narrow.json", one, personality="stealthy")
-    found, (objection,) = gate.verdicts(narrow, "hardened", "operational", [str(tmp_path / "mine.yaml")])
+    found, (objection,) = audit_gate.verdicts(narrow, "hardened", "operational", [str(tmp_path / "mine.yaml")])
     assert objection.endswith("has not been audited: it has been against the attacker 'stealthy' alone")
-    assert "--certify" in gate.remedy("hardened", "operational", found, [str(tmp_path / "mine.yaml")])
+    assert "--certify" in audit_gate.remedy("hardened", "operational", found, [str(tmp_path / "mine.yaml")])
 
 
 def test_reports_become_a_collection_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,10 +227,10 @@ def test_reports_become_a_collection_by_content(tmp_path: Path, monkeypatch: pyt
         paths.append(a_report(tmp_path / f"{i}.json", audited, **more))
         document = json.loads(paths[i].read_text()) | {"budget": {"name": "tiny"}, "seed": 0}
         paths[i].write_text(json.dumps(document))
-    made = gate.collection([*paths, paths[0]])
+    made = audit_gate.collection([*paths, paths[0]])
     assert [r["scenario"] for r in made["verdicts"]] == ["mine", "mine"]
     (tmp_path / "own.json").write_text(json.dumps(made))
-    monkeypatch.setattr(gate, "OWN", tmp_path / "own.json")
-    assert not gate.verdicts(gate.OWN, "hardened", "operational", [str(tmp_path / "mine.yaml")])[1]
+    monkeypatch.setattr(audit_gate, "OWN", tmp_path / "own.json")
+    assert not audit_gate.verdicts(audit_gate.OWN, "hardened", "operational", [str(tmp_path / "mine.yaml")])[1]
     with pytest.raises(ValueError, match=r"old.json: not the report of this version's sweep"):
-        gate.collection([a_report(tmp_path / "old.json", one)])
+        audit_gate.collection([a_report(tmp_path / "old.json", one)])

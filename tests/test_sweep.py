@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sweep_rewards
 
 import scenarios
 from jaxsim import reward
+from jaxsim.audit import sweep as sweeping
 from jaxsim.audit import verdict
 from jaxsim.audit.budgets import BUDGETS
 
@@ -50,7 +50,7 @@ def test_replay_refuses_a_record_of_other_rules(tmp_path: Path) -> None:
 
 
 def test_weights_move_one_at_a_time() -> None:
-    moved = sweep_rewards.moved_weights("operational", 0.25)
+    moved = sweeping.moved_weights("operational", 0.25)
     base = reward.weights("operational")._asdict()
     found = {}
     for name, weights in moved.items():
@@ -59,24 +59,24 @@ def test_weights_move_one_at_a_time() -> None:
     assert found["operational clean×0.75"] == ("clean", 0.75)
     movable = [w for w, v in base.items() if v and np.isfinite(v)]
     assert sorted(found.values()) == sorted((w, f) for w in movable for f in (0.75, 1.25))
-    assert sweep_rewards.moved_weights("operational", 0.0) == {}
+    assert sweeping.moved_weights("operational", 0.0) == {}
 
 
 def test_what_certify_asks_for() -> None:
     row = {"verdict": verdict.CERTIFIED, "moved": None}
-    assert sweep_rewards.certified(row)
-    assert sweep_rewards.certified(row | {"moved": {"not_certified": []}})
-    assert not sweep_rewards.certified(row | {"moved": {"not_certified": ["operational clean×0.8"]}})
-    assert not sweep_rewards.certified(row | {"verdict": verdict.UNDECIDED})
+    assert sweeping.certified(row)
+    assert sweeping.certified(row | {"moved": {"not_certified": []}})
+    assert not sweeping.certified(row | {"moved": {"not_certified": ["operational clean×0.8"]}})
+    assert not sweeping.certified(row | {"verdict": verdict.UNDECIDED})
 
 
 def test_a_bad_learned_policy_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep_rewards.learned(tmp_path, "classic", "linear") == {}
+    assert sweeping.learned(tmp_path, "classic", "linear") == {}
     (tmp_path / "classic-linear-masked.safetensors").write_bytes(b"nonsense")
     with pytest.raises(SystemExit):
-        sweep_rewards.learned(tmp_path, "classic", "linear")
+        sweeping.learned(tmp_path, "classic", "linear")
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "classic-linear-masked.safetensors" in said and "train_policy.py" in said
+    assert said.count("\n") == 1 and "classic-linear-masked.safetensors" in said and "train-policy" in said
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_sweep_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(sys, "argv", ["sweep_rewards.py", "--scenario", SUPPLY, "--rules", "classic", "--reward"])
     sys.argv += ["evidence", "--budget", "tiny", "--certify", "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as ended:
-        sweep_rewards.main()
+        sweeping.main()
     assert ended.value.code == 1
     document = json.loads((tmp_path / "report.json").read_text())
     (row,) = document["verdicts"]
@@ -102,5 +102,5 @@ def test_sweep_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert document["rescoring"][0]["configurations_per_minute"] >= 10_000
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["sweep_rewards.py", "--replay", str(tmp_path / row["witness"]["farming"])])
-    sweep_rewards.main()
+    sweeping.main()
     assert "REVOKE_IDENTITY" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""benchmarks/throughput.py: the fields of a line, that the work is real, bad input. No test looks at a speed."""
+"""jaxsim/throughput.py: the fields of a line, that the work is real, bad input. No test looks at a speed."""
 
 import json
 from functools import partial
@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import throughput
 
 import scenarios
-from jaxsim import BASELINES, env
+from jaxsim import BASELINES, env, throughput
 from jaxsim.rollouts import rollout
 from jaxsim_soc import cli
 

@@ -39,7 +39,7 @@ from grpo import (
     run_folder,
     settings,
     signals,
-    train,
+    training,
     warm,
 )
 from grpo.contents import place
@@ -283,7 +283,7 @@ def test_a_warm_start_that_loses_its_numbers_keeps_nothing(tmp_path: Path, monke
     with pytest.raises(ModelError, match=r"warm start, step 1 of 2: .*lora_.* holds NaN or infinity"):
         learn()
     with pytest.raises(ModelError, match=r"the adapter: .* holds NaN"):
-        train.save_adapter(model, tmp_path / "adapter")
+        training.save_adapter(model, tmp_path / "adapter")
     assert not steps and not (tmp_path / "warm").exists() and not (tmp_path / "adapter").exists()
 
 
@@ -293,7 +293,7 @@ def test_a_model_of_nan_is_not_trained(tmp_path: Path) -> None:
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN or infinity; fetch"):
-        train.student(settings.load("smoke", {"model": str(folder)}), None)
+        training.student(settings.load("smoke", {"model": str(folder)}), None)
 
 
 def test_only_the_answer_is_learned(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_in_half_precision_it_learns_and_continues_exactly(
     known = diagnostics.tables(game, found)
 
     def run(name: str, stop: int = 0) -> tuple[dict[int, Any], dict[str, torch.Tensor]]:
-        model, tokenizer = train.student(chosen, None)
+        model, tokenizer = training.student(chosen, None)
         told: dict[int, Any] = {}
 
         def log(step: int, report: dict[str, Any]) -> None:
@@ -353,7 +353,7 @@ def test_grpo_that_loses_its_numbers_or_takes_no_step_is_an_error(
     known = diagnostics.tables(game, found)
 
     def run(many: int = 24) -> None:
-        model, tokenizer = train.student(chosen, None)
+        model, tokenizer = training.student(chosen, None)
         steps: list[int] = []
         try:
             optimise.optimise(
@@ -388,11 +388,11 @@ def test_what_cannot_take_a_step_is_refused_before_it_is_trained(
     changes = {"model": str(tiny(tmp_path / "model")), "prompts_per_step": 3, "micro_batch": 3}
     chosen = settings.load("smoke", changes)
     kept = found._replace(informative=np.arange(24) < informative)
-    monkeypatch.setattr(train, "collected", lambda *_: kept)
+    monkeypatch.setattr(training, "collected", lambda *_: kept)
     monkeypatch.setattr(warm, "learn", lambda *_, **__: pytest.fail("the warm start began"))
     log = run_folder.Log(tmp_path / "log.jsonl")
     with pytest.raises(ModelError, match=r"cannot take a step: [012] rows tell actions apart, prompts_per_step = 3; "):
-        train.outer_loop(0, game, chosen, tmp_path, None, log, Console(quiet=True), {"seconds": {}})
+        training.outer_loop(0, game, chosen, tmp_path, None, log, Console(quiet=True), {"seconds": {}})
 
 
 # --- the log --------------------------------------------------------------------------------------------------------
@@ -415,7 +415,7 @@ def test_a_step_done_again_replaces_its_line_and_all_after_it(tmp_path: Path) ->
 
 def test_a_trained_adapter_knows_its_base(tmp_path: Path) -> None:
     model = lora(models.load(str(tiny(tmp_path / "merged"))))
-    train.save_adapter(model, tmp_path / "adapter")
+    training.save_adapter(model, tmp_path / "adapter")
     models.load(str(tmp_path / "merged"), tmp_path / "adapter")
     other = tiny(tmp_path / "other" / "merged", seed=1)
     with pytest.raises(models.ModelError, match=r"was made for .*, not for"):
@@ -428,26 +428,26 @@ def test_a_trained_adapter_knows_its_base(tmp_path: Path) -> None:
 def test_the_base_is_evaluated_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = settings.load("smoke", {"evaluate_beside": True})
     log, threads = tmp_path / "evaluation-base.log", torch.get_num_threads()
-    monkeypatch.setattr(train.sys, "executable", "echo")
-    with train.base_beside(tmp_path, chosen):
+    monkeypatch.setattr(training.sys, "executable", "echo")
+    with training.base_beside(tmp_path, chosen):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == threads
     said = log.read_text()
-    assert "evaluate.py --model embedded" in said and "--threads 1" in said and "--adapter" not in said
-    monkeypatch.setattr(train.sys, "executable", "cat")  # of an option that it does not know
-    with pytest.raises(RuntimeError), train.base_beside(tmp_path, chosen):
+    assert "evaluate-model --model embedded" in said and "--threads 1" in said and "--adapter" not in said
+    monkeypatch.setattr(training.sys, "executable", "cat")  # of an option that it does not know
+    with pytest.raises(RuntimeError), training.base_beside(tmp_path, chosen):
         raise RuntimeError
     for there, wanted in ((True, chosen), (False, settings.load("smoke"))):
         log.unlink(missing_ok=True)
         if there:
             (tmp_path / "adapter").mkdir()
-        with train.base_beside(tmp_path, wanted):
+        with training.base_beside(tmp_path, wanted):
             assert not log.exists()
 
 
 # --- a whole run ----------------------------------------------------------------------------------------------------
 
-TRAIN = [sys.executable, str(Path(train.__file__)), "--preset", "smoke"]
+TRAIN = [sys.executable, "-m", "jaxsim_soc", "train", "--preset", "smoke"]
 
 
 def command(model: Path, out: Path) -> list[str]:
@@ -543,7 +543,7 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
     options: list[str], wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        train.main(["--preset", "smoke", "--out", str(tmp_path / "out"), *options])
+        training.main(["--preset", "smoke", "--out", str(tmp_path / "out"), *options])
     assert ended.value.code == 2 and wanted in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -565,12 +565,12 @@ def test_what_only_the_evaluation_needs_may_change(tmp_path: Path, capsys: pytes
     assert "steps = 2 there, 3 here" in capsys.readouterr().err
     # The evaluation that was begun with the other number begins anew.
     chosen = settings.load("smoke", changes)
-    assert "--restart" not in train.evaluation_options(tmp_path / "out", chosen)
+    assert "--restart" not in training.evaluation_options(tmp_path / "out", chosen)
     manifest = tmp_path / "out" / "evaluation" / "manifest.json"
     manifest.parent.mkdir()
     for text, anew in (('{"episodes": 2}', True), ('{"episodes": 7}', False), ("{", False)):
         manifest.write_text(text)
-        assert ("--restart" in train.evaluation_options(tmp_path / "out", chosen)) == anew
+        assert ("--restart" in training.evaluation_options(tmp_path / "out", chosen)) == anew
 
 
 def test_a_model_or_network_is_known_again_by_its_content(
@@ -603,13 +603,13 @@ def test_a_model_that_cannot_be_loaded_binds_no_folder(tmp_path: Path, capsys: p
     (tmp_path / "model").mkdir()
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:
-            train.main(["--preset", "smoke", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")])
+            training.main(["--preset", "smoke", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")])
         assert ended.value.code == 2 and "has no config.json" in capsys.readouterr().err
         assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_comma_list_may_have_spaces() -> None:
-    _, chosen = train.arguments(["--preset", "smoke", "--evaluate-policies", " heuristic, evidence ,"])
+    _, chosen = training.arguments(["--preset", "smoke", "--evaluate-policies", " heuristic, evidence ,"])
     assert chosen.evaluate_policies == ("heuristic", "evidence")
 
 
@@ -619,7 +619,7 @@ def test_what_is_paid_is_said_beside_the_certificate(
     def told(**changes: Any) -> tuple[str, dict[str, Any]]:
         chosen = settings.load("smoke", changes)
         args = SimpleNamespace(audit=None, force=True, restart=True)
-        verdict = train.passed(chosen, args)
+        verdict = training.passed(chosen, args)
         manifest = run_folder.begin(tmp_path / "out", chosen, args, verdict)
         return report_training.card(chosen, verdict, ""), manifest["paid"]
 
@@ -647,5 +647,5 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path, capsys: pytest.Ca
     out.mkdir()
     (out / "run_manifest.json").write_text(json.dumps({"settings": {"steps": 3}}))
     with pytest.raises(SystemExit):
-        train.main(["--preset", "smoke", "--out", str(out)])
+        training.main(["--preset", "smoke", "--out", str(out)])
     assert "give another --out, or --restart" in capsys.readouterr().err

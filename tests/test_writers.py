@@ -48,24 +48,24 @@ WHOLE, INSIDE, LINES, SCRATCH = (
     "no result",
 )
 WRITERS = {
-    "benchmarks/ablate_rules.py::main": INSIDE,
-    "benchmarks/cli.py::output_folder": SCRATCH,
-    "scenarios/shown.py::outlast_readers": SCRATCH,
-    "benchmarks/cli.py::output_path": SCRATCH,
-    "scenarios/shown.py::write": SCRATCH,
-    "benchmarks/evaluate.py::plot": INSIDE,
-    "benchmarks/cli.py::write_json": INSIDE,
-    "benchmarks/cli.py::write_text": INSIDE,
-    "benchmarks/report.py::_picture": INSIDE,
-    "benchmarks/search_reward.py::main": INSIDE,
-    "benchmarks/search_reward.py::played": INSIDE,
-    "benchmarks/throughput.py::plot": INSIDE,
+    "jaxsim/audit/ablation.py::main": INSIDE,
+    "jaxsim_soc/cli.py::output_folder": SCRATCH,
+    "jaxsim_soc/shown.py::outlast_readers": SCRATCH,
+    "jaxsim_soc/cli.py::output_path": SCRATCH,
+    "jaxsim_soc/shown.py::write": SCRATCH,
+    "jaxsim/audit/evaluation.py::plot": INSIDE,
+    "jaxsim_soc/cli.py::write_json": INSIDE,
+    "jaxsim_soc/cli.py::write_text": INSIDE,
+    "jaxsim/audit/report.py::_picture": INSIDE,
+    "jaxsim/audit/reward_search.py::main": INSIDE,
+    "jaxsim/audit/reward_search.py::played": INSIDE,
+    "jaxsim/throughput.py::plot": INSIDE,
     "grpo/bank.py::save": INSIDE,
     "grpo/rows.py::save": INSIDE,
     "grpo/warm.py::_keep": INSIDE,
-    "grpo/train.py::save_adapter": INSIDE,
-    "grpo/train.py::finish_adapter": INSIDE,
-    "grpo/train.py::base_beside": SCRATCH,
+    "grpo/training.py::save_adapter": INSIDE,
+    "grpo/training.py::finish_adapter": INSIDE,
+    "grpo/training.py::base_beside": SCRATCH,
     "grpo/json_lines.py::append": LINES,
     "grpo/json_lines.py::resume": LINES,
     "grpo/models.py::note_base": INSIDE,
@@ -74,17 +74,17 @@ WRITERS = {
     "grpo/embedded.py::_unpack": INSIDE,
     "grpo/embedded.py::_write_manifest": INSIDE,
     "grpo/embedded.py::convert": INSIDE,
-    "grpo/evaluate.py::locked": SCRATCH,
-    "grpo/export.py::replacing": WHOLE,
-    "grpo/export.py::save": INSIDE,
+    "grpo/evaluation.py::locked": SCRATCH,
+    "grpo/exporting.py::replacing": WHOLE,
+    "grpo/exporting.py::save": INSIDE,
     "grpo/gguf_file.py::write_gguf": INSIDE,
     "grpo/unsloth_backend.py::": SCRATCH,  # the jobs of a process of its own, in a folder of this run
     "grpo/unsloth_backend.py::optimise": SCRATCH,
     "grpo/unsloth_backend.py::write_adapter": SCRATCH,
     "grpo/llama_server.py::serving": SCRATCH,
-    "scenarios/write.py::whole": WHOLE,
-    "scenarios/write.py::folder": WHOLE,
-    "scenarios/write.py::settle": WHOLE,
+    "jaxsim_soc/write.py::whole": WHOLE,
+    "jaxsim_soc/write.py::folder": WHOLE,
+    "jaxsim_soc/write.py::settle": WHOLE,
     "scenarios/__main__.py::_write_all": WHOLE,
 }
 
@@ -105,7 +105,7 @@ def writing(call: ast.Call) -> bool:
 
 def found() -> set[str]:
     places = set()
-    for folder in ("benchmarks", "grpo", "jaxsim", "prompting", "scenarios"):
+    for folder in ("benchmarks", "grpo", "jaxsim", "jaxsim_soc", "prompting", "scenarios"):
         for path in (ROOT / folder).rglob("*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             functions = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)]
@@ -206,16 +206,16 @@ def picture(place: Path, text: str) -> None:
 
 
 def adapter(place: Path, text: str) -> None:
-    from grpo.train import save_adapter
+    from grpo.training import save_adapter
 
     save_adapter(Model(text), place / "adapter")
 
 
 def exported(place: Path, text: str) -> None:
-    from grpo import export
+    from grpo import exporting
 
-    with export.replacing(place / "soc", True, []) as part:
-        (part / export.NOTE).write_text(text)
+    with exporting.replacing(place / "soc", True, []) as part:
+        (part / exporting.NOTE).write_text(text)
 
 
 def log(place: Path, text: str) -> None:

@@ -90,7 +90,7 @@ def plans(names: Sequence[str], scenario: scenarios.Scenario, dims: Dims) -> dic
 
 
 def learned(path: str) -> tuple[Policy, Any]:
-    """A policy that train_policy.py made. Fails when the file is not one."""
+    """A policy that `train-policy` made. Fails when the file is not one."""
     cli.need("safetensors", "a learned policy")
     from jaxsim.audit import checkpoint
 
