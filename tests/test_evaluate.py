@@ -236,7 +236,7 @@ def test_results_are_kept_though_nobody_reads_what_is_shown(tmp_path: Path) -> N
     reading, writing = os.pipe()
     os.close(reading)
     argv = ["--scenario", SUPPLY, "--policy", "monitor", "--episodes", "2", "--json", str(tmp_path / "rows.json")]
-    done = started(f"import evaluate; cli.run(lambda: evaluation.main({argv!r}))", stdout=writing)
+    done = started(f"from jaxsim.audit import evaluation; cli.run(lambda: evaluation.main({argv!r}))", stdout=writing)
     os.close(writing)
     assert done.returncode == 0 and not done.stderr.strip(), done.stderr
     jsonschema.validate(json.loads((tmp_path / "rows.json").read_text()), ROWS)
