@@ -1,4 +1,4 @@
-"""The order of imports: one direction, no circle, no script in a library; the core is light, and the front door lighter.
+"""The order of imports: one direction, no circle, no script in a library; a light core, and a lighter front door.
 
 Imports inside functions count as well. A package's `__init__` is a module like another.
 """

@@ -37,11 +37,9 @@ Row = dict[str, Any]
 
 def policy_name(text: str) -> str:
     """The type of one value of --policy; a plan's actions are checked once the scenarios are known."""
-    return (
-        text
-        if text.startswith(PLAN_PREFIX) or text.endswith(LEARNED_SUFFIX)
-        else cli.one_of([*BASELINES, f"{PLAN_PREFIX}ACTION;ACTION", f"FILE{LEARNED_SUFFIX}"])(text)
-    )
+    if text.startswith(PLAN_PREFIX) or text.endswith(LEARNED_SUFFIX):
+        return text
+    return cli.one_of([*BASELINES, *recurrent.VIEWS, f"{PLAN_PREFIX}ACTION;ACTION", f"FILE{LEARNED_SUFFIX}"])(text)
 
 
 def parser() -> cli.Parser:
@@ -55,7 +53,8 @@ def parser() -> cli.Parser:
         nargs="+",
         action="extend",
         metavar="NAME",
-        help=f"{', '.join(BASELINES)}, a learned policy's FILE{LEARNED_SUFFIX}, or plan:ACTION;ACTION;… with "
+        help=f"{', '.join(BASELINES)}, the learned policies of the project for these rules and this reward "
+        f"({', '.join(recurrent.VIEWS)}), a learned policy's FILE{LEARNED_SUFFIX}, or plan:ACTION;ACTION;… with "
         "actions such as MONITOR, 'ISOLATE_ASSET "
         "ci-runner-01' or 'REVOKE_IDENTITY identities[2]', MONITOR after its end "
         f"(default: {' '.join(BASELINES)})",
@@ -89,23 +88,25 @@ def plans(names: Sequence[str], scenario: scenarios.Scenario, dims: Dims) -> dic
     return found
 
 
-def learned(path: str) -> tuple[Policy, Any]:
-    """A policy that `train-policy` made. Fails when the file is not one."""
+def learned(name: str, rules: str, reward: str) -> tuple[Policy, Any]:
+    """A policy that `train-policy` made: the project's own of a view, or a file. Fails when there is none."""
     cli.need("safetensors", "a learned policy")
     from jaxsim.audit import checkpoint
 
     try:
-        made = checkpoint.load(path)
+        made = checkpoint.load(checkpoint.own(rules, reward, name) if name in recurrent.VIEWS else name)
     except ValueError as error:
         cli.fail(f"--policy: {error}")
     return recurrent.POLICIES[made.view], made.learned
 
 
-def policies(names: Sequence[str], scenario: scenarios.Scenario, dims: Dims) -> dict[str, tuple[Policy, Any]]:
+def policies(args: Any, scenario: scenarios.Scenario, dims: Dims) -> dict[str, tuple[Policy, Any]]:
     """Each policy and its parameters. Plans, monitor among them, get one length: they share a compiled program."""
+    names = args.policy
     chosen = {name: BASELINES[name] for name in names if name in BASELINES}
     chosen |= {name: (PLAN, actions) for name, actions in plans(names, scenario, dims).items()}
-    chosen |= {name: learned(name) for name in names if name.endswith(LEARNED_SUFFIX)}
+    made = [name for name in names if name in recurrent.VIEWS or name.endswith(LEARNED_SUFFIX)]
+    chosen |= {name: learned(name, args.rules, args.reward) for name in made}
     longest = max([len(parameters) for policy, parameters in chosen.values() if policy == PLAN], default=0)
     return {
         name: (policy, np.pad(parameters, (0, longest - len(parameters))) if policy == PLAN else parameters)
@@ -144,7 +145,7 @@ def evaluate(args: Any) -> list[Row]:
     work = [
         (scenario, name, *chosen)
         for scenario in args.scenario
-        for name, chosen in policies(args.policy, scenario, dims).items()
+        for name, chosen in policies(args, scenario, dims).items()
     ]
     about = {"seed": args.seed, "version": cli.version(), "simulator_version": SIMULATOR_VERSION}
     rows = []
