@@ -32,7 +32,7 @@ class Command(NamedTuple):
     def load(self) -> Any:
         """The module, imported with JAX on the CPU where torch may want the GPU. Ends the program without `needs`."""
         for package in self.needs:
-            cli.need(package, cli.prog(), self.extra)
+            cli.need(package, "this command", self.extra)
         if "torch" in self.needs:  # before JAX is imported, which would take 75 % of a GPU's memory
             os.environ.setdefault("JAX_PLATFORMS", "cpu")
         return import_module(self.module)
