@@ -54,4 +54,4 @@ def complete_paths(p: argparse.ArgumentParser) -> None:
     """Tell shtab which arguments are files and folders, by their types."""
     for action in p._actions:  # shtab reads them there too
         if action.type in COMPLETED:
-            action.complete = COMPLETED[action.type]  # type: ignore[attr-defined, index]
+            action.complete = COMPLETED[action.type]  # type: ignore[attr-defined]
