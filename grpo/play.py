@@ -15,7 +15,6 @@ import prompting
 from grpo import decode
 from jaxsim import env, rollouts
 from jaxsim.actions import INVALID
-from jaxsim.policies import ALWAYS
 from jaxsim.rollouts import EpisodeStats
 from jaxsim.types import MONITOR, RUNNING, Dims, Observation, Params, State
 from prompting import Inventory, Parsed
@@ -55,13 +54,9 @@ def _begin(dims: Dims, params: Params, keys: jax.Array) -> tuple[State, EpisodeS
     return jax.vmap(lambda key: (rollouts.start(dims, key, params), rollouts.no_stats(params)))(keys)
 
 
-@partial(jax.jit, static_argnames=("dims", "shuffle"))
-def _observe(dims: Dims, params: Params, state: State, shuffle: tuple[str, ...]) -> Observation:
-    obs = jax.vmap(lambda s: env.observe(dims, s, params))(state)
-    swapped: Observation = jax.tree.map(
-        lambda x: x[0], rollouts.exchange(jax.tree.map(lambda x: x[None], obs), shuffle)
-    )
-    return swapped
+@partial(jax.jit, static_argnames=("dims",))
+def _observe(dims: Dims, params: Params, state: State, donor: jax.Array, shuffle: jax.Array) -> Observation:
+    return rollouts.exchange(jax.vmap(lambda s: env.observe(dims, s, params))(state), donor, shuffle)
 
 
 @partial(jax.jit, static_argnames=("dims",))
@@ -69,8 +64,10 @@ def _step(
     dims: Dims, params: Params, keys: jax.Array, state: State, stats: EpisodeStats, action: jax.Array
 ) -> tuple[State, EpisodeStats]:
     def one(key: jax.Array, s: State, e: EpisodeStats, a: jax.Array) -> Any:
-        carry, _ = rollouts.play_tick(dims, ALWAYS, a, params, key, env.observe(dims, s, params), (s, (), e))
-        return carry[0], carry[2]
+        block = rollouts.tick_noise(key, s.tick + 1)
+        after, e, signals, _ = rollouts.advance(dims, s, a, block, params, e)
+        points, channels = rollouts.paid((e.episode_return, e.channels), signals, params.reward)
+        return after, e._replace(episode_return=points, channels=channels)
 
     after: tuple[State, EpisodeStats] = jax.vmap(one)(keys, state, stats, action)
     return after
@@ -106,13 +103,14 @@ def play(
     """
     dims, many = env_.dims, len(keys)
     state, stats = _begin(dims, params, keys)
+    swap = jnp.asarray(rollouts.donors(many)), jnp.asarray(rollouts.named_channels(shuffle))
     turns: list[Turn] = []
     parsed: list[list[Parsed | None]] = []
     actions: list[np.ndarray] = []
     viewed: list[Any] = [None] * many
     while (live := np.flatnonzero(np.asarray(state.end) == RUNNING)).size:
         tick = len(turns)
-        obs = jax.tree.map(np.asarray, _observe(dims, params, state, shuffle))
+        obs = jax.tree.map(np.asarray, _observe(dims, params, state, *swap))
         if asking == ON_CHANGE:
             views = _views(obs)
             live = np.asarray([e for e in live if views[e] != viewed[e]], np.int64)

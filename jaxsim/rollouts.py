@@ -2,10 +2,14 @@
 
 Episode e of `key` draws from fold_in(key, e), its reset from tick 0 of that key and its tick t from tick t of it. So an
 episode is the same whatever the batch, and two policies meet the same attacker luck (common random numbers).
+
+A batch is GROUPS policies in BLOCK episodes each, and a tick of it is three small programs: the policy acts, the
+simulator advances, the reward pays. So whatever is played, with any number of policies and episodes and under any
+rewards, the simulator is compiled once. Plans, of which a search plays millions, have a program for whole episodes.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -16,13 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from jaxsim import actions, check, env, noise, reward
+from jaxsim import actions, check, env, noise, policies, reward
 from jaxsim.noise import Noise
 from jaxsim.policies import Policy
-from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params, Signals, State
+from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params, RewardWeights, Signals, State
 
-BLOCK, GROUPS = 32, 32  # episodes of a policy, and policies, in a batch of `returns_many`
-WORKERS = min(4, os.cpu_count() or 1)  # of its batches side by side
+BLOCK = 32  # episodes of a policy in a batch
+GROUPS, PLANS = 64, 32  # policies in a batch; of a batch of plans
+LOOK = 8  # ticks after which a batch is asked whether all its episodes are over
+WORKERS = min(4, os.cpu_count() or 1)  # batches side by side
 CHANNELS = ("alerts", "forensics", "controls")  # of an observation, that `exchange` can take from another episode
 
 
@@ -69,7 +75,7 @@ def start(dims: Dims, episode_key: Array, params: Params) -> State:
 def no_stats(params: Params) -> EpisodeStats:
     """The statistics of an episode that has not begun."""
     zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-    points = jnp.zeros_like(params.reward.clip)  # (R,) when several rewards are scored at once
+    points = jnp.zeros(() if params.reward is None else params.reward.clip.shape, jnp.float32)
     return EpisodeStats(
         episode_return=points,
         channels=Channels(*[points] * len(Channels._fields)),
@@ -84,48 +90,62 @@ def no_stats(params: Params) -> EpisodeStats:
     )
 
 
-def exchange(obs: Observation, channels: tuple[str, ...]) -> Observation:
-    """Give every episode what its neighbour sees in some CHANNELS; leaves have the axes (M, E, ...).
+def donors(episodes: int) -> np.ndarray:
+    """(E,) int32: the episode that each of E gets observations from: the one before it among BLOCK neighbours."""
+    e = np.arange(episodes, dtype=np.int32)
+    first = e - e % BLOCK
+    return first + (e - first - 1) % np.minimum(BLOCK, episodes - first)
 
-    Its own clock and inventory stay. The neighbour is another episode of the same policy at the same tick.
+
+def exchange(obs: Observation, donor: Array, channels: Array) -> Observation:
+    """Give every episode what its donor sees in some CHANNELS; leaves have the axis (E, ...), `donor` (E,) is `donors`.
+
+    `channels` (3,) bool says which. Its own clock and inventory stay. The donor is another episode of the same policy
+    at the same tick.
     """
-    if not channels:
-        return obs
-    other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=1), obs)
-    if "alerts" in channels:
-        obs = obs._replace(alerts=other.alerts)
-    marks = obs.marks
-    if "forensics" in channels:
-        obs = obs._replace(forensics=other.forensics)
-        marks = marks.at[:, :, CONFIRMED].set(other.marks[:, :, CONFIRMED])
-    if "controls" in channels:
-        marks = marks.at[:, :, :CONFIRMED].set(other.marks[:, :, :CONFIRMED])
-    return obs._replace(marks=marks)
+    alerts, forensics, controls = channels
+    other = jax.tree.map(lambda x: x[donor], obs)
+
+    def chosen(on: Array, theirs: Any, own: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(on, a, b), theirs, own)
+
+    confirmed = (jnp.arange(obs.marks.shape[1], dtype=jnp.int32) == CONFIRMED)[None, :, None]
+    return obs._replace(
+        alerts=chosen(alerts, other.alerts, obs.alerts),
+        forensics=chosen(forensics, other.forensics, obs.forensics),
+        marks=jnp.where((confirmed & forensics) | (~confirmed & controls), other.marks, obs.marks),
+    )
 
 
-def play_tick(
-    dims: Dims, policy: Policy, parameters: Any, params: Params, key: Array, obs: Observation, carry: Any
-) -> tuple[Any, tuple[Signals, Array]]:
-    """One tick of one episode that sees `obs`: act, transition, add up. `carry` is (state, memory, statistics)."""
-    state, memory, stats = carry
+def named_channels(shuffle: tuple[str, ...]) -> np.ndarray:
+    """(3,) bool: which of CHANNELS are named. Raises ValueError for an unknown name."""
+    check.kind("shuffle", shuffle, tuple, f"a tuple of {', '.join(CHANNELS)}")
+    if unknown := set(shuffle) - set(CHANNELS):
+        raise ValueError(f"observation channel {min(unknown)!r} is unknown; choose among {', '.join(CHANNELS)}")
+    return np.asarray([name in shuffle for name in CHANNELS])
+
+
+def advance(
+    dims: Dims, state: State, action: Array, block: Array, params: Params, stats: EpisodeStats
+) -> tuple[State, EpisodeStats, Signals, Array]:
+    """One tick of one episode: transition, and add up all but the points. The action is INVALID once it was over."""
     live = state.end == RUNNING
-    block = tick_noise(key, state.tick + 1)
-    seen = (obs, state) if policy.privileged else obs
-    action, memory = policy.act(dims, parameters, memory, seen, block[Noise.POLICY_VERB :])
     after, signals = env.transition(dims, state, action, block, params)
-
-    channels = reward.channels(signals, params.reward)
     verb, _, valid = actions.decode(dims, action, params.scenario.exists)
     first = (signals.containments > 0) & (stats.first_containment > params.scenario.horizon)
     stats = stats._replace(
-        episode_return=stats.episode_return + reward.total(channels, params.reward),
-        channels=jax.tree.map(jnp.add, stats.channels, channels),
         signals=jax.tree.map(jnp.add, stats.signals, signals),
         verbs=stats.verbs + (live & valid & (jnp.arange(6, dtype=jnp.int32) == verb)).astype(jnp.int32),
         first_containment=jnp.where(first, after.tick, stats.first_containment),
         blind=stats.blind | (first & (state.alerts.count == 0)),
     )
-    return (after, memory, stats), (signals, jnp.where(live, action, actions.INVALID))
+    return after, stats, signals, jnp.where(live, action, actions.INVALID)
+
+
+def paid(points: tuple[Array, Channels], signals: Signals, weights: RewardWeights) -> tuple[Array, Channels]:
+    """(return, channels) of an episode so far, with what a tick is paid."""
+    channels = reward.channels(signals, weights)
+    return points[0] + reward.total(channels, weights), jax.tree.map(jnp.add, points[1], channels)
 
 
 def finish(state: State, stats: EpisodeStats, params: Params) -> EpisodeStats:
@@ -139,46 +159,217 @@ def finish(state: State, stats: EpisodeStats, params: Params) -> EpisodeStats:
     )
 
 
-@partial(jax.jit, static_argnames=("dims", "policy", "ticks", "shuffle"))
-def _rollout(
+# --- the programs of a batch; leading axes G policies, B episodes ----------------------------------------------------
+
+
+def _over_lanes(f: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.vmap(jax.vmap(f))
+
+
+# What of a state is drawn at reset; all else is the same for all episodes.
+DRAWN = ("personality", "who", "attack", "next_start", "targets", "order")
+
+
+@partial(jax.jit, static_argnames=("dims", "impl"))
+def _begin(dims: Dims, params: Params, keys: Array, impl: str) -> State:
+    """The first states; `keys` (G, B, ...) uint32 are key data. Only what is DRAWN has the leading axes."""
+    axes: Any = State._make(0 if name in DRAWN else None for name in State._fields)
+    began: State = jax.vmap(jax.vmap(lambda key: start(dims, key, params), out_axes=axes), out_axes=axes)(
+        jax.random.wrap_key_data(keys, impl=impl)
+    )
+    return began
+
+
+@partial(jax.jit, static_argnames=("impl",))
+def _noise(keys: Array, impl: str, tick: Array) -> Array:
+    """(G, B, 16): the noise of a tick of all episodes."""
+    return _over_lanes(lambda key: tick_noise(key, tick))(jax.random.wrap_key_data(keys, impl=impl))
+
+
+def _spread(tree: Any, shape: tuple[int, ...]) -> Any:
+    """Leaves of one episode for a batch of them."""
+    return jax.tree.map(lambda x: jnp.asarray(np.broadcast_to(x, (*shape, *np.shape(x)))), tree)
+
+
+@partial(jax.jit, static_argnames=("dims", "policy", "episodes"))
+def _remember(dims: Dims, policy: Policy, parameters: Any, episodes: int) -> Any:
+    """A policy's first memories."""
+
+    def remember(p: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (episodes, *x.shape)), policy.init(dims, p))
+
+    return jax.vmap(remember)(parameters)
+
+
+@partial(jax.jit, static_argnames=("dims", "policy"))
+def _act(
     dims: Dims,
     policy: Policy,
     parameters: Any,
     params: Params,
-    keys: Array,
-    ticks: int | None,
-    shuffle: tuple[str, ...],
+    memory: Any,
+    state: State,
+    block: Array,
+    swap: tuple[Array, Array] | None,
+) -> tuple[Array, Any]:
+    """(action, memory); `swap`: donors, (G, B), and the channels of `exchange`."""
+
+    def act(p: Any, m: Any, s: State, obs: Observation, b: Array) -> tuple[Array, Any]:
+        action, after = policy.act(dims, p, m, (obs, s) if policy.privileged else obs, b[Noise.POLICY_VERB :])
+        return jnp.asarray(action), after
+
+    seen = _over_lanes(lambda s: env.observe(dims, s, params))(state)
+    if swap is not None:
+        seen = jax.vmap(exchange, in_axes=(0, 0, None))(seen, *swap)
+    acted: tuple[Array, Any] = jax.vmap(jax.vmap(act, in_axes=(None, 0, 0, 0, 0)))(
+        parameters, memory, state, seen, block
+    )
+    return acted
+
+
+@partial(jax.jit, static_argnames=("dims",), donate_argnames=("state", "stats"))
+def _advance(
+    dims: Dims, params: Params, state: State, action: Array, block: Array, stats: EpisodeStats
+) -> tuple[State, EpisodeStats, Array, Array, Array]:
+    """(state, statistics but for signals, (G, B, 13) signals, action, () bool: some go on)."""
+
+    def one(s: State, a: Array, b: Array, e: EpisodeStats) -> Any:
+        after, tallied, signals, a = advance(dims, s, a, b, params, e)
+        # One array instead of thirteen compiles and runs in less time.
+        return after, tallied._replace(signals=e.signals), jnp.stack(signals), a
+
+    lanes = _over_lanes(one)(state, action, block, stats)
+    return *lanes, jnp.any(lanes[0].end == RUNNING)
+
+
+@partial(jax.jit, donate_argnames=("points", "sums"))
+def _pay(
+    points: tuple[Array, Channels], sums: Array, signals: Array, weights: RewardWeights
+) -> tuple[tuple[Array, Channels], Array]:
+    """(points, sums of the signals, (G, B, 13)) after a tick with the (G, B, 13) signals."""
+    return _over_lanes(lambda p, s: paid(p, Signals(*s), weights))(points, signals), sums + signals
+
+
+@jax.jit
+def _finish(params: Params, state: State, stats: EpisodeStats) -> EpisodeStats:
+    done: EpisodeStats = _over_lanes(lambda s, e: finish(s, e, params))(state, stats)
+    return done
+
+
+@partial(jax.jit, static_argnames=("dims", "impl"))
+def _plan_returns(dims: Dims, plans: Array, params: Params, keys: Array, impl: str) -> Array:
+    """(G, B) or (G, B, R) returns of G plans, (G, T), in whole episodes."""
+
+    def begin(key: Array) -> tuple[State, Array]:
+        return start(dims, key, params), jnp.zeros_like(params.reward.clip)
+
+    def tick(plan: Array, key: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
+        state, points = carry
+        block = tick_noise(key, state.tick + 1)
+        action, _ = policies.act_plan(dims, plan, (), env.observe(dims, state, params), block)
+        after, signals = env.transition(dims, state, action, block, params)
+        return after, points + reward.total(reward.channels(signals, params.reward), params.reward)
+
+    lanes = jax.random.wrap_key_data(keys, impl=impl)
+    step = partial(jax.vmap(jax.vmap(tick, in_axes=(None, 0, 0))), plans, lanes)
+    going = lambda carry: jnp.any(carry[0].end == RUNNING)  # noqa: E731
+    played: Array = jax.lax.while_loop(going, step, _over_lanes(begin)(lanes))[1]
+    return played
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """G pairs of a policy and a block of episodes."""
+
+    policy: np.ndarray  # (G,) int, which of the M policies
+    episode: np.ndarray  # (G, BLOCK) int, which of the E episodes; a block that is not full goes round
+
+
+# What is done to the states of a batch before a tick is played.
+Meddle = Callable[[State, Batch, int], State]
+
+
+def _batches(many: int, episodes: int, groups: int) -> list[Batch]:
+    """All pairs, `groups` at a time; the last batch is filled up with its first pair. One pair is alone."""
+    blocks = -(-episodes // BLOCK)
+    first = np.arange(blocks) * BLOCK
+    lanes = first[:, None] + np.arange(BLOCK) % np.minimum(BLOCK, episodes - first)[:, None]
+    pairs = np.arange(many * blocks)
+    groups = 1 if len(pairs) == 1 else groups
+    parts = [pairs[i : i + groups] for i in range(0, len(pairs), groups)]
+    full = [np.append(p, np.repeat(p[:1], groups - len(p))) for p in parts]
+    return [Batch(p // blocks, lanes[p % blocks]) for p in full]
+
+
+def _in_batches(play: Callable[[Batch], Any], batches: list[Batch], many: int, episodes: int) -> Any:
+    """What `play` makes of all batches, leaves (G, BLOCK, ...), as leaves (M, E, ...)."""
+    # The first alone, because it compiles.
+    parts = [play(batches[0])]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        parts += pool.map(play, batches[1:])
+    rows = many * -(-episodes // BLOCK)
+
+    def join(*leaves: np.ndarray) -> np.ndarray:
+        whole = np.concatenate(leaves)[:rows]
+        return whole.reshape(many, -1, *whole.shape[2:])[:, :episodes]
+
+    return jax.tree.map(join, *parts)
+
+
+def _key_data(keys: Array) -> tuple[np.ndarray, str]:
+    """(E, ...) uint32, and the name of their generator."""
+    return np.asarray(jax.random.key_data(keys)), str(jax.random.key_impl(keys))
+
+
+def _play(
+    dims: Dims,
+    params: Params,
+    policy: Policy,
+    parameters: Any,
+    keys: tuple[np.ndarray, str],
+    swap: tuple[np.ndarray, np.ndarray] | None,
+    record: bool,
+    meddle: Callable[[State, int], State] | None,
 ) -> tuple[EpisodeStats, Trajectory | None]:
-    own = 0 if keys.ndim == 2 else None  # keys (M, E): each policy has episodes of its own; (E,): all have the same
+    """Play a batch, its parameters (G, ...) and keys (G, B, ...); NumPy, record (G, B, T, ...)."""
+    horizon = int(np.max(params.scenario.horizon))
+    weights = params.reward
+    bare = params._replace(reward=None)  # type: ignore[arg-type] # whatever the reward, one program
+    parameters, data, donor = jax.tree.map(jnp.asarray, (parameters, keys[0], swap))
+    shape = data.shape[:2]
+    began = _begin(dims, bare, data, keys[1])
+    same = {n: _spread(x, shape) for n, x in began._asdict().items() if n not in DRAWN}
+    state, stats = began._replace(**same), _spread(no_stats(bare), shape)
+    memory = _remember(dims, policy, parameters, shape[1])
+    sums = jnp.zeros((*shape, len(Signals._fields)), jnp.float32)
+    zero = np.zeros(np.shape(weights.clip), np.float32)
+    points = _spread((zero, Channels(*[zero] * len(Channels._fields))), shape)
+    ticks: list[tuple[Array, Array]] = []
+    for tick in range(horizon):
+        if meddle is not None:
+            state = meddle(state, tick)
+        # Who is still playing has the same tick; the others draw in vain.
+        block = _noise(data, keys[1], np.int32(tick + 1))
+        action, memory = _act(dims, policy, parameters, bare, memory, state, block, donor)
+        state, stats, signals, action, going = _advance(dims, bare, state, action, block, stats)
+        points, sums = _pay(points, sums, signals, weights)
+        if record:
+            ticks.append((signals, action))
+        if tick % LOOK == LOOK - 1 and not going:
+            break
+    stats = stats._replace(signals=Signals(*jnp.moveaxis(sums, -1, 0)))
+    stats = _finish(bare, state, stats)._replace(episode_return=points[0], channels=points[1])
 
-    def over_lanes(f: Any) -> Any:
-        # Policies x episodes; params are shared by all lanes.
-        return jax.vmap(jax.vmap(f, in_axes=(None, 0, 0)), in_axes=(0, own, 0))
-
-    def begin(p: Any, key: Array, _: Array) -> Any:
-        return start(dims, key, params), policy.init(dims, p), no_stats(params)
-
-    def tick(p: Any, key: Array, seen_and_carry: Any) -> Any:
-        return play_tick(dims, policy, p, params, key, *seen_and_carry)
-
-    many = jax.tree.leaves(parameters)[0].shape[0]
-    carry = over_lanes(begin)(parameters, keys, jnp.zeros((many, keys.shape[-1]), bool))
-
-    def look(state: State) -> Observation:
-        return env.observe(dims, state, params)
-
-    def step(carry: Any) -> Any:
-        obs = exchange(jax.vmap(jax.vmap(look))(carry[0]), shuffle)
-        return over_lanes(tick)(parameters, keys, (obs, carry))
-
-    if ticks is None:
-        carry = jax.lax.while_loop(lambda c: jnp.any(c[0].end == RUNNING), lambda c: step(c)[0], carry)
-        record = None
-    else:
-        carry, (signals, action) = jax.lax.scan(lambda c, _: step(c), carry, length=ticks)
-        record = Trajectory(signals, action)
-    state, _, stats = carry
-    return jax.vmap(jax.vmap(lambda s, e: finish(s, e, params)))(state, stats), record
+    trajectory = None
+    if record:
+        signals = np.zeros((*shape, horizon, len(Signals._fields)), np.float32)
+        action = np.full((*shape, horizon), actions.INVALID, np.int32)
+        for t, (of_tick, played) in enumerate(ticks):
+            signals[:, :, t], action[:, :, t] = of_tick, played
+        trajectory = Trajectory(Signals(*np.moveaxis(signals, -1, 0)), action)
+    return jax.tree.map(np.asarray, stats), trajectory
 
 
 @contextmanager
@@ -192,45 +383,26 @@ def _fitting(parameters: Any) -> Iterator[None]:
         raise ValueError(message) from error
 
 
-@partial(jax.jit, static_argnames=("dims", "policy"))
-def _returns(dims: Dims, policy: Policy, parameters: Any, params: Params, keys: Array) -> Array:
-    """(G, BLOCK) or (G, BLOCK, R) returns of G policies; `keys` (G, BLOCK, ...) uint32 are key data."""
-    # What else an episode has to tell is no output, so the compiler leaves out what is needed for it alone.
-    return _rollout(dims, policy, parameters, params, jax.random.wrap_key_data(keys), None, ())[0].episode_return
-
-
 def returns_many(env_: env.Env, params: Params, policy: Policy, parameters: Any, keys: np.ndarray) -> np.ndarray:
     """Returns of M policies (leading axis of every leaf of `parameters`) in E episodes, as `rollout_many` has them.
 
     `keys` (E, ...) uint32 is the key data of the episodes. Returns (M, E) float32, or (M, E, R) where the reward
-    weights are (R,). One compiled program serves every number of policies and of episodes: it plays GROUPS policies,
-    BLOCK episodes of each, and several of it run side by side, a thread for each core.
+    weights are (R,).
     """
     check.kind("keys", keys, np.ndarray, "jax.random.key_data of the episodes' keys, as NumPy")
     check.key("keys", keys, (None,))
-    check.members("parameters", parameters, "those of `BASELINES` with a leading axis of policies")
-    leaves, tree = jax.tree.flatten(parameters)
-    leaves = [np.asarray(x) for x in leaves]
-    many, episodes = len(leaves[0]), len(keys)
-    blocks = -(-episodes // BLOCK)
-    data = np.resize(keys, (blocks * BLOCK, *keys.shape[1:])).reshape(blocks, BLOCK, *keys.shape[1:])
-    points = np.shape(params.reward.clip)
-    played = np.empty((many * blocks, BLOCK, *points), np.float32)
+    many = check.members("parameters", parameters, "those of `BASELINES` with a leading axis of policies")
+    if policy is not policies.PLAN:
+        return rollout_many(env_, params, policy, parameters, jnp.asarray(keys))[0].episode_return
+    _, impl = _key_data(keys[:1])
+    plans = np.asarray(parameters)
 
-    def play(first: int) -> None:
-        # The last batch is filled up with its first pair of policy and block, and cut again.
-        pair = np.arange(first, first + GROUPS)
-        pair[pair >= len(played)] = first
-        some = jax.tree.unflatten(tree, [x[pair // blocks] for x in leaves])
-        part = np.asarray(_returns(env_.dims, policy, some, params, data[pair % blocks]))
-        played[first : first + GROUPS] = part[: len(played) - first]
+    def play(batch: Batch) -> np.ndarray:
+        return np.asarray(_plan_returns(env_.dims, plans[batch.policy], params, keys[batch.episode], impl))
 
     with _fitting(parameters):
-        play(0)  # compiles
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for _ in pool.map(play, range(GROUPS, len(played), GROUPS)):
-            pass
-    return played.reshape(many, blocks * BLOCK, *points)[:, :episodes]
+        played: np.ndarray = _in_batches(play, _batches(many, len(keys), PLANS), many, len(keys))
+    return played
 
 
 def rollout_many(
@@ -241,64 +413,49 @@ def rollout_many(
     keys: Array,
     *,
     record: bool = False,
-    lanes: int = 65536,
     shuffle: tuple[str, ...] = (),
+    meddle: Meddle | None = None,
 ) -> tuple[EpisodeStats, Trajectory | None]:
-    """Run M policies (leading axis of every leaf of `parameters`) on the E episodes of `keys`, in chunks of policies.
+    """Run M policies (leading axis of every leaf of `parameters`) on the E episodes of `keys`.
 
     Returns NumPy arrays: stats with axes (M, E), and with `record` the per-tick record with axes (M, E, T),
-    T = the horizon. `lanes` bounds the episodes in memory at a time. `shuffle` names CHANNELS of the observation that
-    each episode gets from another one. Raises ValueError for an unknown channel.
+    T = the horizon. `shuffle` names CHANNELS of the observation that each episode gets from another one, see `donors`.
+    `meddle(states, batch, tick)` may put other states, leaves (G, BLOCK, ...), in the place of those of before a tick.
+    Raises ValueError for an unknown channel.
     """
     check.kind("env_", env_, env.Env, "the one that `make` returns")
     check.kind("params", params, Params, "those that `make` returns")
     check.kind("policy", policy, Policy, "one such as jaxsim.BASELINES['heuristic'][0]")
     check.key("keys", keys, (None,))
-    check.whole("lanes", lanes, 1)
-    check.kind("shuffle", shuffle, tuple, f"a tuple of {', '.join(CHANNELS)}")
     many = check.members("parameters", parameters, "those of `BASELINES` with a leading axis of policies")
-    if unknown := set(shuffle) - set(CHANNELS):
-        raise ValueError(f"observation channel {min(unknown)!r} is unknown; choose among {', '.join(CHANNELS)}")
-    # A power of two, so that searches of many sizes share few compiled programs.
-    chunk = min(1 << (many - 1).bit_length(), max(1, lanes // len(keys)))
-    ticks = int(np.max(params.scenario.horizon)) if record else None
-    parts = []
-    for i in range(0, many, chunk):
-        # The last chunk is filled up, and cut again below.
-        rows = np.minimum(np.arange(i, i + chunk), many - 1)
-        part = jax.tree.map(lambda x, rows=rows: jnp.asarray(x)[rows], parameters)
-        with _fitting(parameters):
-            stats, trajectory = _rollout(env_.dims, policy, part, params, keys, ticks, tuple(sorted(shuffle)))
-        if trajectory is not None:
-            trajectory = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), trajectory)
-        parts.append(jax.tree.map(lambda x, n=many - i: np.asarray(x)[:n], (stats, trajectory)))
-    joined: tuple[EpisodeStats, Trajectory | None] = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    return joined
+    named = named_channels(shuffle)
+    data, impl = _key_data(keys)
+    leaves, tree = jax.tree.flatten(parameters)
+    leaves = [np.asarray(x) for x in leaves]
+    donor = donors(len(data)) % BLOCK
+
+    def play(batch: Batch) -> tuple[EpisodeStats, Trajectory | None]:
+        some = jax.tree.unflatten(tree, [x[batch.policy] for x in leaves])
+        swap = (donor[batch.episode], named) if shuffle else None
+        watched = (lambda state, tick: meddle(state, batch, tick)) if meddle else None
+        return _play(env_.dims, params, policy, some, (data[batch.episode], impl), swap, record, watched)
+
+    with _fitting(parameters):
+        played: tuple[EpisodeStats, Trajectory | None] = _in_batches(
+            play, _batches(many, len(data), GROUPS), many, len(data)
+        )
+    return played
 
 
-def rollout(
-    env_: env.Env,
-    params: Params,
-    policy: Policy,
-    parameters: Any,
-    key: Array,
-    episodes: int,
-    *,
-    lanes: int = 65536,
-) -> EpisodeStats:
+def rollout(env_: env.Env, params: Params, policy: Policy, parameters: Any, key: Array, episodes: int) -> EpisodeStats:
     """Run one policy for `episodes` episodes of `key`; returns NumPy arrays with a leading axis (episodes,).
 
-    `parameters` is the policy's own pytree, see `policies.BASELINES`. `lanes` bounds the episodes in memory at a time.
+    `parameters` is the policy's own pytree, see `policies.BASELINES`.
     """
     check.key("key", key)
     check.whole("episodes", episodes, 1, 2**32)
-    check.whole("lanes", lanes, 1)
     check.parameters("parameters", parameters)
-    one = jax.tree.map(lambda x: jnp.asarray(x)[None], parameters)
-    parts = []
-    for first in range(0, episodes, lanes):
-        keys = episode_keys(key, min(lanes, episodes - first), first)
-        stats, _ = rollout_many(env_, params, policy, one, keys, lanes=lanes)
-        parts.append(jax.tree.map(lambda x: x[0], stats))
-    joined: EpisodeStats = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    return joined
+    one = jax.tree.map(lambda x: np.asarray(x)[None], parameters)
+    stats, _ = rollout_many(env_, params, policy, one, episode_keys(key, episodes))
+    first: EpisodeStats = jax.tree.map(lambda x: x[0], stats)
+    return first

@@ -86,12 +86,6 @@ CASES: list[tuple[Any, str, Call, list[Any]]] = [
     ),
     (jaxsim.rollout, "key", lambda x: jaxsim.rollout(ENV, PARAMS, POLICY, PARAMETERS, x, 1), [None, 0, KEYS]),
     (jaxsim.rollout, "episodes", lambda x: jaxsim.rollout(ENV, PARAMS, POLICY, PARAMETERS, KEY, x), [0, -1, 1.5, None]),
-    (
-        jaxsim.rollout,
-        "lanes",
-        lambda x: jaxsim.rollout(ENV, PARAMS, POLICY, PARAMETERS, KEY, 1, lanes=x),
-        [0, -1, None],
-    ),
     (jaxsim.rollout_many, "env", lambda x: jaxsim.rollout_many(x, PARAMS, POLICY, PARAMETERS[None], KEYS), [None, ()]),
     (jaxsim.rollout_many, "params", lambda x: jaxsim.rollout_many(ENV, x, POLICY, PARAMETERS[None], KEYS), [None, ()]),
     (jaxsim.rollout_many, "policy", lambda x: jaxsim.rollout_many(ENV, PARAMS, x, PARAMETERS[None], KEYS), [None, "a"]),
@@ -107,12 +101,6 @@ CASES: list[tuple[Any, str, Call, list[Any]]] = [
         "keys",
         lambda x: jaxsim.rollout_many(ENV, PARAMS, POLICY, PARAMETERS[None], x),
         [None, KEY, KEYS[:0]],
-    ),
-    (
-        jaxsim.rollout_many,
-        "lanes",
-        lambda x: jaxsim.rollout_many(ENV, PARAMS, POLICY, PARAMETERS[None], KEYS, lanes=x),
-        [0, None],
     ),
     (
         jaxsim.rollout_many,

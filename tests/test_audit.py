@@ -43,7 +43,7 @@ REPORT_KEYS = verdict.report_keys(jax.random.key(99), TINY.report)
 @pytest.fixture(scope="module")
 def arena() -> Arena:
     rewards = {n: reward.weights(n) for n in ("linear", "evidence")}
-    return make_arenas([scenarios.load(SUPPLY)], "classic", rewards)[0]._replace(lanes=2048)
+    return make_arenas([scenarios.load(SUPPLY)], "classic", rewards)[0]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import jaxsim
 import scenarios
 from jaxsim import actions, compile, env, names, policies, reward, rules, twin, types
 from jaxsim.replays import replay
-from jaxsim.rollouts import EpisodeStats, Trajectory, episode_keys, rollout, rollout_many, tick_noise
+from jaxsim.rollouts import BLOCK, EpisodeStats, Trajectory, episode_keys, rollout, rollout_many, tick_noise
 from jaxsim.types import RUNNING, VERBS, Dims, Observation, Params, State
 
 
@@ -444,9 +444,9 @@ def test_a_replay_plays_the_episode_of_the_rollout(name: str, rule_set: str) -> 
 def test_a_rollout_does_not_depend_on_its_batch() -> None:
     environment, params = env.make("federated_identity_takeover", dims=DIMS)
     run = partial(rollout, environment, params, policies.RANDOM, np.zeros(1, np.int32), jax.random.key(71))
-    whole, part, chunked = run(16), run(8), run(16, lanes=8)
-    assert len(whole.length) == 16 and len(np.unique(whole.episode_return)) > 8
-    assert unequal(chunked, whole) == []
+    whole, part, many = run(80), run(8), run(80 * BLOCK)
+    assert len(whole.length) == 80 and len(np.unique(whole.episode_return)) > 8
+    assert unequal(jax.tree.map(lambda x: x[:80], many), whole) == []
     assert unequal(part, jax.tree.map(lambda x: x[:8], whole)) == []
 
 
@@ -454,8 +454,8 @@ def test_many_policies_at_once_equal_one_at_a_time() -> None:
     environment, params = env.make("insider_repo_pivot", dims=DIMS)
     keys = episode_keys(jax.random.key(81), 16)
     plans = np.random.default_rng(9).integers(0, DIMS.actions, (3, 6)).astype(np.int32)
-    # Two at a time: the second chunk is filled up with a policy that must not be reported.
-    many = rollout_many(environment, params, policies.PLAN, plans, keys, lanes=32)[0]
+    # A batch is filled up with a policy that must not be reported.
+    many = rollout_many(environment, params, policies.PLAN, plans, keys)[0]
     assert many.length.shape == (3, 16)
     assert len({many.episode_return[m].tobytes() for m in range(3)}) == 3
     for m in range(3):

@@ -60,7 +60,6 @@ TESTED_CELLS = [
 FIRST = "supply_chain_token_drift"
 OUR_EPISODES = 20_000  # at full size, and of the campaign whose figures are published
 TESTED_EPISODES = 5_000  # of the others
-LANES = 1_250  # episodes at once, a divisor of their number; all of them would not fit into a core's cache
 TWIN_EPISODES = int(os.environ.get("JAXSIM_TWIN_EPISODES", "1600"))
 HARDENED_SHARE = 0.25  # of that many under hardened rules, where each episode lasts to the horizon
 ALL_POLICIES = (*PLANS, *POLICIES)
@@ -101,8 +100,7 @@ def our_rollout(
     many = many or (OUR_EPISODES if name == FIRST else TESTED_EPISODES)
     episodes = int(many * (HARDENED_SHARE if name in HARDENED else 1))
     keys, game = episode_keys(jax.random.key(51), episodes), (env.Env(dims_for(name)), params_of(name, personality))
-    parts = [rollout_many(*game, policy, parameters, part, lanes=LANES)[0] for part in keys.reshape(-1, LANES)]
-    return jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)
+    return rollout_many(*game, policy, parameters, keys)[0]
 
 
 def twin_sample(name: str, personality: str, policy: str, episodes: int) -> np.ndarray:

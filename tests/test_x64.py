@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -60,9 +61,22 @@ def wide() -> list[str]:
     keys = rollouts.episode_keys(key, 2)
     played = [(policy, jax.tree.map(lambda x: np.asarray(x)[None], p)) for policy, p in jaxsim.BASELINES.values()]
     played += [(policy, network(key)) for policy in recurrent.POLICIES.values()]
-    programs = [
-        jax.make_jaxpr(lambda k, a=a: rollouts._rollout(dims, *a, params, k, None, ("alerts",)))(keys) for a in played
-    ]
+    plans, batch, impl = np.zeros((1, 3), np.int32), jax.random.key_data(keys)[None], "threefry2x32"
+    swap = rollouts.donors(2)[None], rollouts.named_channels(("alerts",))
+
+    def tick(policy: Any, parameters: Any, batch: Any) -> Any:
+        state = jax.tree.map(lambda x: x[None], jax.vmap(lambda key: rollouts.start(dims, key, params))(keys))
+        stats = jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 2, *x.shape)), rollouts.no_stats(params))
+        memory = rollouts._remember(dims, policy, parameters, 2)
+        block = rollouts._noise(batch, impl, np.int32(1))
+        action, memory = rollouts._act(dims, policy, parameters, params, memory, state, block, swap)
+        state, stats, signals, *_ = rollouts._advance(dims, params, state, action, block, stats)
+        sums = jnp.zeros_like(signals)
+        return rollouts._pay((stats.episode_return, stats.channels), sums, signals, params.reward), state, stats, memory
+
+    programs = [jax.make_jaxpr(lambda k, a=a: tick(*a, k))(batch) for a in played]
+    programs.append(jax.make_jaxpr(lambda k: rollouts._begin(dims, params, k, impl))(batch))
+    programs.append(jax.make_jaxpr(lambda k: rollouts._plan_returns(dims, plans, params, k, impl))(batch))
     both = recurrent.init_weights(key), recurrent.init_critic(key)
 
     def learn(many: Any, key: jax.Array) -> Any:

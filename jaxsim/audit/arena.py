@@ -25,7 +25,6 @@ class Arena(NamedTuple):
     rewards: tuple[str, ...]
     personality: str
     rules: str
-    lanes: int = 32768  # episodes in lockstep
 
 
 class Candidate(NamedTuple):
@@ -53,7 +52,7 @@ def returns_of(
     arena: Arena, policy: Policy, parameters: Any, keys: jax.Array, shuffle: tuple[str, ...] = ()
 ) -> np.ndarray:
     """(M, E, R) returns of M policies in the E episodes of `keys`; `shuffle` as in `rollout_many`."""
-    stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, lanes=arena.lanes, shuffle=shuffle)
+    stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, shuffle=shuffle)
     return stats.episode_return
 
 

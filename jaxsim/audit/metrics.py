@@ -7,21 +7,21 @@ luck. J(p) is the mean return of policy p.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from jaxsim import attacker, env, reward
+from jaxsim import attacker
 from jaxsim.audit import rescore
 from jaxsim.audit.arena import Arena, Candidate, returns_of
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
 from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
 from jaxsim.noise import Noise
-from jaxsim.policies import BASELINES, Policy
-from jaxsim.rollouts import CHANNELS, start, tick_noise
+from jaxsim.policies import BASELINES
+from jaxsim.rollouts import CHANNELS, Batch, rollout_many
 from jaxsim.types import RUNNING, Dims, Params, RewardWeights, ScenarioArrays, State
 
 WAYS = {name: (name,) for name in CHANNELS} | {"all": CHANNELS}  # to exchange observations
@@ -55,9 +55,9 @@ def shuffle_drop(
 ) -> dict[str, Estimate]:
     """Share of a policy's gain that is lost on another episode's observations: (J - J_shuffled) / (J - J(monitor)).
 
-    One share for each of `ways`: a name for some of `rollouts.CHANNELS`, exchanged together (each is a program of its
-    own to compile). By default each channel alone, and "all" of them. The share is 0 for a policy that does not read,
-    and above 1 for one that, misled, does worse than MONITOR for ever. A share of the gain over MONITOR for ever, not
+    One share for each of `ways`: a name for some of `rollouts.CHANNELS`, exchanged together. By default each channel
+    alone, and "all" of them. The share is 0 for a policy that does not read, and above 1 for one that, misled, does
+    worse than MONITOR for ever. A share of the gain over MONITOR for ever, not
     of the return, because returns may be negative; NaN where that gain is not significant. `monitor`: (E,) returns of
     MONITOR for ever, played here if not given. The donor of an episode is the one before it in `keys`; that neighbours
     so share luck is left out of the interval. Raises ValueError for fewer than two keys and for an unknown channel.
@@ -120,36 +120,16 @@ def one_more(dims: Dims, state: State, params: Params) -> tuple[State, Array]:
     return done, possible
 
 
-@partial(jax.jit, static_argnames=("dims", "policy"))
-def _fork(
-    dims: Dims, policy: Policy, parameters: Any, params: Params, keys: Array, fork_at: Array
-) -> tuple[Array, Array]:
-    """((2, E) returns as it is and with one more success at tick `fork_at`, (E,) int32; (E,) bool, there is a fork)."""
+@partial(jax.jit, static_argnames=("dims",), donate_argnames=("state",))
+def _harm(dims: Dims, params: Params, state: State, parts: Array) -> tuple[State, Array]:
+    """(states, leaves (G, B, ...), where those of `parts`, (G, B) bool, have one more success; (G, B) bool, which)."""
+    after, possible = jax.vmap(jax.vmap(lambda s: one_more(dims, s, params)))(state)
+    parts &= possible
 
-    def over_lanes(f: Any) -> Any:
-        # Both forks play from tick 0 on: until they part they are the same, so the difference is all to come.
-        return jax.vmap(jax.vmap(f, in_axes=(None, 0, 0, 0)), in_axes=(0, None, None, 0))
+    def chosen(new: Array, old: Array) -> Array:
+        return jnp.where(parts.reshape(parts.shape + (1,) * (new.ndim - 2)), new, old)
 
-    def tick(harmed: Array, key: Array, at: Array, carry: Any) -> Any:
-        state, memory, total, forked = carry
-        after, possible = one_more(dims, state, params)
-        parts = possible & (state.tick == at)
-        state = jax.tree.map(lambda new, old: jnp.where(parts & harmed, new, old), after, state)
-
-        block, obs = tick_noise(key, state.tick + 1), env.observe(dims, state, params)
-        seen = (obs, state) if policy.privileged else obs
-        action, memory = policy.act(dims, parameters, memory, seen, block[Noise.POLICY_VERB :])
-        state, signals = env.transition(dims, state, action, block, params)
-        points = reward.total(reward.channels(signals, params.reward), params.reward)
-        return state, memory, total + points, forked | parts
-
-    def begin(key: Array) -> Any:
-        return start(dims, key, params), policy.init(dims, parameters), jnp.zeros((), jnp.float32), jnp.zeros((), bool)
-
-    carry = jax.tree.map(lambda x: jnp.stack([x, x]), jax.vmap(begin)(keys))
-    step = partial(over_lanes(tick), jnp.asarray([False, True]), keys, fork_at)
-    _, _, total, forked = jax.lax.while_loop(lambda c: jnp.any(c[0].end == RUNNING), step, carry)
-    return total, forked[0]
+    return jax.tree.map(chosen, after, state), parts
 
 
 def harm_monotonicity(arena: Arena, candidate: Candidate, keys: Array, r: int, ticks: int) -> Estimate:
@@ -158,13 +138,23 @@ def harm_monotonicity(arena: Arena, candidate: Candidate, keys: Array, r: int, t
     V is the return to come. Each episode is played up to a tick of its own (0 .. ticks - 1 in turn) and forked: in one
     fork the attacker has succeeded once more, see `one_more`. Both go on to the end with the same policy, its memory of
     before, and the same noise. The mean is over the episodes in which that was possible; NaN if there is none.
-    Parameters of the same shapes share a compiled program.
     """
     params = arena.params._replace(reward=jax.tree.map(lambda w: w[r], arena.params.reward))
-    fork_at = jnp.arange(len(keys), dtype=jnp.int32) % ticks
-    parameters = jax.tree.map(jnp.asarray, candidate.parameters)
-    total, forked = jax.tree.map(np.asarray, _fork(arena.env.dims, candidate.policy, parameters, params, keys, fork_at))
-    return _mean((total[1] - total[0])[forked]) if forked.any() else NONE
+    forked = np.zeros(len(keys), bool)
+
+    def meddle(state: State, batch: Batch, tick: int) -> State:
+        if tick >= ticks:
+            return state
+        # Both forks are played from tick 0 on: until they part they are the same, so the difference is all to come.
+        parts = (batch.policy == 1)[:, None] & (batch.episode % ticks == tick)
+        state, parted = _harm(arena.env.dims, params, state, parts)
+        forked[batch.episode[np.asarray(parted)]] = True
+        return state
+
+    both = jax.tree.map(lambda x: np.stack([x, x]), candidate.parameters)
+    stats, _ = rollout_many(arena.env, params, candidate.policy, both, keys, meddle=meddle)
+    as_is, harmed = stats.episode_return
+    return _mean((harmed - as_is)[forked]) if forked.any() else NONE
 
 
 def farming_slope(

@@ -61,7 +61,6 @@ def record(arena: Arena, pool: list[Candidate], keys: jax.Array) -> Ledger:
             stack_parameters([pool[i].parameters for i in members]),
             keys,
             record=True,
-            lanes=8 * len(keys),  # a few at a time: every size is a program to compile
         )
         assert trajectory is not None
         signals = np.stack(trajectory.signals, axis=-1).reshape(len(members), -1, len(Signals._fields))

@@ -199,7 +199,7 @@ def ground(arena: Arena, found: search.Found, learned: list[Candidate], seed: in
     for policy in dict.fromkeys(c.policy for c in pool):
         members = [i for i, c in enumerate(pool) if c.policy is policy]
         parameters = stack_parameters([pool[i].parameters for i in members])
-        stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, lanes=arena.lanes)
+        stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys)
         sums = np.stack(stats.signals, axis=-1)
         for m, i in enumerate(members):
             one = jax.tree.map(lambda x, m=m: x[m, 256:], stats)

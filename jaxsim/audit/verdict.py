@@ -50,8 +50,7 @@ def play(arena: Arena, finalists: list[dict[str, Candidate]], keys: jax.Array) -
     for policy in dict.fromkeys(c.policy for c in unique.values()):
         same = {i: c for i, c in unique.items() if c.policy is policy}
         parameters = stack_parameters([c.parameters for c in same.values()])
-        # A few at a time: how many there are depends on the rewards, and every size is a program to compile.
-        played, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, lanes=4 * len(keys))
+        played, _ = rollout_many(arena.env, arena.params, policy, parameters, keys)
         stats |= {i: jax.tree.map(lambda x, m=m: x[m], played) for m, i in enumerate(same)}
     return [[Played(name, c, stats[identity(c)]) for name, c in named.items()] for named in finalists]
 
