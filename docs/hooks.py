@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mkdocs.structure.files import File, Files
 
-from jaxsim import reward, rules, types
+import scenarios
+from grpo import signals as grpo_signals
+from jaxsim import actions, reward, rules, types
 from jaxsim.audit.budgets import BUDGETS
 
 ROOT = Path(__file__).resolve().parent.parent
+PICTURES = "benchmarks/results"
+TRAINING = ROOT / "grpo" / "presets"  # of grpo.settings, which needs torch
 # Pages of the site that are files of the project, and where they lie.
 PAGES = {
     "index.md": "README.md",
@@ -19,7 +24,6 @@ PAGES = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
-PICTURES = "benchmarks/results"
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -83,7 +87,9 @@ def values() -> str:
     def plain(value: Any) -> str:
         """Of an array."""
         found = value.tolist()
-        return shown(tuple(found) if isinstance(found, list) else round(found, 6))
+        return shown(
+            tuple(found) if isinstance(found, list) else round(found, 6) if isinstance(found, float) else found
+        )
 
     return table(
         ["rule", "meaning", "classic", "hardened"],
@@ -113,6 +119,70 @@ def weights() -> str:
     )
 
 
+def verbs() -> str:
+    dims = types.Dims(assets=1, identities=1, stages=1, max_lag=1)
+    verb, entity = actions.table(dims)
+    classic = rules.rules("classic")
+    load = {
+        types.ISOLATE_ASSET: classic.load_isolated,
+        types.BLOCK_EGRESS: classic.load_egress,
+        types.REVOKE_IDENTITY: classic.load_revoked,
+    }
+
+    def target(v: int) -> str:
+        kinds = {-1: "none", 0: "an asset", 1: "an identity"}
+        return " or ".join(kinds[e] for e in sorted(entity[verb == v].tolist()))
+
+    return table(
+        ["action", "target", "load per tick and unit of the target's value"],
+        ([f"`{name}`", target(v), f"{float(load[v]):.1f}" if v in load else "0"] for v, name in enumerate(types.VERBS)),
+    )
+
+
+def campaigns() -> str:
+    many = [scenarios.load(name) for group in scenarios.GROUPS for name in scenarios.names(group)]
+    return table(
+        ["campaign", "assets", "identities", "stages", "benign activities", "horizon, ticks", "held out"],
+        (
+            [
+                f"`{s.id}`", len(s.assets), len(s.identities), len(s.stages), len(s.benign), s.horizon,
+                "yes" if s.held_out else "no",
+            ]
+            for s in many
+        ),
+    )  # fmt: skip
+
+
+def presets() -> str:
+    given = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(TRAINING.glob("*.yaml"))}
+    fields = dict.fromkeys(field for preset in given.values() for field in preset)
+
+    def cell(value: Any) -> str:
+        listed = value if isinstance(value, list) else [value]
+        return ", ".join(str(x).lower() if isinstance(x, bool) else str(x) for x in listed)
+
+    return table(
+        ["setting", *(f"`{name}`" for name in given)],
+        ([f"`{f}`", *(cell(preset[f]) if f in preset else "" for preset in given.values())] for f in fields),
+    )
+
+
+def paid() -> str:
+    profiles = grpo_signals.PROFILES
+    return table(
+        ["signal", "value", "profile", "says nothing about the action"],
+        (
+            [
+                f"`{name}`",
+                " ".join((inspect.getdoc(f) or "").split()),
+                ", ".join(f"`{p}`" for p, weights in profiles.items() if name in weights),
+                "yes" if name in grpo_signals.FORMAT_ONLY else "no",
+            ]
+            for name, f in grpo_signals.SIGNALS.items()
+        ),
+    )
+
+
 def signals() -> str:
     return table(["signal", "counts, in a tick"], ([f"`{k}`", v] for k, v in comments(types.Signals).items()))
 
@@ -135,5 +205,18 @@ def budgets() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (switches, values, personalities, weights, signals, channels, budgets)
+    f.__name__: f
+    for f in (
+        verbs,
+        campaigns,
+        switches,
+        values,
+        personalities,
+        weights,
+        signals,
+        channels,
+        budgets,
+        presets,
+        paid,
+    )
 }
