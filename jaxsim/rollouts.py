@@ -3,7 +3,7 @@
 Episode e of `key` draws from fold_in(key, e), its reset from tick 0 of that key and its tick t from tick t of it. So an
 episode is the same whatever the batch, and two policies meet the same attacker luck (common random numbers).
 
-A batch is GROUPS policies in BLOCK episodes each, and a tick of it is three small programs: the policy acts, the
+A batch is some policies in BLOCK episodes each, and a tick of it is three small programs: the policy acts, the
 simulator advances, the reward pays. So whatever is played, with any number of policies and episodes and under any
 rewards, the simulator is compiled once. Plans, of which a search plays millions, have a program for whole episodes.
 """
@@ -26,7 +26,8 @@ from jaxsim.policies import Policy
 from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params, RewardWeights, Signals, State
 
 BLOCK = 32  # episodes of a policy in a batch
-GROUPS, PLANS = 64, 32  # policies in a batch; of a batch of plans
+GROUPS = (1, 8, 64)  # policies in a batch, as many as are needed; each size is compiled for itself
+PLANS = (1, 32)  # the same of a batch of plans
 LOOK = 8  # ticks after which a batch is asked whether all its episodes are over
 WORKERS = min(4, os.cpu_count() or 1)  # batches side by side
 CHANNELS = ("alerts", "forensics", "controls")  # of an observation, that `exchange` can take from another episode
@@ -291,13 +292,13 @@ class Batch(NamedTuple):
 Meddle = Callable[[State, Batch, int], State]
 
 
-def _batches(many: int, episodes: int, groups: int) -> list[Batch]:
-    """All pairs, `groups` at a time; the last batch is filled up with its first pair. One pair is alone."""
+def _batches(many: int, episodes: int, sizes: tuple[int, ...]) -> list[Batch]:
+    """All pairs, in batches of the smallest size that holds them all; the last one is filled up with its first pair."""
     blocks = -(-episodes // BLOCK)
     first = np.arange(blocks) * BLOCK
     lanes = first[:, None] + np.arange(BLOCK) % np.minimum(BLOCK, episodes - first)[:, None]
     pairs = np.arange(many * blocks)
-    groups = 1 if len(pairs) == 1 else groups
+    groups = next((n for n in sizes if n >= len(pairs)), sizes[-1])
     parts = [pairs[i : i + groups] for i in range(0, len(pairs), groups)]
     full = [np.append(p, np.repeat(p[:1], groups - len(p))) for p in parts]
     return [Batch(p // blocks, lanes[p % blocks]) for p in full]
