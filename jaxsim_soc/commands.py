@@ -75,7 +75,7 @@ COMMANDS = {
     "scenarios": Command("scenarios.__main__", "list, validate, generate scenarios; print their schema"),
     "throughput": Command("jaxsim.throughput", "steps a second, beside the scalar twin"),
     "generator-speed": Command("jaxsim.generator_speed", "networks drawn a second"),
-    "prompting-speed": Command("prompting.speed", "prompts written and answers read a second"),
+    "prompting-speed": Command("grpo.prompting_speed", "prompts written and answers read a second"),
     "credit-speed": Command("grpo.credit_speed", "futures of training rows a second"),
     "decoding-speed": Command(
         "grpo.decoding_speed", "decisions of a language model a second", LANGUAGE_MODEL, "bench,train"

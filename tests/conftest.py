@@ -18,7 +18,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
+    "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=1"
     + " --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX"
     * (platform.machine().lower() in ("x86_64", "amd64")),
 )

@@ -156,22 +156,18 @@ def test_the_next_success_is_of_the_stage_that_the_attacker_prefers() -> None:
 
 def test_more_harm_pays_the_farmer_only() -> None:
     assert metrics.harm_monotonicity(CLASSIC, LOOP, KEYS, EVIDENCE, 4).low > 0
-    compiled = metrics._fork._cache_size()
     assert metrics.harm_monotonicity(CLASSIC, LOOP, KEYS, LINEAR, 4).high < 0
     once = LOOP._replace(parameters=LOOP.parameters._replace(repeats=np.int32(1)))
     assert metrics.harm_monotonicity(HARDENED, once, KEYS, EVIDENCE, 20).high < 0
-    assert metrics._fork._cache_size() == compiled, "parameters, rewards, rules and ticks are traced"
     assert metrics.harm_monotonicity(CLASSIC, MONITOR, KEYS, LINEAR, 20).high < 0
 
 
 def test_forks_part_at_their_tick_only() -> None:
-    params = CLASSIC.params._replace(reward=jax.tree.map(lambda w: w[LINEAR], CLASSIC.params.reward))
-    monitor = jnp.asarray(MONITOR.parameters)
-    play = partial(metrics._fork, DIMS, PLAN, monitor, params, KEYS)
-    total, forked = play(jnp.zeros(len(KEYS), jnp.int32))
+    play = partial(metrics.forked_returns, CLASSIC, MONITOR, KEYS, LINEAR)
+    total, forked = play(np.zeros(len(KEYS), int))
     assert forked.all() and (total[0] != total[1]).any()
     np.testing.assert_allclose(total[0], metrics._returns(CLASSIC, MONITOR, KEYS, LINEAR), atol=1e-5)
-    total, forked = play(jnp.full(len(KEYS), SCENARIO.horizon, jnp.int32))
+    total, forked = play(np.full(len(KEYS), SCENARIO.horizon))
     assert not forked.any()
     np.testing.assert_array_equal(total[0], total[1])
 

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 import prompting
 import scenarios
+from grpo.prompting_speed import BUILT_IN, DIMS
 from jaxsim import parse_action
 from jaxsim.actions import INVALID, legal_mask
 from jaxsim.compile import compile_scenario
@@ -41,7 +42,6 @@ from prompting.parse import (
     WRONG_KIND,
     WRONG_SCHEMA,
 )
-from prompting.speed import BUILT_IN, DIMS
 from scenarios.generate import generate
 
 PARSE_MODULE = sys.modules["prompting.parse"]

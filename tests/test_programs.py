@@ -42,7 +42,8 @@ def test_they_are_taken_back_and_an_entry_cut_short_is_compiled_anew(tmp_path: P
     assert Path(where) == first[0].parent
     assert Path(where).stat().st_mode & 0o077 == 0
     assert play(tmp_path) == [where, returns]
-    assert [x.stat().st_mtime_ns for x in entries(tmp_path)] == written  # read, and none written
+    assert [x.stat().st_mtime_ns for x in first] == written  # read, not written again
+    assert len(entries(tmp_path)) < len(first) + 3  # one that takes about as long as is worth keeping may come later
     for entry in first:
         entry.write_bytes(entry.read_bytes()[:1000])
     assert play(tmp_path) == [where, returns]

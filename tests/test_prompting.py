@@ -37,12 +37,12 @@ from test_parsing import ANY_SIZE, SMALL, growth, inventory_of, scenario_of
 
 import prompting
 import scenarios
+from grpo.prompting_speed import BUILT_IN, DIMS, played
 from jaxsim.compile import compile_scenario
 from jaxsim.rules import PERSONALITIES
 from jaxsim.types import Alerts, Dims, Forensics, Observation
 from prompting import Inventory, render
 from prompting.render import LAYOUTS, MAX_LISTED, MAX_MARKED
-from prompting.speed import BUILT_IN, DIMS, played
 
 RENDER_MODULE = sys.modules["prompting.render"]
 LARGE = 10_000  # entities

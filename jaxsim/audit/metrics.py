@@ -132,6 +132,27 @@ def _harm(dims: Dims, params: Params, state: State, parts: Array) -> tuple[State
     return jax.tree.map(chosen, after, state), parts
 
 
+def forked_returns(
+    arena: Arena, candidate: Candidate, keys: Array, r: int, fork_at: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """((2, E) returns as it is and with one more success at tick `fork_at`, (E,) int; (E,) bool, there is a fork)."""
+    params = arena.params._replace(reward=jax.tree.map(lambda w: w[r], arena.params.reward))
+    forked = np.zeros(len(keys), bool)
+
+    def meddle(state: State, batch: Batch, tick: int) -> State:
+        # Both forks are played from tick 0 on: until they part they are the same, so the difference is all to come.
+        parts = (batch.policy == 1)[:, None] & (fork_at[batch.episode] == tick)
+        if not parts.any():
+            return state
+        state, parted = _harm(arena.env.dims, params, state, parts)
+        forked[batch.episode[np.asarray(parted)]] = True
+        return state
+
+    both = jax.tree.map(lambda x: np.stack([x, x]), candidate.parameters)
+    stats, _ = rollout_many(arena.env, params, candidate.policy, both, keys, meddle=meddle)
+    return stats.episode_return, forked
+
+
 def harm_monotonicity(arena: Arena, candidate: Candidate, keys: Array, r: int, ticks: int) -> Estimate:
     """What one more success of the attacker is worth to a policy: V(one more) - V(as is), in points; must not be > 0.
 
@@ -139,21 +160,7 @@ def harm_monotonicity(arena: Arena, candidate: Candidate, keys: Array, r: int, t
     fork the attacker has succeeded once more, see `one_more`. Both go on to the end with the same policy, its memory of
     before, and the same noise. The mean is over the episodes in which that was possible; NaN if there is none.
     """
-    params = arena.params._replace(reward=jax.tree.map(lambda w: w[r], arena.params.reward))
-    forked = np.zeros(len(keys), bool)
-
-    def meddle(state: State, batch: Batch, tick: int) -> State:
-        if tick >= ticks:
-            return state
-        # Both forks are played from tick 0 on: until they part they are the same, so the difference is all to come.
-        parts = (batch.policy == 1)[:, None] & (batch.episode % ticks == tick)
-        state, parted = _harm(arena.env.dims, params, state, parts)
-        forked[batch.episode[np.asarray(parted)]] = True
-        return state
-
-    both = jax.tree.map(lambda x: np.stack([x, x]), candidate.parameters)
-    stats, _ = rollout_many(arena.env, params, candidate.policy, both, keys, meddle=meddle)
-    as_is, harmed = stats.episode_return
+    (as_is, harmed), forked = forked_returns(arena, candidate, keys, r, np.arange(len(keys)) % ticks)
     return _mean((harmed - as_is)[forked]) if forked.any() else NONE
 
 
