@@ -11,14 +11,20 @@ from jaxsim import programs
 
 PLAY = """
 import jax, jaxsim
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
 env, params = jaxsim.make("supply_chain_token_drift")
 print(jax.config.jax_compilation_cache_dir)
 print(jaxsim.rollout(env, params, *jaxsim.BASELINES["monitor"], jax.random.key(0), 8).episode_return.tolist())
+print(len(hits))
 """
 
 
 def play(home: Path, **more: str) -> list[str]:
-    """The cache's folder and the returns, as a process of its own prints them; `home` is the user's cache folder."""
+    """The cache's folder, the returns and how many programs were taken back, as a process of its own prints them.
+
+    `home` is the user's cache folder.
+    """
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
     env |= {"XDG_CACHE_HOME": str(home)} | more
     run = subprocess.run(
@@ -33,24 +39,24 @@ def entries(home: Path) -> list[Path]:
 
 
 def test_they_are_taken_back_and_an_entry_cut_short_is_compiled_anew(tmp_path: Path) -> None:
-    where, returns = play(tmp_path)
+    where, returns, none = play(tmp_path)
     if where == "None":
         pytest.skip("XLA does not take back what it compiles for this processor")
     first = entries(tmp_path)
-    written = [x.stat().st_mtime_ns for x in first]
+    assert none == "0"
     assert first
     assert Path(where) == first[0].parent
     assert Path(where).stat().st_mode & 0o077 == 0
-    assert play(tmp_path) == [where, returns]
-    assert [x.stat().st_mtime_ns for x in first] == written  # read, not written again
-    assert len(entries(tmp_path)) < len(first) + 3  # one that takes about as long as is worth keeping may come later
+    again = play(tmp_path)
+    assert again[:2] == [where, returns]
+    assert int(again[2]) >= len(first)
     for entry in first:
         entry.write_bytes(entry.read_bytes()[:1000])
-    assert play(tmp_path) == [where, returns]
+    assert play(tmp_path)[:2] == [where, returns]
 
 
 def test_jax_has_a_switch_and_a_place_of_its_own(tmp_path: Path) -> None:
-    where, _ = play(tmp_path / "home", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "there"))
+    where, _, _ = play(tmp_path / "home", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "there"))
     assert where == str(tmp_path / "there")
     play(tmp_path / "home", JAX_ENABLE_COMPILATION_CACHE="false")
     assert not entries(tmp_path / "home")
