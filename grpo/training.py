@@ -10,15 +10,12 @@ a supervised warm start in loop 0 where the preset wants one, GRPO; at the end e
 report. A run that was killed goes on from its last checkpoint when it is started again with the same settings.
 """
 
-import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
@@ -41,6 +38,7 @@ from grpo import (
     play,
     report_training,
     rows,
+    run_evaluation,
     settings,
     signals,
     unsloth_backend,
@@ -72,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ModelError as error:
         cli.fail(str(error))
     out = Path(os.path.realpath(args.out))
-    check_evaluation(out, chosen)
+    run_evaluation.check(out, chosen)
     processes = started(chosen)
     console = Console(stderr=True, quiet=not processes.is_main_process, markup=False, highlight=False)
     verdict = passed(chosen, args)
@@ -83,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     game = rows.campaigns(chosen.campaigns, chosen.rules, chosen.reward)
     try:
         adapter: Path | None = None
-        with base_beside(out, chosen):
+        with run_evaluation.base_beside(out, chosen):
             for loop in range(chosen.outer_loops):
                 adapter, alarm = outer_loop(loop, game, chosen, out, adapter, log, console, manifest)
                 if alarm:
@@ -94,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not processes.is_main_process:
         return
     finish_adapter(out, adapter, chosen, verdict, alarm)
-    evaluated = evaluate(out, chosen, manifest)
+    evaluated = run_evaluation.evaluate(out, chosen, manifest)
     report_training.write(out, chosen, log.lines, evaluated, manifest, alarm)
     save_manifest(out, manifest | {"finished": True, "alarm": alarm})
     console.print(f"report in {args.out / 'report.md'}", soft_wrap=True)
@@ -449,73 +447,3 @@ def finish_adapter(
     with write.folder(out / "adapter") as part:
         shutil.copytree(adapter, part, dirs_exist_ok=True)
         (part / "README.md").write_text(report_training.card(chosen, verdict, alarm), encoding="utf-8")
-
-
-def evaluation_options(out: Path, chosen: Settings) -> list[str]:
-    """What the evaluations of base and adapter have in common. One of another number of episodes begins anew."""
-    try:
-        held = json.loads((out / "evaluation" / "manifest.json").read_text("utf-8"))["episodes"]
-    except (OSError, ValueError, KeyError, TypeError):  # the evaluation itself will say what is wrong there
-        held = chosen.evaluate_episodes
-    return [
-        *(["--restart"] if held != chosen.evaluate_episodes else []),
-        "--model", chosen.model, "--rules", chosen.rules, "--reward", chosen.reward,
-        "--scenario", *chosen.campaigns, "--episodes", str(chosen.evaluate_episodes), "--seed", str(chosen.seed),
-        "--no-constrained", "--asking", chosen.asking, "--layout", chosen.layout,
-        "--max-new-tokens", str(chosen.max_completion), "--dtype", chosen.dtype,
-        *(["--four-bit"] if chosen.four_bit else []), "--out", str(out / "evaluation"),
-    ]  # fmt: skip
-
-
-def check_evaluation(out: Path, chosen: Settings) -> None:
-    """Fail now for what the evaluation, which comes last, would not accept."""
-    from grpo import evaluation
-
-    evaluation.parse_args([*evaluation_options(out, chosen), "--policies", *chosen.evaluate_policies])
-
-
-@contextmanager
-def base_beside(out: Path, chosen: Settings) -> Iterator[None]:
-    """Meanwhile, evaluate the base in a process of its own if the settings want that; waits for its end.
-
-    Should that fail, the evaluation after it plays what is missing.
-    """
-    if not (chosen.evaluate_beside and PartialState().is_main_process) or (out / "adapter").exists():
-        yield
-        return
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    command = [sys.executable, "-m", "jaxsim_soc", "evaluate-model", *evaluation_options(out, chosen)]
-    alone = ["--no-shuffle", "--transcripts", "0", "--threads", "1", "--policies"]
-    with (
-        open(out / "evaluation-base.log", "w") as log,
-        subprocess.Popen([*command, *alone], stdout=log, stderr=log) as process,
-    ):
-        try:
-            yield
-            process.wait()
-        finally:
-            process.kill()
-            torch.set_num_threads(threads)
-
-
-def evaluate(out: Path, chosen: Settings, manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of base, adapter and baselines on episodes that nothing was trained on."""
-    from grpo import evaluation
-
-    began = time.monotonic()
-    lock = out / "evaluation" / "lock"
-    if lock.exists():  # the base's evaluation may have outlived a run that was killed
-        with open(lock) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-    evaluation.main(
-        [
-            *evaluation_options(out, chosen), "--adapter", str(out / "adapter"),
-            "--shuffle" if chosen.evaluate_shuffle else "--no-shuffle", "--policies", *chosen.evaluate_policies,
-        ]
-    )  # fmt: skip
-    timed(out, manifest, "evaluation", began)
-    found: list[dict[str, Any]] = json.loads((out / "evaluation" / "rows.json").read_text("utf-8"))
-    return found

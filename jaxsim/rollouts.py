@@ -273,8 +273,9 @@ def _plan_returns(dims: Dims, plans: Array, params: Params, keys: Array, impl: s
 
     lanes = jax.random.wrap_key_data(keys, impl=impl)
     step = partial(jax.vmap(jax.vmap(tick, in_axes=(None, 0, 0))), plans, lanes)
-    going = lambda carry: jnp.any(carry[0].end == RUNNING)  # noqa: E731
-    played: Array = jax.lax.while_loop(going, step, _over_lanes(begin)(lanes))[1]
+    played: Array = jax.lax.while_loop(lambda carry: jnp.any(carry[0].end == RUNNING), step, _over_lanes(begin)(lanes))[
+        1
+    ]
     return played
 
 

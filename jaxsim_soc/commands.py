@@ -86,7 +86,6 @@ COMMANDS = {
 
 def run(name: str) -> NoReturn:
     """Run a tool on the words in `sys.argv`, and exit."""
-
     cli.run(lambda: COMMANDS[name].load().main())
 
 

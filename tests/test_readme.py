@@ -17,6 +17,7 @@ import pytest
 import jaxsim
 import prompting
 from jaxsim.audit import budgets
+from jaxsim_soc import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -114,7 +115,7 @@ def command_lines() -> list[tuple[str, str]]:
     ]
     for path in PAGES:
         text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
-        inline = re.findall(r"`((?:python|mkdocs|pip) [^`]+)`", text)
+        inline = re.findall(r"`((?:python|mkdocs|pip|jaxsim-soc) [^`]+)`", text)
         found += [(path.relative_to(ROOT).as_posix(), " ".join(command.split())) for command in inline]
     return list(dict.fromkeys(found))
 
@@ -139,6 +140,10 @@ def test_every_command_line_is_taken(page: str, command: str, monkeypatch: pytes
         cli = pytest.importorskip("mkdocs.__main__").cli
         monkeypatch.chdir(ROOT)
         cli.commands[words[0]].make_context(words[0], words[1:])
+    elif tool == "jaxsim-soc" and len(words) == 1:  # the name of a tool
+        assert words[0] in (*commands.COMMANDS, "--help")
+    elif tool == "jaxsim-soc":
+        taken(tool, words, monkeypatch, tmp_path)
     elif tool != "python":
         assert (tool, *words) == ("pre-commit", "install") or (ROOT / tool).is_file()
     elif words[:2] == ["-m", "pytest"]:
@@ -149,7 +154,7 @@ def test_every_command_line_is_taken(page: str, command: str, monkeypatch: pytes
 
 
 def taken(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Run a script up to where its parser has taken its command line, in a folder that has the files it names."""
+    """Run a script, or `jaxsim-soc`, up to where its parser has taken its words, in a folder that has their files."""
     for word in words:
         path = folder / word
         if word.endswith(".yaml"):
@@ -171,4 +176,6 @@ def taken(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch, folder
     monkeypatch.setattr(sys, "argv", [script, *words])
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(Taken):
+        if script == "jaxsim-soc":
+            commands.main()
         runpy.run_path(str(ROOT / script), run_name="__main__")

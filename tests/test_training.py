@@ -36,6 +36,7 @@ from grpo import (
     optimise,
     report_training,
     rows,
+    run_evaluation,
     run_folder,
     settings,
     signals,
@@ -428,20 +429,20 @@ def test_a_trained_adapter_knows_its_base(tmp_path: Path) -> None:
 def test_the_base_is_evaluated_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = settings.load("smoke", {"evaluate_beside": True})
     log, threads = tmp_path / "evaluation-base.log", torch.get_num_threads()
-    monkeypatch.setattr(training.sys, "executable", "echo")
-    with training.base_beside(tmp_path, chosen):
+    monkeypatch.setattr(run_evaluation.sys, "executable", "echo")
+    with run_evaluation.base_beside(tmp_path, chosen):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == threads
     said = log.read_text()
     assert "evaluate-model --model embedded" in said and "--threads 1" in said and "--adapter" not in said
-    monkeypatch.setattr(training.sys, "executable", "cat")  # of an option that it does not know
-    with pytest.raises(RuntimeError), training.base_beside(tmp_path, chosen):
+    monkeypatch.setattr(run_evaluation.sys, "executable", "cat")  # of an option that it does not know
+    with pytest.raises(RuntimeError), run_evaluation.base_beside(tmp_path, chosen):
         raise RuntimeError
     for there, wanted in ((True, chosen), (False, settings.load("smoke"))):
         log.unlink(missing_ok=True)
         if there:
             (tmp_path / "adapter").mkdir()
-        with training.base_beside(tmp_path, wanted):
+        with run_evaluation.base_beside(tmp_path, wanted):
             assert not log.exists()
 
 
@@ -565,12 +566,12 @@ def test_what_only_the_evaluation_needs_may_change(tmp_path: Path, capsys: pytes
     assert "steps = 2 there, 3 here" in capsys.readouterr().err
     # The evaluation that was begun with the other number begins anew.
     chosen = settings.load("smoke", changes)
-    assert "--restart" not in training.evaluation_options(tmp_path / "out", chosen)
+    assert "--restart" not in run_evaluation.options(tmp_path / "out", chosen)
     manifest = tmp_path / "out" / "evaluation" / "manifest.json"
     manifest.parent.mkdir()
     for text, anew in (('{"episodes": 2}', True), ('{"episodes": 7}', False), ("{", False)):
         manifest.write_text(text)
-        assert ("--restart" in training.evaluation_options(tmp_path / "out", chosen)) == anew
+        assert ("--restart" in run_evaluation.options(tmp_path / "out", chosen)) == anew
 
 
 def test_a_model_or_network_is_known_again_by_its_content(

@@ -65,7 +65,7 @@ WRITERS = {
     "grpo/warm.py::_keep": INSIDE,
     "grpo/training.py::save_adapter": INSIDE,
     "grpo/training.py::finish_adapter": INSIDE,
-    "grpo/training.py::base_beside": SCRATCH,
+    "grpo/run_evaluation.py::base_beside": SCRATCH,
     "grpo/json_lines.py::append": LINES,
     "grpo/json_lines.py::resume": LINES,
     "grpo/models.py::note_base": INSIDE,

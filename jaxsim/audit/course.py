@@ -67,8 +67,9 @@ def lay(arena: Arena, keys: np.ndarray, length: int) -> Course:
 
 def policy_returns(course: Course, policy: Policy, parameters: Any, first: int, last: int) -> np.ndarray:
     """(K, last - first, R) returns of policies in the episodes `first` to `last` - 1."""
-    arena = course.arena
-    return returns_many(arena.env, arena.params, policy, parameters, course.keys[first:last])[:, :, : course.own]
+    params = course.arena.params
+    own = params._replace(reward=jax.tree.map(lambda w: w[: course.own], params.reward))
+    return returns_many(course.arena.env, own, policy, parameters, course.keys[first:last])
 
 
 def plan_returns(course: Course, some: np.ndarray, first: int, last: int) -> np.ndarray:

@@ -101,17 +101,13 @@ def learned(name: str, rules: str, reward: str) -> tuple[Policy, Any]:
 
 
 def policies(args: Any, scenario: scenarios.Scenario, dims: Dims) -> dict[str, tuple[Policy, Any]]:
-    """Each policy and its parameters. Plans, monitor among them, get one length: they share a compiled program."""
+    """Each policy and its parameters."""
     names = args.policy
     chosen = {name: BASELINES[name] for name in names if name in BASELINES}
     chosen |= {name: (PLAN, actions) for name, actions in plans(names, scenario, dims).items()}
     made = [name for name in names if name in recurrent.VIEWS or name.endswith(LEARNED_SUFFIX)]
     chosen |= {name: learned(name, args.rules, args.reward) for name in made}
-    longest = max([len(parameters) for policy, parameters in chosen.values() if policy == PLAN], default=0)
-    return {
-        name: (policy, np.pad(parameters, (0, longest - len(parameters))) if policy == PLAN else parameters)
-        for name, (policy, parameters) in ((name, chosen[name]) for name in names)
-    }
+    return {name: chosen[name] for name in names}
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------

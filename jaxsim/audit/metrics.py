@@ -57,10 +57,10 @@ def shuffle_drop(
 
     One share for each of `ways`: a name for some of `rollouts.CHANNELS`, exchanged together. By default each channel
     alone, and "all" of them. The share is 0 for a policy that does not read, and above 1 for one that, misled, does
-    worse than MONITOR for ever. A share of the gain over MONITOR for ever, not
-    of the return, because returns may be negative; NaN where that gain is not significant. `monitor`: (E,) returns of
-    MONITOR for ever, played here if not given. The donor of an episode is the one before it in `keys`; that neighbours
-    so share luck is left out of the interval. Raises ValueError for fewer than two keys and for an unknown channel.
+    worse than MONITOR for ever. A share of the gain over MONITOR for ever, not of the return, because returns may be
+    negative; NaN where that gain is not significant. `monitor`: (E,) returns of MONITOR for ever, played here if not
+    given. The donor of an episode is a neighbour, see `rollouts.donors`; that neighbours so share luck is left out of
+    the interval. Raises ValueError for fewer than two keys and for an unknown channel.
     """
     if len(keys) < 2:
         raise ValueError(f"{len(keys)} episode has no other to exchange observations with; give at least 2")
