@@ -241,6 +241,7 @@ class Tick:
     """What happened on one tick. After the end of an episode every field keeps its zero."""
 
     newly_confirmed: int = 0
+    investigations: int = 0
     active_blocks: int = 0
     preemptive_blocks: int = 0
     containments: int = 0
@@ -337,6 +338,7 @@ def is_valid(state: State, action: Action) -> bool:
 
 
 def investigate(state: State, target: str, u: Draws, tick: Tick) -> None:
+    tick.investigations += 1
     truly = target in state.compromised
     wrong = u.forensic_error < (0.15 if truly else 0.12)
     if truly:
@@ -585,6 +587,7 @@ CHANNELS = (
 
 LINEAR: Weights = {
     "newly_confirmed": 1.5,
+    "investigation": 0.0,
     "active_block": 2.5,
     "preemptive_block": 0.4,
     "containment": -0.15,
@@ -609,7 +612,7 @@ REWARDS: dict[str, Weights] = {
 
 def channels(tick: Tick, weights: Weights) -> dict[str, float]:
     return {
-        "detection": weights["newly_confirmed"] * tick.newly_confirmed,
+        "detection": weights["newly_confirmed"] * tick.newly_confirmed + weights["investigation"] * tick.investigations,
         "containment": weights["active_block"] * tick.active_blocks
         + weights["preemptive_block"] * tick.preemptive_blocks
         + weights["containment"] * tick.containments,
