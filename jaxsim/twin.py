@@ -24,6 +24,7 @@ ACTED_MEANS_CONTAINED = False  # "the defender acted": only containments count, 
 PASSIVE_ON_EXFIL = False  # the penalty for never acting is paid when the data got out as well
 START_AFTER_EXFIL = True  # so it may on the tick on which the data got out, where that ends the episode
 MOVED_KEEP_ORDER = True  # stages put last one after the other stay in the order in which they were preferred
+COUNT_UNSUPPORTED = True  # under foothold an idle stage that gets contained is a preemptive block, supported or not
 
 # ---- constants -----------------------------------------------------------------------------------
 
@@ -33,7 +34,8 @@ ISOLATE = "ISOLATE_ASSET"
 BLOCK_EGRESS = "BLOCK_EGRESS"
 PATCH = "PATCH_ASSET"
 REVOKE = "REVOKE_IDENTITY"
-VERBS = (MONITOR, INVESTIGATE, ISOLATE, BLOCK_EGRESS, PATCH, REVOKE)
+RESTORE = "RESTORE"
+VERBS = (MONITOR, INVESTIGATE, ISOLATE, BLOCK_EGRESS, PATCH, REVOKE, RESTORE)
 ASSET_VERBS = (ISOLATE, BLOCK_EGRESS, PATCH)
 
 NOISE = "background_noise"
@@ -70,6 +72,10 @@ class Rules(NamedTuple):
     hide_personality: bool
     evidence_once: bool  # only the first containment of a target can be evidence-backed
     earned_clean: bool  # staying clean counts only if the defender stopped or found something
+    foothold: bool  # a stage needs earlier ones to hold what they took, and is blocked when they lose it
+    liftable: bool  # RESTORE is an action, and lifts isolation, egress block and revocation
+    eradication: bool  # a patch of an isolated asset also rids it of the attacker
+    believable_paths: float  # chance that under unknown_path only like plays like
 
 
 CLASSIC = Rules(
@@ -82,6 +88,10 @@ CLASSIC = Rules(
     hide_personality=False,
     evidence_once=False,
     earned_clean=False,
+    foothold=False,
+    liftable=False,
+    eradication=False,
+    believable_paths=0.0,
 )
 HARDENED = Rules(
     run_to_horizon=True,
@@ -93,6 +103,10 @@ HARDENED = Rules(
     hide_personality=True,
     evidence_once=True,
     earned_clean=True,
+    foothold=False,
+    liftable=False,
+    eradication=False,
+    believable_paths=0.0,
 )
 
 Target = tuple[str | None, str | None]  # an asset and an identity
@@ -119,15 +133,25 @@ def deal(scenario: Any, rules: Rules, rng: random.Random) -> Dealt:
     dealt = as_listed(scenario)._replace(attack=attack, first_start=1 + rng.randint(*rules.attack_delay))
     if not rules.unknown_path:
         return dealt
+    believable = rules.believable_paths > 0 and rng.random() < rules.believable_paths
     played_by: dict[str | None, str | None] = {None: None}
-    for group in (scenario.assets, scenario.identities):
-        ids = [one.id for one in group]
+    for ids in interchangeable(scenario, believable):
         played_by.update(zip(ids, shuffled(ids, rng), strict=True))
     return dealt._replace(
         stages=tuple((played_by[asset], played_by[identity]) for asset, identity in dealt.stages),
         benign=tuple((played_by[asset], played_by[identity]) for asset, identity in dealt.benign),
         order=tuple(shuffled(dealt.order, rng)),
     )
+
+
+def interchangeable(scenario: Any, believable: bool) -> list[list[str]]:
+    """Groups of those who may play each other's roles."""
+    sorts: dict[str, tuple[str, ...]] = {asset.id: ("asset", asset.kind, asset.segment) for asset in scenario.assets}
+    sorts |= {identity.id: ("identity", identity.role) for identity in scenario.identities}
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, sort in sorts.items():
+        groups.setdefault(sort if believable else sort[:1], []).append(name)
+    return list(groups.values())
 
 
 def shuffled(items: Sequence[Any], rng: random.Random) -> list[Any]:
@@ -223,8 +247,11 @@ class State:
     stage_end: int = 0  # tick on which its dwell is over
     out: bool = False  # the data got out
     earned: bool = False  # a stage was blocked in progress or a containment was evidence-backed
-    acted: bool = False  # the defender has taken a valid action other than MONITOR
+    acted: bool = False  # the defender has taken a valid action other than MONITOR, or than a RESTORE of nothing
     put_off: set[str] = field(default_factory=set)  # stages left for last
+    active_counted: set[str] = field(default_factory=set)  # stages that have counted as an active block
+    preemptive_counted: set[str] = field(default_factory=set)  # likewise as a preemptive one
+    ever_contained: set[str] = field(default_factory=set)  # targets, whether or not a control is still in force
     isolated: set[str] = field(default_factory=set)
     egress_blocked: set[str] = field(default_factory=set)
     patched: set[str] = field(default_factory=set)
@@ -311,12 +338,15 @@ def step(state: State, action: Action, u: Draws) -> Tick:
 
 
 def defend(state: State, action: Action, u: Draws, tick: Tick) -> bool:
-    """Apply the action and say whether it was a valid one other than MONITOR."""
+    """Apply the action and say whether the attacker may pause over it: a valid one other than MONITOR and RESTORE."""
     verb, target = action
     if not is_valid(state, action):
         tick.invalid = True
         return False
     if target is None:
+        return False
+    if verb == RESTORE:
+        restore(state, target)
         return False
     if verb == INVESTIGATE:
         investigate(state, target, u, tick)
@@ -330,7 +360,9 @@ def is_valid(state: State, action: Action) -> bool:
     verb, target = action
     if verb == MONITOR:
         return target is None
-    if verb == INVESTIGATE:
+    if verb == RESTORE and not state.rules.liftable:
+        return False
+    if verb in (INVESTIGATE, RESTORE):
         return target in state.criticality or target in state.privilege
     if verb == REVOKE:
         return target in state.privilege
@@ -361,13 +393,30 @@ def contain(state: State, verb: str, target: str, tick: Tick) -> None:
         PATCH: state.patched,
         REVOKE: state.revoked,
     }
-    in_force = any(target in control for control in controls.values())
-    backed = target in state.confirmed and not (state.rules.evidence_once and in_force)
+    backed = target in state.confirmed and not (state.rules.evidence_once and target in state.ever_contained)
     controls[verb].add(target)
+    state.ever_contained.add(target)
+    if state.rules.eradication and verb == PATCH and target in state.isolated:
+        state.compromised.discard(target)
+        state.confirmed.discard(target)
     state.earned = state.earned or backed
     tick.containments += 1
     tick.evidence_backed += backed
     tick.false_positives += not state.dealt.attack or target not in state.named
+
+
+def restore(state: State, target: str) -> None:
+    """Lift what is in force on the target and free the stages that it alone held; with nothing to lift do nothing."""
+    controls = (state.isolated, state.egress_blocked, state.revoked)
+    if not any(target in control for control in controls):
+        return
+    for control in controls:
+        control.discard(target)
+    state.acted = True
+    for stage in state.stages.values():
+        was_held = state.status[stage.id] == "blocked" and target in (stage.asset, stage.identity)
+        if was_held and not is_contained(state, stage):
+            state.status[stage.id] = "idle"
 
 
 def surface_alerts(state: State) -> None:
@@ -391,14 +440,28 @@ def is_contained(state: State, stage: Any) -> bool:
 
 
 def is_ready(state: State, stage: Any) -> bool:
-    """Whether an idle stage has what it needs from earlier ones."""
-    status = state.status
-    if status[stage.id] != "idle":
-        return False
+    """Whether a stage may start but for the controls on it."""
+    return state.status[stage.id] == "idle" and is_supported(state, stage)
+
+
+def is_supported(state: State, stage: Any) -> bool:
+    """Whether a stage has what it needs from earlier ones."""
     for needed in stage.prerequisites:
-        if status[needed] != "succeeded":
+        if not gives_foothold(state, needed):
             return False
-    return not stage.any_prerequisites or any(status[s] == "succeeded" for s in stage.any_prerequisites)
+    return not stage.any_prerequisites or any(gives_foothold(state, name) for name in stage.any_prerequisites)
+
+
+def gives_foothold(state: State, name: str) -> bool:
+    """Whether a stage succeeded and, as far as that counts, something that it took is held and not cut off."""
+    if state.status[name] != "succeeded":
+        return False
+    if not state.rules.foothold:
+        return True
+    stage = state.stages[name]
+    taken = [stage.asset] * stage.compromises_asset + [stage.identity] * stage.compromises_identity
+    held = state.compromised - state.isolated - state.revoked
+    return not taken or any(target in held for target in taken)
 
 
 def progress_stage(state: State, u: Draws, tick: Tick) -> bool:
@@ -406,10 +469,13 @@ def progress_stage(state: State, u: Draws, tick: Tick) -> bool:
     stage = state.current
     if stage is None:
         return False
-    if is_contained(state, stage):
-        state.status[stage.id] = "blocked"
+    contained = is_contained(state, stage)
+    if contained or not is_supported(state, stage):
+        # One that has only lost its foothold may start again when it has another.
+        state.status[stage.id] = "blocked" if contained else "idle"
         state.earned = True
-        tick.active_blocks += 1
+        tick.active_blocks += stage.id not in state.active_counted
+        state.active_counted.add(stage.id)
         hold_off(state, u)
     elif state.tick < state.stage_end:
         return False
@@ -497,7 +563,10 @@ def block_contained(state: State, tick: Tick) -> None:
     for stage in state.stages.values():
         if state.status[stage.id] == "idle" and is_contained(state, stage):
             state.status[stage.id] = "blocked"
-            tick.preemptive_blocks += 1
+            counted = stage.id in state.preemptive_counted or stage.id in state.active_counted
+            if not counted and (COUNT_UNSUPPORTED or not state.rules.foothold or is_supported(state, stage)):
+                tick.preemptive_blocks += 1
+                state.preemptive_counted.add(stage.id)
 
 
 def background(state: State, u: Draws) -> None:

@@ -19,6 +19,7 @@ from jaxsim.twin import (
     MONITOR,
     NOISE,
     PATCH,
+    RESTORE,
     REVOKE,
     VERBS,
     Action,
@@ -60,6 +61,7 @@ def random_policy(state: State, memory: set[str], u: Draws) -> Action:
         BLOCK_EGRESS: assets,
         PATCH: assets,
         REVOKE: identities,
+        RESTORE: assets + identities if state.rules.liftable else [],
     }
     verb = pick(u.policy_verb, [verb for verb in VERBS if targets[verb]])
     return verb, pick(u.policy_target, targets[verb])
