@@ -1,0 +1,498 @@
+"""The twin alone, under the rules on footholds, lifting, eradication and believable paths, against values by hand."""
+
+import copy
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+import scenarios
+from jaxsim import twin
+from jaxsim.twin_policies import Policy, monitor, random_policy
+
+# Each stage takes 3 ticks and succeeds, the first takes 1. Left alone, `enter` runs in ticks 1 to 2, `login` 2 to 5,
+# `gather` 5 to 8, `send` 8 to 11; `probe` is the last choice.
+NETWORK = scenarios.loads("""
+format: 1
+id: small
+title: One way in, two to the middle
+horizon: 40
+noise_rate: 0.0
+assets:
+  - {id: door, kind: service, criticality: 0.4, segment: edge}
+  - {id: desk, kind: host, criticality: 0.5, segment: office}
+  - {id: pad, kind: host, criticality: 0.2, segment: office}
+  - {id: vault, kind: datastore, criticality: 1.0, segment: data}
+  - {id: kiosk, kind: host, criticality: 0.1, segment: edge}
+identities:
+  - {id: ann, role: clerk, privilege: 0.6}
+  - {id: bob, role: admin, privilege: 1.0}
+  - {id: cay, role: clerk, privilege: 0.2}
+stages:
+  - {id: enter, name: e, tactic: TA0001, technique: T1190, asset: door, dwell: [1, 1], success: 1.0, detection: 0.0,
+     lag: [0, 0], compromises_asset: true}
+  - {id: login, name: l, tactic: TA0006, technique: T1528, prerequisites: [enter], asset: desk, identity: ann,
+     dwell: [3, 3], success: 1.0, detection: 0.0, lag: [0, 0], compromises_asset: true, compromises_identity: true}
+  - {id: gather, name: g, tactic: TA0009, technique: T1213, prerequisites: [enter], any_prerequisites: [login, probe],
+     asset: vault, identity: bob, dwell: [3, 3], success: 1.0, detection: 0.0, lag: [0, 0]}
+  - {id: send, name: s, tactic: TA0010, technique: T1041, prerequisites: [enter, gather], asset: vault, dwell: [3, 3],
+     success: 1.0, detection: 0.0, lag: [0, 0], exfil: true}
+  - {id: probe, name: p, tactic: TA0007, technique: T1046, prerequisites: [enter], asset: pad, dwell: [3, 3],
+     success: 1.0, detection: 0.0, lag: [0, 0]}
+benign:
+  - {id: backup, name: b, asset: pad, identity: cay, rate: 0.0, strength: 0.5, signal: data_staging}
+""")
+LASTING = twin.CLASSIC._replace(run_to_horizon=True)
+
+# Stages succeed, nobody pauses, nothing raises an alert, and forensics are right and sure.
+CALM = twin.Draws._make([0.99] * len(twin.SLOTS))._replace(stage_success=0.0, dwell=0.0)
+
+
+def begin(rules: twin.Rules = LASTING, **switches: Any) -> twin.State:
+    return twin.reset(NETWORK, "opportunistic", rules._replace(**switches))
+
+
+def play(state: twin.State, *actions: str, u: twin.Draws = CALM) -> twin.Tick:
+    """One tick for each action; what happened on the last."""
+    for text in actions:
+        verb, _, target = text.partition(" ")
+        tick = twin.step(state, (verb, target or None), u)
+    return tick
+
+
+def waiting(ticks: int, rules: twin.Rules = LASTING, **switches: Any) -> twin.State:
+    state = begin(rules, **switches)
+    play(state, *["MONITOR"] * ticks)
+    return state
+
+
+def test_the_attack_left_alone_runs_as_said_above() -> None:
+    state = begin(foothold=True, liftable=True, eradication=True)
+    seen = [(state.tick, play(state, "MONITOR") and state.current and state.current.id) for _ in range(11)]
+    expected = ["enter", *["login"] * 3, *["gather"] * 3, *["send"] * 3, None]
+    assert seen == list(enumerate(expected))
+    assert state.out and state.compromised == {"door", "desk", "ann"}
+
+
+# --- RESTORE ---------------------------------------------------------------------------------------------------------
+
+
+def test_restore_is_the_last_verb_and_invalid_without_its_switch() -> None:
+    assert twin.VERBS[-1] == twin.RESTORE == "RESTORE" and len(twin.VERBS) == 7
+    for rules in (twin.CLASSIC, twin.HARDENED):
+        state = begin(rules)
+        state.isolated.add("door")
+        assert play(state, "RESTORE door").invalid
+        assert state.isolated == {"door"} and not state.acted
+
+
+@pytest.mark.parametrize(("target", "valid"), [("door", True), ("ann", True), ("enter", False), (None, False)])
+def test_restore_is_of_an_asset_or_an_identity(target: str | None, valid: bool) -> None:
+    assert twin.is_valid(begin(liftable=True), (twin.RESTORE, target)) == valid
+
+
+def test_restore_lifts_all_that_is_in_force_but_a_patch() -> None:
+    state = begin(liftable=True)
+    before = play(state, "ISOLATE_ASSET door", "BLOCK_EGRESS door", "PATCH_ASSET door", "REVOKE_IDENTITY ann")
+    assert before.load == pytest.approx(0.4 + 0.4 * 0.4 + 0.3 * 0.6)
+    after = play(state, "RESTORE door")
+    assert after.load == pytest.approx(0.3 * 0.6)  # on the same tick
+    assert (state.isolated, state.egress_blocked, state.patched) == (set(), set(), {"door"})
+    assert play(state, "RESTORE ann").load == 0 and state.revoked == set()
+    assert (after.containments, after.investigations, after.false_positives, after.invalid) == (0, 0, 0, False)
+
+
+def test_a_restore_of_nothing_is_monitor() -> None:
+    for target in ("door", "ann"):
+        restored, monitored = (begin(liftable=True) for _ in range(2))
+        for state in (restored, monitored):
+            state.patched.add("door")  # a patch is nothing to lift
+        assert play(restored, f"RESTORE {target}") == play(monitored, "MONITOR")
+        assert restored == monitored and not restored.acted
+
+
+def test_a_restore_that_lifts_something_is_an_act() -> None:
+    state = begin(liftable=True)
+    state.isolated.add("kiosk")
+    assert play(state, "RESTORE kiosk").acted and state.acted
+
+
+@pytest.mark.parametrize(
+    ("action", "starts"),
+    [("RESTORE kiosk", True), ("RESTORE pad", True), ("INVESTIGATE pad", False), ("PATCH_ASSET kiosk", False)],
+)
+def test_the_attacker_does_not_pause_over_a_restore(action: str, starts: bool) -> None:
+    state = begin(liftable=True)
+    state.isolated.add("kiosk")
+    play(state, action, u=CALM._replace(pause=0.0))  # an opportunist pauses below 0.15
+    assert (state.status["enter"] == "in_progress") == starts
+
+
+def test_what_a_restore_frees_may_start_on_that_tick() -> None:
+    state = begin(liftable=True)
+    play(state, "ISOLATE_ASSET door")
+    assert state.status["enter"] == "blocked"
+    play(state, "RESTORE door")
+    assert state.status["enter"] == "in_progress" and state.stage_end == 3
+
+
+def test_what_another_control_holds_stays_blocked() -> None:
+    state = begin(liftable=True)
+    play(state, "ISOLATE_ASSET vault", "REVOKE_IDENTITY bob", "BLOCK_EGRESS vault")
+    held = {"gather", "send"}
+    assert {name for name, status in state.status.items() if status == "blocked"} == held
+    at_once = copy.deepcopy(state)
+    twin.restore(at_once, "vault")
+    assert at_once.status["gather"] == "blocked"  # without being idle for a moment
+    play(state, "RESTORE vault")  # lifts both; bob still holds gather
+    assert (state.status["gather"], state.status["send"]) == ("blocked", "idle")
+    play(state, "RESTORE bob")  # tick 5, on which login succeeds
+    assert state.current.id == "gather"
+
+
+# --- blocks pay once -------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_a_preemptive_block_once() -> None:
+    state = begin(liftable=True)
+    assert play(state, "ISOLATE_ASSET vault").preemptive_blocks == 2  # gather and send
+    assert play(state, "RESTORE vault", "ISOLATE_ASSET vault").preemptive_blocks == 0
+    assert (state.status["gather"], state.status["send"]) == ("blocked", "blocked")
+
+
+def test_a_stage_is_an_active_block_once_and_then_no_preemptive_one() -> None:
+    state = waiting(1, liftable=True)
+    assert play(state, "ISOLATE_ASSET door").active_blocks == 1
+    play(state, "RESTORE door")
+    state.earned = False
+    assert play(state, "ISOLATE_ASSET door").active_blocks == 0
+    assert state.status["enter"] == "blocked"
+    assert state.earned  # by a block that was not counted
+    state.next_start = 99
+    assert play(state, "RESTORE door", "ISOLATE_ASSET door").preemptive_blocks == 0
+    assert state.status["enter"] == "blocked"
+
+
+def test_a_preemptive_block_may_become_an_active_one() -> None:
+    state = begin(liftable=True)
+    assert play(state, "ISOLATE_ASSET door").preemptive_blocks == 1
+    tick = play(state, "RESTORE door", "ISOLATE_ASSET door")
+    assert (tick.active_blocks, tick.preemptive_blocks) == (1, 0)
+
+
+# --- evidence counts once --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_a_restore_does_not_renew_evidence(once: bool) -> None:
+    state = begin(liftable=True, evidence_once=once)
+    state.confirmed.add("door")
+    assert play(state, "ISOLATE_ASSET door").evidence_backed == 1
+    assert play(state, "RESTORE door", "ISOLATE_ASSET door").evidence_backed == (not once)
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_a_first_containment_without_evidence_is_the_only_first(once: bool) -> None:
+    state = begin(liftable=True, evidence_once=once)
+    assert play(state, "REVOKE_IDENTITY ann", "RESTORE ann").evidence_backed == 0
+    state.confirmed.add("ann")
+    assert play(state, "REVOKE_IDENTITY ann").evidence_backed == (not once)
+
+
+# --- foothold --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "compromised", "cut_off", "gives"),
+    [
+        ("enter", "door", "", True),
+        ("enter", "door", "door", False),
+        ("enter", "", "", False),  # rebuilt
+        ("enter", "desk", "", False),  # another's
+        ("login", "desk ann", "", True),
+        ("login", "desk ann", "desk", True),
+        ("login", "desk ann", "ann", True),
+        ("login", "desk ann", "desk ann", False),
+        ("login", "ann", "", True),
+        ("login", "ann", "ann", False),
+        ("login", "desk", "ann", True),
+        ("gather", "", "vault bob", True),  # takes nothing
+    ],
+)
+def test_a_stage_gives_a_foothold_while_it_holds_one_of_its_targets(
+    name: str, compromised: str, cut_off: str, gives: bool
+) -> None:
+    state = begin(foothold=True)
+    state.compromised = set(compromised.split())
+    state.isolated = state.criticality.keys() & cut_off.split()
+    state.revoked = state.privilege.keys() & cut_off.split()
+    state.egress_blocked = set(state.criticality)  # cuts nothing off
+    assert not twin.gives_foothold(state, name)  # it has not succeeded
+    state.status[name] = "succeeded"
+    assert twin.gives_foothold(state, name) == gives
+
+
+@pytest.mark.parametrize(
+    ("name", "succeeded", "compromised", "supported", "without_foothold"),
+    [
+        ("enter", "", "", True, True),
+        ("send", "enter", "door", False, False),
+        ("send", "gather", "door", False, False),
+        ("send", "enter gather", "", False, True),
+        ("send", "enter gather", "door", True, True),
+        ("gather", "enter", "door ann", False, False),
+        ("gather", "enter login", "door", False, True),
+        ("gather", "enter login", "door ann", True, True),
+        ("gather", "enter probe", "door", True, True),
+        ("gather", "enter login probe", "ann", False, True),
+        ("gather", "login probe", "door ann", False, False),
+    ],
+)
+def test_a_stage_needs_footholds_of_all_and_of_one_of_its_choice(
+    name: str, succeeded: str, compromised: str, supported: bool, without_foothold: bool
+) -> None:
+    """`gather` and `probe` take nothing and give a foothold by success alone, `enter` and `login` by what is held."""
+    state = begin(foothold=True)
+    state.status.update(dict.fromkeys(succeeded.split(), "succeeded"))
+    state.compromised = set(compromised.split())
+    assert twin.is_ready(state, state.stages[name]) == supported
+    state.rules = LASTING
+    assert twin.is_ready(state, state.stages[name]) == without_foothold
+
+
+@pytest.mark.parametrize("foothold", [True, False])
+def test_a_stage_in_progress_that_loses_its_foothold_is_blocked(foothold: bool) -> None:
+    state = waiting(4, foothold=foothold)
+    tick = play(state, "ISOLATE_ASSET door")  # tick 5, on which login would succeed
+    assert (tick.active_blocks, tick.preemptive_blocks, state.earned) == (foothold, 0, foothold)
+    assert state.status["login"] == ("idle" if foothold else "succeeded")
+    assert (state.current is None) == foothold
+
+
+def test_one_that_is_contained_as_well_is_blocked_for_good() -> None:
+    state = waiting(2, foothold=True)
+    state.revoked.add("ann")
+    assert play(state, "ISOLATE_ASSET door").active_blocks == 1
+    assert state.status["login"] == "blocked"
+
+
+def test_a_stage_without_foothold_neither_starts_nor_counts_as_something_to_do() -> None:
+    lasting, classic = waiting(2, foothold=True), waiting(2, twin.CLASSIC, foothold=True)
+    for state in (lasting, classic):
+        play(state, "ISOLATE_ASSET door")
+    assert classic.end == "attacker_done"  # though four stages are idle
+    play(lasting, *["MONITOR"] * 5)
+    assert lasting.current is None and list(lasting.status.values()) == ["succeeded", *["idle"] * 4]
+
+
+def test_a_foothold_given_back_lets_the_attacker_go_on() -> None:
+    state = waiting(2, foothold=True, liftable=True)
+    play(state, "ISOLATE_ASSET door", "RESTORE door")  # ticks 3 and 4
+    assert state.current.id == "login" and state.stage_end == 7
+
+
+def test_another_way_serves_as_well() -> None:
+    state = waiting(5, foothold=True)  # gather runs on what login took
+    play(state, "ISOLATE_ASSET desk")  # it still holds ann
+    assert state.current.id == "gather"
+    assert play(state, "REVOKE_IDENTITY ann").active_blocks == 1  # tick 7
+    assert state.current.id == "probe" and state.status["gather"] == "idle"
+    play(state, *["MONITOR"] * 3)
+    assert state.current.id == "gather" and state.stage_end == 13
+    play(state, *["MONITOR"] * 3)
+    assert state.status["gather"] == "succeeded"
+
+
+@pytest.mark.parametrize(("action", "status"), [("ISOLATE_ASSET door", "idle"), ("REVOKE_IDENTITY ann", "blocked")])
+@pytest.mark.parametrize(("u", "next_start"), [(0.0, 6), (0.99, 11)])  # 3 to 8 ticks after tick 3
+def test_the_time_lost_is_the_same_for_both(action: str, status: str, u: float, next_start: int) -> None:
+    state = waiting(2, foothold=True, persistence=True, retry_delay=(3, 8))
+    play(state, action, u=CALM._replace(dwell=u))
+    assert (state.status["login"], state.next_start) == (status, next_start)
+    assert state.order == list(state.dealt.order)
+
+
+def test_only_containment_is_a_preemptive_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle stage is no preemptive block for want of a foothold; whether it can be one without is a reading."""
+    state = waiting(2, foothold=True)
+    assert play(state, "ISOLATE_ASSET door").preemptive_blocks == 0
+    assert (state.status["probe"], state.status["gather"]) == ("idle", "idle")
+    other = copy.deepcopy(state)
+    assert play(state, "ISOLATE_ASSET pad").preemptive_blocks == 1
+    monkeypatch.setattr(twin, "COUNT_UNSUPPORTED", False)
+    assert play(other, "ISOLATE_ASSET pad").preemptive_blocks == 0
+    assert state.status["probe"] == other.status["probe"] == "blocked"
+
+
+# --- eradication -----------------------------------------------------------------------------------------------------
+
+
+def test_a_patch_of_an_isolated_asset_rebuilds_it() -> None:
+    state = waiting(2, eradication=True)
+    assert play(state, "INVESTIGATE door").newly_confirmed == 1
+    play(state, "ISOLATE_ASSET door")
+    assert (state.compromised, state.confirmed) == ({"door"}, {"door"})
+    tick = play(state, "PATCH_ASSET door")  # judged on what held before
+    assert (tick.containments, tick.evidence_backed, tick.false_positives) == (1, 1, 0)
+    assert not {"door"} & (state.compromised | state.confirmed)
+    assert state.patched == state.isolated == {"door"} and tick.load == pytest.approx(0.4)
+    assert state.status["enter"] == "succeeded"
+    assert play(state, "PATCH_ASSET door").evidence_backed == 0
+    assert play(state, "INVESTIGATE door").newly_confirmed == 0
+    assert state.forensics[-1].verdict == "clean"
+
+
+@pytest.mark.parametrize(
+    ("actions", "eradication"),
+    [
+        (["ISOLATE_ASSET door", "PATCH_ASSET door"], False),
+        (["PATCH_ASSET door", "ISOLATE_ASSET door"], True),
+        (["BLOCK_EGRESS door", "PATCH_ASSET door"], True),
+        (["ISOLATE_ASSET kiosk", "PATCH_ASSET door"], True),
+        (["ISOLATE_ASSET door", "RESTORE door", "PATCH_ASSET door"], True),
+        (["ISOLATE_ASSET door", "PATCH_ASSET kiosk"], True),
+    ],
+)
+def test_nothing_else_rebuilds_an_asset(actions: list[str], eradication: bool) -> None:
+    state = waiting(2, eradication=eradication, liftable=True)
+    play(state, "INVESTIGATE door", *actions)
+    assert "door" in state.compromised and state.confirmed == {"door"}
+
+
+def test_a_rebuilt_asset_is_no_foothold_until_it_is_taken_again() -> None:
+    state = waiting(2, eradication=True, foothold=True, liftable=True)
+    play(state, "ISOLATE_ASSET door", "PATCH_ASSET door", "RESTORE door", "MONITOR")
+    assert state.current is None and state.status["enter"] == "succeeded"
+    state.compromised.add("door")  # by whichever stage
+    play(state, "MONITOR")
+    assert state.status["login"] == "in_progress"
+
+
+# --- believable paths ------------------------------------------------------------------------------------------------
+
+
+def cast(dealt: twin.Dealt) -> dict[str | None, str | None]:
+    """Who plays whose role."""
+    listed = twin.as_listed(NETWORK)
+    roles, players = (
+        [target for targets in (*d.stages, *d.benign) for target in targets if target] for d in (listed, dealt)
+    )
+    assert len(set(zip(roles, players, strict=True))) == len(set(roles))
+    return dict(zip(roles, players, strict=True))
+
+
+def casts(chance: float, count: int) -> list[dict[str | None, str | None]]:
+    rules = twin.CLASSIC._replace(unknown_path=True, believable_paths=chance)
+    return [cast(twin.deal(NETWORK, rules, random.Random(seed))) for seed in range(count)]
+
+
+def is_believable(played_by: dict[str | None, str | None]) -> bool:
+    alike = [{"door"}, {"desk", "pad"}, {"vault"}, {"ann", "cay"}, {"bob"}]
+    return all(any({role, player} <= group for group in alike) for role, player in played_by.items())
+
+
+def test_in_a_believable_episode_like_plays_like() -> None:
+    """Hosts of the office each other, clerks each other, evenly and independently; nobody plays with the kiosk."""
+    dealt = casts(1.0, 400)
+    assert all(map(is_believable, dealt))
+    counts = Counter((played_by["desk"], played_by["ann"]) for played_by in dealt)
+    assert len(counts) == 4 and min(counts.values()) > 60
+
+
+def test_the_order_of_preference_is_shuffled_in_both() -> None:
+    for chance in (0.0, 1.0):
+        rules = twin.CLASSIC._replace(unknown_path=True, believable_paths=chance)
+        orders = [twin.deal(NETWORK, rules, random.Random(seed)).order for seed in range(100)]
+        assert {order[0] for order in orders} == {order[4] for order in orders} == set(twin.as_listed(NETWORK).order)
+
+
+def test_so_many_episodes_are_believable() -> None:
+    """Of those dealt among all, 2 of 5! casts of assets and 2 of 3! of identities are so by luck, 1 in 180."""
+    for chance in (0.25, 0.5):
+        dealt = casts(chance, 1000)
+        share = sum(map(is_believable, dealt)) / len(dealt)
+        assert share == pytest.approx(chance + (1 - chance) / 180, abs=0.05)
+        assert {played_by["vault"] for played_by in dealt} == {"door", "desk", "pad", "vault", "kiosk"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_it_the_luck_is_what_it_was(seed: int) -> None:
+    for rules in (twin.HARDENED, twin.HARDENED._replace(unknown_path=False, believable_paths=1.0)):
+        ours, rng = random.Random(seed), random.Random(seed)
+        dealt = twin.deal(NETWORK, rules, ours)
+        assert dealt.attack == (rng.random() < 0.6) and dealt.first_start == 1 + rng.randint(0, 20)
+        if rules.unknown_path:
+            rng.sample(NETWORK.assets, 5)
+            rng.sample(NETWORK.identities, 3)
+            assert dealt.order == tuple(rng.sample(twin.as_listed(NETWORK).order, 5))
+        assert ours.getstate() == rng.getstate()
+
+
+# --- investigations --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("action", "investigations", "confirmed"),
+    [
+        ("INVESTIGATE door", 1, 1),
+        ("INVESTIGATE bob", 1, 0),
+        ("INVESTIGATE nobody", 0, 0),
+        ("ISOLATE_ASSET door", 0, 0),
+        ("MONITOR", 0, 0),
+    ],
+)
+def test_investigations_are_counted_and_paid_for(action: str, investigations: int, confirmed: int) -> None:
+    tick = play(waiting(2), action)
+    assert (tick.investigations, tick.newly_confirmed) == (investigations, confirmed)
+    weights = {**twin.LINEAR, "investigation": -0.25}
+    assert twin.channels(tick, weights)["detection"] == 1.5 * confirmed - 0.25 * investigations
+    for preset in twin.REWARDS.values():
+        assert twin.channels(tick, preset)["detection"] == 1.5 * confirmed
+
+
+def test_nothing_is_investigated_after_the_end() -> None:
+    state = waiting(40)
+    assert state.done and play(state, "INVESTIGATE door").investigations == 0
+
+
+# --- whole episodes --------------------------------------------------------------------------------------------------
+
+
+def test_the_random_policy_restores_where_that_is_an_action() -> None:
+    def chosen(state: twin.State, verb: float, target: float) -> twin.Action:
+        return random_policy(state, set(), CALM._replace(policy_verb=verb, policy_target=target))
+
+    assert chosen(begin(), 0.999, 0.0) == (twin.REVOKE, "ann")
+    liftable = begin(liftable=True)
+    assert chosen(liftable, 6.01 / 7, 0.0) == (twin.RESTORE, "door")
+    assert chosen(liftable, 5.99 / 7, 0.0) == (twin.REVOKE, "ann")
+    everyone = [*liftable.criticality, *liftable.privilege]
+    assert [chosen(liftable, 0.999, (i + 0.5) / 8) for i in range(8)] == [(twin.RESTORE, name) for name in everyone]
+
+
+def test_presets_have_the_new_rules_off() -> None:
+    assert twin.Rules._fields[-4:] == ("foothold", "liftable", "eradication", "believable_paths")
+    assert twin.CLASSIC[-4:] == twin.HARDENED[-4:] == (False, False, False, 0.0)
+    assert all(weights["investigation"] == 0.0 for weights in twin.REWARDS.values())
+
+
+@pytest.mark.parametrize("policy", [monitor, random_policy])
+def test_in_any_episode_a_stage_pays_once_and_load_is_what_is_in_force(policy: Policy) -> None:
+    rules = twin.HARDENED._replace(foothold=True, liftable=True, eradication=True, believable_paths=0.5)
+    lifted = 0
+    for seed in range(30):
+        rng = random.Random(seed)
+        state = twin.reset(NETWORK, "opportunistic", rules, twin.deal(NETWORK, rules, rng))
+        active = preemptive = 0
+        while not state.done:
+            u, before = twin.draw(rng), len(state.isolated | state.egress_blocked | state.revoked)
+            tick = twin.step(state, policy(state, set(), u), u)
+            active, preemptive = active + tick.active_blocks, preemptive + tick.preemptive_blocks
+            lifted += len(state.isolated | state.egress_blocked | state.revoked) < before
+            assert tick.load == twin.load(state) and not tick.invalid
+            # A blocked stage is contained, whatever was restored.
+            blocked = [name for name, status in state.status.items() if status == "blocked"]
+            assert all(twin.is_contained(state, state.stages[name]) for name in blocked)
+        assert state.tick == 40 and max(active, preemptive) <= 5
+    assert (lifted > 0) == (policy is random_policy)
