@@ -74,7 +74,7 @@ def switches() -> str:
     return table(
         ["switch", "what it sets", "the exploit it closes", "its cost in realism"],
         (
-            [f"`{name}`", ", ".join(f"`{k}` {shown(v)}" for k, v in s.on.items()), s.closes, s.costs]
+            [f"`{name}`", ", ".join(f"`{k}` {shown(v)}" for k, v in s.on.items()) or "`RESTORE`", s.closes, s.costs]
             for name, s in rules.SWITCHES.items()
         ),
     )
@@ -120,7 +120,7 @@ def weights() -> str:
 
 
 def verbs() -> str:
-    dims = types.Dims(assets=1, identities=1, stages=1, max_lag=1)
+    dims = types.Dims(assets=1, identities=1, stages=1, max_lag=1, restore=True)
     verb, entity = actions.table(dims)
     classic = rules.rules("classic")
     load = {

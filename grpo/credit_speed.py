@@ -21,6 +21,7 @@ from grpo.credit import informative, legal_actions, returns_to_go
 from jaxsim import BASELINES, Env, Params, options
 from jaxsim import env as env_module
 from jaxsim.compile import dims_of
+from jaxsim.rules import restores
 from jaxsim.throughput import use_devices
 from jaxsim_soc import cli
 
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     use_devices(args.devices)
     chosen = options.chosen(args.scenario or [[s for s in options.scenario("published") if not s.held_out]])
-    dims = dims_of(chosen)
+    dims = dims_of(chosen, restores(args.rules))
     params = banks.stack([env_module.make_params(s, dims, args.rules, args.reward, "any") for s in chosen])
     env = Env(dims)
     bank = rows(env, params, args.states, args.seed)

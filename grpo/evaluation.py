@@ -39,6 +39,7 @@ from jaxsim.audit.budgets import BUDGETS
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
 from jaxsim.names import action_text
+from jaxsim.rules import restores
 from jaxsim.types import Params
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli
@@ -241,8 +242,9 @@ def candidates(args: Any, arena: Arena, advance: Callable[[str], None]) -> dict[
             cli.write_json(kept, known)
         actions = known[name][OPEN_LOOP]["actions"] or [0]
         found[OPEN_LOOP] = Candidate(PLAN, policies.PLAN, np.asarray(actions, np.int32))
-        member = zip(known[name]["evidence"].values(), policies.DEFAULT_EVIDENCE, strict=True)
-        parameters = policies.EvidenceParams(*(np.asarray(value, np.asarray(x).dtype) for value, x in member))
+        default = policies.DEFAULT_EVIDENCE
+        member = {k: np.asarray(v, np.asarray(getattr(default, k)).dtype) for k, v in known[name]["evidence"].items()}
+        parameters = default._replace(**member)
         found["evidence"] = Candidate(EVIDENCE, policies.EVIDENCE, parameters)
     learned = checkpoint.own(args.rules, args.reward, recurrent.SEEING)
     if LEARNED in args.policies and learned.is_file():
@@ -367,7 +369,7 @@ def play_model(
 
 def evaluate(args: Any, advance: Callable[[str], None]) -> tuple[dict[str, list[Told]], dict[str, Any], dict[str, str]]:
     """(what each policy did on each campaign, what the models are, transcripts: title by file)."""
-    dims, seed = dims_of(args.scenario), evaluation_seed(args.seed)
+    dims, seed = dims_of(args.scenario, restores(args.rules)), evaluation_seed(args.seed)
     keys = rollouts.episode_keys(noise.root(seed), args.episodes)
     told: dict[str, list[Told]] = {}
     campaigns = []

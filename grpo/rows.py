@@ -22,6 +22,7 @@ from jaxsim.compile import dims_of
 from jaxsim.env import make_params
 from jaxsim.noise import draw
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE, Policy
+from jaxsim.rules import restores
 from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED, INVESTIGATE, MONITOR, PATCHED, Dims, Params
 from jaxsim_soc.write import whole
 from prompting import Inventory
@@ -60,7 +61,7 @@ class Rows(NamedTuple):
 def campaigns(names: Sequence[str], rules: str, reward_name: str) -> Campaigns:
     """Load and compile campaigns. Raises ScenarioError for one that does not exist."""
     many = [scenarios.load(name) for name in names]
-    dims = dims_of(many)
+    dims = dims_of(many, restores(rules))
     params = banks.stack([make_params(s, dims, rules, reward_name, "any") for s in many])
     return Campaigns(
         tuple(s.id for s in many), env.Env(dims), params, tuple(prompting.inventory(s, dims) for s in many)

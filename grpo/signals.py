@@ -13,7 +13,7 @@ from numbers import Real
 from typing import NamedTuple
 
 # The verbs of jaxsim.types, said again because that module needs JAX.
-MONITOR, INVESTIGATE, ISOLATE_ASSET, BLOCK_EGRESS, PATCH_ASSET, REVOKE_IDENTITY = range(6)
+MONITOR, INVESTIGATE, ISOLATE_ASSET, BLOCK_EGRESS, PATCH_ASSET, REVOKE_IDENTITY, RESTORE = range(7)
 CONTAINMENT = frozenset((ISOLATE_ASSET, BLOCK_EGRESS, REVOKE_IDENTITY))  # of the published signals: a patch is none
 
 STEP_CLIP = 2.0  # points
@@ -26,7 +26,7 @@ class Completion(NamedTuple):
     json: bool  # it holds a JSON object
     schema: bool  # of the right fields and types
     action: int | None  # index into the action table; None when not a legal action
-    verb: int | None  # 0..5; None when not parsed
+    verb: int | None  # 0..6; None when not parsed
     entity: int | None  # of the target; None for MONITOR, and for a target that does not exist
     repeated: bool  # that control is already in force on that target
     alerts: bool  # an alert is in view

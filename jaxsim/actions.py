@@ -1,7 +1,8 @@
 """The action table: every (verb, entity) a defender can take, as one integer.
 
 0 is MONITOR, then INVESTIGATE of each entity, ISOLATE_ASSET, BLOCK_EGRESS and PATCH_ASSET of each asset, and
-REVOKE_IDENTITY of each identity. Any other integer, and any entity that does not exist, is an invalid action.
+REVOKE_IDENTITY of each identity and, where `Dims.restore` says so, RESTORE of each entity. Any other integer, and any
+entity that does not exist, is an invalid action.
 """
 
 from functools import lru_cache
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from jaxsim.types import BLOCK_EGRESS, INVESTIGATE, ISOLATE_ASSET, PATCH_ASSET, REVOKE_IDENTITY, Dims
+from jaxsim.types import BLOCK_EGRESS, INVESTIGATE, ISOLATE_ASSET, PATCH_ASSET, RESTORE, REVOKE_IDENTITY, Dims
 
 INVALID = -1
 
@@ -23,6 +24,7 @@ def table(dims: Dims) -> tuple[np.ndarray, np.ndarray]:
     rows += [(INVESTIGATE, e) for e in (*assets, *identities)]
     rows += [(verb, e) for verb in (ISOLATE_ASSET, BLOCK_EGRESS, PATCH_ASSET) for e in assets]
     rows += [(REVOKE_IDENTITY, e) for e in identities]
+    rows += [(RESTORE, e) for e in (*assets, *identities) if dims.restore]
     verbs, entities = np.asarray(rows, np.int32).T
     return verbs, entities
 
@@ -30,8 +32,9 @@ def table(dims: Dims) -> tuple[np.ndarray, np.ndarray]:
 def encode(dims: Dims, verb: Array, entity: Array) -> Array:
     """Action of a verb and an entity, int32; the entity must be of the verb's kind (it is ignored for MONITOR)."""
     a, n = dims.assets, dims.entities
+    restore = 1 + n + 3 * a + dims.identities
     # Identities follow the assets, so REVOKE_IDENTITY continues where PATCH_ASSET ends.
-    first = np.asarray([0, 1, 1 + n, 1 + n + a, 1 + n + 2 * a, 1 + n + 2 * a], np.int32)
+    first = np.asarray([0, 1, 1 + n, 1 + n + a, 1 + n + 2 * a, 1 + n + 2 * a, restore], np.int32)
     return jnp.where(verb == 0, 0, jnp.asarray(first)[verb] + entity).astype(jnp.int32)
 
 

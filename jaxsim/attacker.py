@@ -25,20 +25,26 @@ class Dealt(NamedTuple):
 
 
 def deal(dims: Dims, bits: Array, params: Params) -> Dealt:
-    """Draw an episode's attack from five words, (5,) uint32."""
-    rules, roles = params.rules, params.scenario.targets
+    """Draw an episode's attack from six words, (6,) uint32."""
+    rules, scenario = params.rules, params.scenario
     lo, hi = rules.attack_delay[0], rules.attack_delay[1]
+    alike = unit(bits[5]) < rules.believable_paths
 
-    def permuted(seed: Array, role: Array, size: int, count: Array) -> Array:
-        """Place of each role in a random permutation of 0..count-1."""
-        index = np.arange(size, dtype=np.uint32)
-        keys = jnp.where(index < count.astype(jnp.uint32), scramble(seed, index), np.uint32(2**32 - 1))
-        own = scramble(seed, jnp.maximum(role, 0).astype(jnp.uint32))
-        return jnp.sum(keys[None, :] < own[:, None], axis=1, dtype=jnp.int32)
+    def permuted(seed: Array, role: Array, first: int, size: int) -> Array:
+        """Who plays each role: permuted within groups, or else among all `size` entities from `first` on."""
+        group = jnp.where(alike, scenario.group[first : first + size], first)
+        keys = scramble(seed, np.arange(size, dtype=np.uint32))
+        index = jnp.maximum(role - first, 0)
+        own, its_group = scramble(seed, index.astype(jnp.uint32)), group[index]
+        there = scenario.exists[first : first + size]
+        before = there & (group == its_group[:, None]) & (keys < own[:, None])
+        place = its_group + jnp.sum(before, axis=1, dtype=jnp.int32)
+        return jnp.where(alike, scenario.members[place], place)
 
-    assets = permuted(bits[2], roles[0], dims.assets, params.scenario.asset_count)
-    identities = permuted(bits[3], roles[1] - dims.assets, dims.identities, params.scenario.identity_count)
-    dealt = jnp.where(roles >= 0, jnp.stack([assets, identities + dims.assets]), -1)
+    roles = scenario.targets
+    assets = permuted(bits[2], roles[0], 0, dims.assets)
+    identities = permuted(bits[3], roles[1], dims.assets, dims.identities)
+    dealt = jnp.where(roles >= 0, jnp.stack([assets, identities]), -1)
     listed = np.arange(dims.stages, dtype=np.int32)
     shuffled = (scramble(bits[4], listed.astype(np.uint32)) >> 10).astype(jnp.int32) << INDEX_BITS
     return Dealt(
@@ -57,8 +63,25 @@ class Started(NamedTuple):
 
 
 def ready(state: State) -> Array:
-    """(S,) bool: idle stages whose prerequisites are met."""
-    return (state.status == IDLE) & (state.unmet == 0) & state.option_met
+    """(S,) bool: idle stages that have what they need."""
+    return (state.status == IDLE) & state.supported
+
+
+def contained(state: State) -> Array:
+    """(S,) bool: stages that a control in force blocks."""
+    return jnp.any(state.controls, axis=0)
+
+
+def supported(dims: Dims, state: State, params: Params) -> Array:
+    """(S,) bool: stages whose prerequisites succeeded and, under `foothold`, still give the attacker one."""
+    scenario = params.scenario
+    held = jnp.any(state.taken & ~state.controls[:2], axis=0) | ~jnp.any(scenario.stage_compromises, axis=1)
+    gives = (state.status == SUCCEEDED) & (held | ~params.rules.foothold)
+    bits = jnp.pad(gives, (0, 32 * dims.words - dims.stages)).reshape(dims.words, 32).astype(jnp.uint32)
+    words = jnp.sum(bits << np.arange(32, dtype=np.uint32), axis=1, dtype=jnp.uint32)
+    options = scenario.options
+    one = jnp.any(options & words != 0, axis=1) | jnp.all(options == 0, axis=1)
+    return jnp.all(scenario.needs & ~words == 0, axis=1) & one
 
 
 def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params) -> tuple[State, Array, Array]:
@@ -66,7 +89,8 @@ def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params
     scenario, rules = params.scenario, params.rules
     k = jnp.maximum(state.stage, 0)
     running = live & (state.stage >= 0)
-    blocked = running & state.contained[k]
+    stopped = contained(state)[k]
+    blocked = running & (stopped | ~supported(dims, state, params)[k])
     over = running & ~blocked & (state.tick >= state.stage_end)
     p = jnp.clip(scenario.stage_success[k] + state.personality.success, SUCCESS_MIN, SUCCESS_MAX)
     p = jnp.where(state.patched[k], jnp.maximum(p - rules.patch_penalty, SUCCESS_MIN), p)
@@ -74,32 +98,31 @@ def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params
     ended = blocked | over
 
     failure = jnp.where(rules.persistence, IDLE, FAILED)
-    outcome = jnp.where(blocked, BLOCKED, jnp.where(success, SUCCEEDED, failure))
+    outcome = jnp.where(blocked, jnp.where(stopped, BLOCKED, IDLE), jnp.where(success, SUCCEEDED, failure))
     this = jnp.arange(dims.stages, dtype=jnp.int32) == k
     # Nothing starts on the tick of a setback, so its draw of a dwell is free.
     setback = ended & ~success & rules.persistence
     rest = integer(noise[Noise.DWELL], rules.retry_delay[0], rules.retry_delay[1])
     again = jnp.where(state.personality.reroutes, state.order | LAST, k - 2**INDEX_BITS)
-    taken = state.targets[:, k]
-    taken = jnp.where(success & scenario.stage_compromises[k], taken, dims.entities)
+    compromises = jnp.where(success & scenario.stage_compromises[k], state.targets[:, k], dims.entities)
+    hit = (state.targets[:, : dims.stages] == compromises[:, None]) & scenario.stage_compromises.T
     state = state._replace(
         status=jnp.where(ended & this, outcome, state.status),
-        unmet=state.unmet - (success & scenario.required_by[k]).astype(jnp.int32),
-        option_met=state.option_met | (success & scenario.option_of[k]),
+        taken=state.taken | hit,
         next_start=jnp.where(setback, state.tick + rest, state.next_start),
         order=jnp.where(setback & over & this, again, state.order),
         exfil=state.exfil | (success & scenario.stage_exfil[k]),
         stage=jnp.where(ended, -1, state.stage),
         succeeded=state.succeeded + success.astype(jnp.int32),
-        compromised=state.compromised.at[taken].set(True, mode="drop"),
+        compromised=state.compromised.at[compromises].set(True, mode="drop"),
     )
-    return state, blocked, success & scenario.stage_exfil[k]
+    return state._replace(supported=supported(dims, state, params)), blocked, success & scenario.stage_exfil[k]
 
 
 def start(dims: Dims, state: State, live: Array, acted: Array, noise: Array, params: Params) -> tuple[State, Started]:
     """Sub-step c: pause after a defender action, or start the ready stage that the attacker prefers."""
     none = 2 * LAST - 1
-    first = jnp.min(jnp.where(ready(state) & ~state.contained, state.order, none))
+    first = jnp.min(jnp.where(ready(state) & ~contained(state), state.order, none))
     paused = acted & (noise[Noise.PAUSE] < state.personality.pause)
     over = state.exfil & params.rules.run_to_horizon
     begins = live & state.attack & ~over & (state.tick >= state.next_start)
@@ -119,6 +142,19 @@ def start(dims: Dims, state: State, live: Array, acted: Array, noise: Array, par
 
 
 def block_contained(state: State, live: Array) -> tuple[State, Array]:
-    """Sub-step d: idle stages with a contained target are blocked. Returns (state, how many, () int32)."""
-    blocked = live & state.attack & (state.status == IDLE) & state.contained
-    return state._replace(status=jnp.where(blocked, BLOCKED, state.status)), jnp.sum(blocked, dtype=jnp.int32)
+    """Sub-step d: idle stages with a contained target are blocked. Returns (state, (S,) bool: which)."""
+    blocked = live & state.attack & (state.status == IDLE) & contained(state)
+    return state._replace(status=jnp.where(blocked, BLOCKED, state.status)), blocked
+
+
+def count(state: State, stage: Array, active: Array, idle: Array) -> tuple[State, Array, Array]:
+    """Count blocks, those of a stage once: `active`, () bool, of the `stage` in progress; `idle`, (S,) bool.
+
+    What a RESTORE sets free can be blocked again, and would be paid again. Returns (state, how many of each), the
+    latter () int32.
+    """
+    was_active, was_idle = state.counted
+    active &= (jnp.arange(len(idle), dtype=jnp.int32) == stage) & ~was_active
+    idle &= ~was_active & ~was_idle
+    state = state._replace(counted=jnp.stack([was_active | active, was_idle | idle]))
+    return state, jnp.sum(active, dtype=jnp.int32), jnp.sum(idle, dtype=jnp.int32)

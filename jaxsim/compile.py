@@ -1,6 +1,6 @@
 """Validated scenario -> arrays padded to `Dims`. NumPy only; nothing here is traced."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -10,21 +10,24 @@ from jaxsim.telemetry import MAX_OF_A_KIND
 from jaxsim.types import Dims, ScenarioArrays
 
 
-def dims_of(many: Sequence[scenarios.Scenario]) -> Dims:
-    """The least sizes that hold all the given scenarios."""
+def dims_of(many: Sequence[scenarios.Scenario], restore: bool = False) -> Dims:
+    """The least sizes that hold all the given scenarios; `restore`: see `rules.restores`."""
     return Dims(
         assets=max(len(s.assets) for s in many),
         identities=max(len(s.identities) for s in many),
         stages=max(len(s.stages) for s in many),
         max_lag=max(1, max(stage.lag[1] for s in many for stage in s.stages)),
         benign=max(len(s.benign) for s in many),
+        restore=restore,
     )
 
 
 def check_dims(dims: Dims) -> Dims:
     """The sizes themselves. Raises ValueError for what are none."""
     check.kind("dims", dims, Dims, "Dims(assets=, identities=, stages=, max_lag=)")
-    for field, value in dims._asdict().items():
+    check.kind("dims.restore", dims.restore, bool, "True or False")
+    sizes = {k: v for k, v in dims._asdict().items() if k != "restore"}
+    for field, value in sizes.items():
         check.whole(f"dims.{field}", value, int(field in ("stages", "max_lag", "alerts", "forensics")))
     return dims
 
@@ -73,13 +76,15 @@ def compile_scenario(scenario: scenarios.Scenario, dims: Dims) -> ScenarioArrays
     dwell, lag = np.ones((s, 2), np.int32), np.zeros((s, 2), np.int32)
     success, detection = np.zeros(s, np.float32), np.zeros(s, np.float32)
     signal, exfil, compromises = np.zeros(s, np.int32), np.zeros(s, bool), np.zeros((s, 2), bool)
-    required_by, option_of = np.zeros((s, s), bool), np.zeros((s, s), bool)
+    required, options = np.zeros((s, s), bool), np.zeros((s, s), bool)
     for j, x in enumerate(scenario.stages):
         dwell[j], lag[j], success[j], detection[j] = x.dwell, x.lag, x.success, x.detection
         signal[j], exfil[j] = scenarios.SIGNALS.index(x.signal), x.exfil
         compromises[j] = x.compromises_asset, x.compromises_identity
-        required_by[[stage[p] for p in x.prerequisites], j] = True
-        option_of[[stage[p] for p in x.any_prerequisites], j] = True
+        required[j, [stage[p] for p in x.prerequisites]] = True
+        options[j, [stage[p] for p in x.any_prerequisites]] = True
+    kinds = [numbered([(x.kind, x.segment) for x in scenario.assets]), numbered([x.role for x in scenario.identities])]
+    group, members = (x[0] for x in grouped(dims, *(np.asarray([k], np.int32) for k in kinds)))
 
     return ScenarioArrays(
         horizon=np.int32(scenario.horizon),
@@ -88,6 +93,8 @@ def compile_scenario(scenario: scenarios.Scenario, dims: Dims) -> ScenarioArrays
         identity_count=np.int32(len(identity)),
         exists=exists,
         value=value,
+        group=group,
+        members=members,
         targets=targets,
         stage_exists=np.arange(s) < len(stage),
         stage_dwell=dwell,
@@ -97,11 +104,50 @@ def compile_scenario(scenario: scenarios.Scenario, dims: Dims) -> ScenarioArrays
         stage_signal=signal,
         stage_exfil=exfil,
         stage_compromises=compromises,
-        required_by=required_by,
-        option_of=option_of,
-        required=required_by.sum(0, dtype=np.int32),
-        has_options=option_of.any(0),
+        needs=packed(required, dims.words),
+        options=packed(options, dims.words),
         benign_rate=benign[0].astype(np.float32),
         benign_strength=benign[1].astype(np.float32),
         benign_signal=benign[2].astype(np.int32),
     )
+
+
+def packed(graph: np.ndarray, words: int) -> np.ndarray:
+    """(..., S, W) uint32 of (..., S, S) bool: stage i is bit i % 32 of word i // 32."""
+    bits = np.zeros((*graph.shape[:-1], 32 * words), np.uint32)
+    bits[..., : graph.shape[-1]] = graph
+    return (bits.reshape(*graph.shape[:-1], words, 32) << np.arange(32, dtype=np.uint32)).sum(-1, dtype=np.uint32)
+
+
+def numbered(labels: Sequence[Hashable]) -> list[int]:
+    """A number for each different label."""
+    number = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    return [number[label] for label in labels]
+
+
+def grouped(dims: Dims, assets: np.ndarray, identities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`group` and `members` of `ScenarioArrays`, (K, N) int32 each, of K networks.
+
+    `assets` (K, at most A) and `identities` (K, at most I) are labels, int32, -1 where there is none: those with the
+    same label are a group. Groups lie in the order of their first members; padding is a group of its own, each.
+    """
+    found = []
+    for labels, first, size in ((assets, 0, dims.assets), (identities, dims.assets, dims.identities)):
+        own = np.tile(2**32 + np.arange(size), (len(labels), 1))
+        own[:, : labels.shape[1]] = np.where(labels < 0, own[:, : labels.shape[1]], labels)
+        leader, _ = _runs(own)
+        group, members = _runs(np.take_along_axis(np.argsort(own, axis=1, kind="stable"), leader, axis=1))
+        found.append((first + group, first + members))
+    groups, both = (np.concatenate(x, axis=1).astype(np.int32) for x in zip(*found, strict=True))
+    return groups, both
+
+
+def _runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(where in the sorted row the run of each label begins, the columns in sorted order), (K, size) each."""
+    order = np.argsort(labels, axis=1, kind="stable")
+    ordered = np.take_along_axis(labels, order, axis=1)
+    begins = np.diff(ordered, axis=1, prepend=-1) != 0
+    place = np.maximum.accumulate(np.where(begins, np.arange(labels.shape[1]), 0), axis=1)
+    group = np.empty_like(order)
+    np.put_along_axis(group, order, place, axis=1)
+    return group, order

@@ -3,19 +3,25 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from chex import Array
 
 from jaxsim.actions import decode
+from jaxsim.attacker import contained
 from jaxsim.noise import Noise
 from jaxsim.types import (
     BLOCK_EGRESS,
+    BLOCKED,
     CONFIRMED,
     CUT_OFF,
     EGRESS_BLOCKED,
+    IDLE,
     INVESTIGATE,
     ISOLATE_ASSET,
+    MONITOR,
     PATCH_ASSET,
     PATCHED,
+    RESTORE,
     REVOKE_IDENTITY,
     Dims,
     Params,
@@ -31,7 +37,8 @@ class Defended(NamedTuple):
     verb: Array  # () int32
     target: Array  # () int32, entity, 0 if none
     invalid: Array
-    acted: Array  # a valid action other than MONITOR
+    acted: Array  # an investigation or a containment
+    investigation: Array
     confirmed: Array  # its target became confirmed
     containment: Array
     evidence_backed: Array
@@ -55,33 +62,43 @@ def defend(
     """Apply an action to the state of before the attacker's move. `live` is False once the episode is over."""
     scenario, rules = params.scenario, params.rules
     verb, target, valid = decode(dims, action, scenario.exists)
-    acted = live & (verb != 0)
+    acted = live & (verb != MONITOR) & (verb != RESTORE)
     investigates = acted & (verb == INVESTIGATE)
     containment = acted & (verb != INVESTIGATE)
-    was_confirmed = state.marks[CONFIRMED, target]
-    untouched = ~jnp.any(state.marks[:CONFIRMED, target])
+    was_confirmed, was_touched = state.marks[CONFIRMED, target], state.touched[target]
 
     truth = state.compromised[target]
     verdict, confidence = forensic(truth, noise, params)
     confirmed = investigates & verdict & truth & (confidence >= CONFIRM_AT) & ~was_confirmed
 
-    row = jnp.asarray((CUT_OFF, CONFIRMED, CUT_OFF, EGRESS_BLOCKED, PATCHED, CUT_OFF), jnp.int32)[verb]
+    row = jnp.asarray((CUT_OFF, CONFIRMED, CUT_OFF, EGRESS_BLOCKED, PATCHED, CUT_OFF, CUT_OFF), jnp.int32)[verb]
     changes = confirmed | (containment & ~state.marks[row, target])
     marks = state.marks.at[jnp.where(changes, row, len(state.marks)), target].set(True, mode="drop")
     zero = jnp.zeros_like(rules.load_isolated)
-    load_per_value = jnp.stack([zero, zero, rules.load_isolated, rules.load_egress, zero, rules.load_revoked])[verb]
+    load_per_value = jnp.stack([zero, zero, rules.load_isolated, rules.load_egress, zero, rules.load_revoked, zero])[
+        verb
+    ]
 
     # Entities of both kinds share one index, so a hit on a stage's asset is no hit on its identity.
     on_asset = containment & (state.targets[0, : dims.stages] == target)
     on_identity = containment & (state.targets[1, : dims.stages] == target)
-    blocks = on_asset & ((verb == ISOLATE_ASSET) | ((verb == BLOCK_EGRESS) & scenario.stage_exfil))
+    controls = [
+        on_asset & (verb == ISOLATE_ASSET),
+        on_identity & (verb == REVOKE_IDENTITY),
+        on_asset & (verb == BLOCK_EGRESS) & scenario.stage_exfil,
+    ]
+    rebuilds = containment & (verb == PATCH_ASSET) & state.marks[CUT_OFF, target] & rules.eradication
+    rebuilt = jnp.where(rebuilds, target, dims.entities)
     f = state.forensics
     slot = jnp.where(investigates, f.count % dims.forensics, dims.forensics)
     state = state._replace(
         acted=state.acted | acted,
-        contained=state.contained | blocks | (on_identity & (verb == REVOKE_IDENTITY)),
+        controls=state.controls | jnp.stack(controls),
         patched=state.patched | (on_asset & (verb == PATCH_ASSET)),
-        marks=marks,
+        taken=state.taken & ~jnp.stack([rebuilds & on_asset, jnp.zeros_like(on_asset)]),
+        compromised=state.compromised.at[rebuilt].set(False, mode="drop"),
+        touched=state.touched.at[jnp.where(containment, target, dims.entities)].set(True, mode="drop"),
+        marks=marks.at[CONFIRMED, rebuilt].set(False, mode="drop"),
         load=state.load + jnp.where(changes, load_per_value * scenario.value[target], 0.0),
         forensics=f._replace(
             entity=f.entity.at[slot].set(target, mode="drop"),
@@ -91,13 +108,40 @@ def defend(
             count=f.count + investigates.astype(jnp.int32),
         ),
     )
+    if dims.restore:
+        state = restore(dims, state, live & (verb == RESTORE), target, params)
     return state, Defended(
         verb=verb,
         target=target,
         invalid=live & ~valid,
         acted=acted,
+        investigation=investigates,
         confirmed=confirmed,
         containment=containment,
-        evidence_backed=containment & was_confirmed & (untouched | ~rules.evidence_once),
+        evidence_backed=containment & was_confirmed & ~(was_touched & rules.evidence_once),
         false_positive=containment & ~(jnp.any(on_asset | on_identity) & state.attack),
     )
+
+
+def restore(dims: Dims, state: State, restores: Array, target: Array, params: Params) -> State:
+    """Lift the controls in force on an entity; stages that nothing blocks any more can start again at once."""
+    scenario, rules = params.scenario, params.rules
+    cut_off, blocked = state.marks[CUT_OFF, target], state.marks[EGRESS_BLOCKED, target]
+    lifts = restores & (cut_off | blocked)
+    lifted = jnp.where(lifts, target, dims.entities)
+    marks = state.marks.at[np.asarray([CUT_OFF, EGRESS_BLOCKED]), lifted].set(False, mode="drop")
+    per_value = jnp.where(cut_off, jnp.where(target < dims.assets, rules.load_isolated, rules.load_revoked), 0.0)
+    per_value += jnp.where(blocked, rules.load_egress, 0.0)
+    # Float sums taken apart leave a crumb.
+    left = jnp.any(marks[np.asarray([CUT_OFF, EGRESS_BLOCKED])])
+    load = jnp.where(left, jnp.maximum(state.load - per_value * scenario.value[target], 0.0), 0.0)
+
+    here = lifts & (state.targets[:, : dims.stages] == target)
+    state = state._replace(
+        acted=state.acted | lifts,
+        controls=state.controls & ~jnp.stack([here[0], here[1], here[0]]),
+        marks=marks,
+        load=jnp.where(lifts, load, state.load),
+    )
+    freed = jnp.any(here, axis=0) & (state.status == BLOCKED) & ~contained(state)
+    return state._replace(status=jnp.where(freed, IDLE, state.status))

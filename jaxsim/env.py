@@ -13,6 +13,7 @@ import scenarios
 from jaxsim import actions, attacker, check, noise, reward, rules, telemetry
 from jaxsim.compile import check_dims, compile_scenario, dims_of
 from jaxsim.defender import defend
+from jaxsim.rules import restores
 from jaxsim.types import (
     ATTACKER_DONE,
     BLOCKED,
@@ -39,7 +40,7 @@ def reset(dims: Dims, key: Array, params: Params) -> State:
     u = jax.random.uniform(key, (), jnp.float32)
     before = jnp.cumsum(params.personality_weights)[:-1]
     who = jnp.sum(u >= before, dtype=jnp.int32)
-    dealt = attacker.deal(dims, jax.random.bits(jax.random.fold_in(key, 1), (5,), jnp.uint32), params)
+    dealt = attacker.deal(dims, jax.random.bits(jax.random.fold_in(key, 1), (6,), jnp.uint32), params)
     f32, i32 = jnp.float32, jnp.int32
     s, n, lag, k, f = dims.stages, dims.entities, dims.max_lag, dims.alerts, dims.forensics
     return State(
@@ -55,14 +56,16 @@ def reset(dims: Dims, key: Array, params: Params) -> State:
         exfil=jnp.zeros((), bool),
         earned=jnp.zeros((), bool),
         status=jnp.where(scenario.stage_exists, i32(IDLE), i32(BLOCKED)),
-        contained=jnp.zeros(s, bool),
+        controls=jnp.zeros((3, s), bool),
         patched=jnp.zeros(s, bool),
-        unmet=jnp.asarray(scenario.required),
-        option_met=~scenario.has_options,
+        taken=jnp.zeros((2, s), bool),
+        supported=jnp.all(scenario.needs == 0, axis=1) & jnp.all(scenario.options == 0, axis=1),
+        counted=jnp.zeros((2, s), bool),
         stage=jnp.full((), -1, i32),
         stage_end=jnp.zeros((), i32),
         succeeded=jnp.zeros((), i32),
         compromised=jnp.zeros(n, bool),
+        touched=jnp.zeros(n, bool),
         marks=jnp.zeros((4, n), bool),
         load=jnp.zeros((), f32),
         pending=Pending(jnp.zeros(lag, i32), jnp.zeros((lag, 2), i32), jnp.zeros((lag, 2), f32)),
@@ -85,14 +88,16 @@ def transition(dims: Dims, state: State, action: Array, block: Array, params: Pa
 
     alerts = telemetry.surface(dims, state, live, telemetry.background(dims, state, live, block, params))
     state = state._replace(alerts=alerts)
+    stage = state.stage
     state, active, exfil = attacker.progress(dims, state, live, block, params)
     state, started = attacker.start(dims, state, live, defended.acted, block, params)
     state = state._replace(pending=telemetry.raise_alerts(dims, state, started, block, params))
-    state, preemptive = attacker.block_contained(state, live)
+    state, idle = attacker.block_contained(state, live)
 
     state = state._replace(earned=state.earned | active | defended.evidence_backed)
+    state, active_blocks, preemptive_blocks = attacker.count(state, stage, active, idle)
     state = state._replace(end=jnp.where(live, _end(state, params), state.end))
-    return state, reward.signals(params, state, live, defended, active, preemptive, exfil)
+    return state, reward.signals(params, state, live, defended, active_blocks, preemptive_blocks, exfil)
 
 
 def _end(state: State, params: Params) -> Array:
@@ -191,10 +196,10 @@ def make(
     `scenario` is a built-in name, the path of a scenario file, or a loaded scenario; `reward` a preset's name or all
     weights by name; `dims` larger sizes to pad to, so that params of several scenarios can be stacked. The rules and
     the reward of the published simulator are "classic" and "evidence". Raises `scenarios.ScenarioError` for a bad
-    scenario and ValueError for an unknown name or a bad weight.
+    scenario and ValueError for an unknown name, a bad weight, and dims whose `restore` is not that of the rules.
     """
     loaded = scenario if isinstance(scenario, scenarios.Scenario) else scenarios.load(scenario)
-    dims = dims_of([loaded]) if dims is None else check_dims(dims)
+    dims = dims_of([loaded], restores(rules)) if dims is None else check_dims(dims)
     check.kind("auto_reset", auto_reset, bool, "True or False")
     return Env(dims, auto_reset), make_params(loaded, dims, rules, reward, personality)
 
@@ -208,6 +213,10 @@ def make_params(
 ) -> Params:
     """Parameters of one scenario, padded to `dims`, on the default device."""
     weights = reward.weights(reward_weights) if isinstance(reward_weights, str) else reward.from_mapping(reward_weights)
+    if dims.restore != rules.restores(rules_name):
+        raise ValueError(
+            f"dims.restore = {dims.restore} does not fit rules {rules_name!r}; give Dims(restore={not dims.restore})"
+        )
     table, probabilities = rules.personalities(personality)
     arrays = jax.tree.map(jnp.asarray, compile_scenario(scenario, dims))
     return Params(arrays, rules.rules(rules_name), weights, table, probabilities)

@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from jaxsim.compile import check_sizes
+from jaxsim.compile import check_sizes, grouped, packed
 from jaxsim.types import Dims, ScenarioArrays
-from scenarios.networks import BENIGN_SIGNALS, EXFIL, HORIZON, Networks
+from scenarios.networks import BENIGN_SIGNALS, EXFIL, HORIZON, SEGMENTS, Networks
 
 
-def dims_of_networks(networks: Networks) -> Dims:
-    """The least sizes that hold all the given networks."""
+def dims_of_networks(networks: Networks, restore: bool = False) -> Dims:
+    """The least sizes that hold all the given networks; `restore`: see `rules.restores`."""
     return Dims(
         assets=int(networks.asset_count.max()),
         identities=int(networks.identity_count.max()),
         stages=int(networks.stage_count.max()),
         max_lag=max(1, int(np.where(networks.layer >= 0, networks.lag[..., 1], 0).max())),
         benign=int(networks.benign_count.max()),
+        restore=restore,
     )
 
 
@@ -57,7 +58,9 @@ def compile_networks(networks: Networks, dims: Dims) -> ScenarioArrays:
         for of_stage, of_activity in ((n.asset, n.benign_asset), (n.identity, n.benign_identity))
     ]
     targets = np.stack([np.where(x >= 0, x + f, -1) for x, f in zip(named, first, strict=True)], axis=1)
-    required, options = graph(n.required), graph(n.options)
+    kinds = np.where(_within(n.asset_count, n.kind.shape[1]), n.kind * len(SEGMENTS) + n.segment, -1)
+    roles = np.where(_within(n.identity_count, n.role.shape[1]), n.role, -1)
+    group, members = grouped(dims, kinds[:, :a], roles[:, : dims.identities])
     return ScenarioArrays(
         horizon=np.full(len(n.seed), HORIZON, np.int32),
         noise_rate=n.noise_rate.astype(np.float32),
@@ -65,6 +68,8 @@ def compile_networks(networks: Networks, dims: Dims) -> ScenarioArrays:
         identity_count=n.identity_count.astype(np.int32),
         exists=np.concatenate(here, axis=1),
         value=np.concatenate(values, axis=1),
+        group=group,
+        members=members,
         targets=targets.astype(np.int32),
         stage_exists=stage,
         stage_dwell=of_stages(n.dwell, np.int32, 1),
@@ -74,10 +79,8 @@ def compile_networks(networks: Networks, dims: Dims) -> ScenarioArrays:
         stage_signal=of_stages(n.signal, np.int32),
         stage_exfil=of_stages(np.equal(n.layer, EXFIL), bool),
         stage_compromises=of_stages(n.compromises, bool),
-        required_by=required,
-        option_of=options,
-        required=required.sum(1, dtype=np.int32),
-        has_options=options.any(1),
+        needs=packed(graph(n.required).swapaxes(1, 2), dims.words),
+        options=packed(graph(n.options).swapaxes(1, 2), dims.words),
         benign_rate=of_benign(n.benign_rate, np.float32),
         benign_strength=of_benign(n.benign_strength, np.float32),
         benign_signal=of_benign(BENIGN_SIGNALS[n.benign], np.int32),

@@ -25,6 +25,7 @@ from jaxsim.types import (
     MONITOR,
     PATCH_ASSET,
     PATCHED,
+    RESTORE,
     REVOKE_IDENTITY,
     Alerts,
     Dims,
@@ -58,14 +59,16 @@ def act_random(dims: Dims, parameters: Any, memory: Any, obs: Observation, noise
     zero = jnp.zeros((), jnp.int32)
     a = jnp.sum(obs.exists[: dims.assets], dtype=jnp.int32)
     i = jnp.sum(obs.exists[dims.assets :], dtype=jnp.int32)
-    # With no entity of one kind its verbs drop out. Verb order: MONITOR, INVESTIGATE, three of assets, REVOKE_IDENTITY.
-    drawn = integer(noise[0], zero, jnp.where(a > 0, 5, 2) - (i == 0).astype(jnp.int32))
-    verb = jnp.where((a == 0) & (drawn == 2), REVOKE_IDENTITY, drawn)
-    count = jnp.where(verb == INVESTIGATE, a + i, jnp.where(verb == REVOKE_IDENTITY, i, a))
+    # With no entity of one kind its verbs drop out: MONITOR, INVESTIGATE, three of assets, REVOKE_IDENTITY, RESTORE.
+    last = jnp.where(a > 0, 5, 2) - (i == 0).astype(jnp.int32)
+    drawn = integer(noise[0], zero, last + int(dims.restore))
+    verb = jnp.where((a == 0) & (drawn == 2), REVOKE_IDENTITY, jnp.where(drawn > last, RESTORE, drawn))
+    either = (verb == INVESTIGATE) | (verb == RESTORE)
+    count = jnp.where(either, a + i, jnp.where(verb == REVOKE_IDENTITY, i, a))
     nth = integer(noise[1], zero, count - 1)
     # Assets lie first, identities from dims.assets on, padding behind each.
-    identity = (verb == REVOKE_IDENTITY) | ((verb == INVESTIGATE) & (nth >= a))
-    index = jnp.where((verb == INVESTIGATE) & identity, nth - a, nth)
+    identity = (verb == REVOKE_IDENTITY) | (either & (nth >= a))
+    index = jnp.where(either & identity, nth - a, nth)
     return actions.encode(dims, verb, jnp.where(identity, dims.assets + index, index)), memory
 
 
@@ -166,6 +169,10 @@ class EvidenceParams(NamedTuple):
     window: Array  # () int32, ticks for which an alert or a verdict counts
     repeats: Array  # () int32, most investigations of one entity
     identity_first: Array  # () bool, of an alert that names both, look at the identity first
+    # Of use only where there is RESTORE:
+    rebuild: Array  # () bool, patch an isolated asset that is confirmed, and restore it after
+    clean_at: Array  # () float32, least confidence of a later "clean" verdict that restores what is not confirmed
+    hold: Array  # () int32, ticks after which what is cut off and not confirmed is restored whatever is known
 
 
 DEFAULT_EVIDENCE = EvidenceParams(
@@ -175,22 +182,38 @@ DEFAULT_EVIDENCE = EvidenceParams(
     window=np.int32(12),
     repeats=np.int32(4),
     identity_first=np.bool_(True),
+    rebuild=np.bool_(True),
+    clean_at=np.float32(0.5),
+    hold=np.int32(1000),
 )
 
 
-def init_counts(dims: Dims, parameters: Any) -> Array:
-    """(N,) int32: how often this policy has investigated each entity."""
-    return jnp.zeros(dims.entities, jnp.int32)
+class Handled(NamedTuple):
+    """What a member of the family remembers."""
+
+    counts: Array  # (N,) int32, how often it has investigated each entity since it last contained or restored it
+    since: Array  # (N,) int32, tick of that, 0 if never
+    rebuilt: Array  # (N,) bool, it has rebuilt it since
 
 
-def act_evidence(dims: Dims, p: EvidenceParams, counts: Array, obs: Observation, noise: Array) -> tuple[Array, Array]:
-    """Contain what is confirmed; else a strong verdict or a severe alert; else investigate the worst recent alert."""
-    alerts, forensics = obs.alerts, obs.forensics
+def init_handled(dims: Dims, parameters: Any) -> Handled:
+    """Nothing yet."""
+    none = jnp.zeros(dims.entities, jnp.int32)
+    return Handled(none, none, jnp.zeros(dims.entities, bool))
+
+
+def act_evidence(
+    dims: Dims, p: EvidenceParams, handled: Handled, obs: Observation, noise: Array
+) -> tuple[Array, Handled]:
+    """Contain what is confirmed; else on a strong verdict or severe alert; else recover; else look at an alert."""
+    alerts, forensics, counts = obs.alerts, obs.forensics, handled.counts
     cut_off = obs.marks[CUT_OFF]
     confirmed_action, confirmed = contain_confirmed(dims, obs)
+    # After a RESTORE only what came later speaks against an entity.
+    later = forensics.tick > handled.since[forensics.entity]
 
     strong = (forensics.number >= 0) & forensics.compromised & (forensics.confidence >= p.verdict_at)
-    strong &= (obs.tick - forensics.tick <= p.window) & ~cut_off[forensics.entity]
+    strong &= (obs.tick - forensics.tick <= p.window) & ~cut_off[forensics.entity] & later
     result, convicted = first_where(strong)
     verdict_entity = forensics.entity[jnp.minimum(result, dims.forensics - 1)]
 
@@ -198,8 +221,12 @@ def act_evidence(dims: Dims, p: EvidenceParams, counts: Array, obs: Observation,
 
     def target(open_to: Array) -> Array:
         """(K,) entity to act on for each alert, or -1; `open_to` (N,) bool says which entities are worth it."""
-        asset = jnp.where(open_to[jnp.maximum(alerts.asset, 0)], alerts.asset, -1)
-        identity = jnp.where(open_to[jnp.maximum(alerts.identity, 0)], alerts.identity, -1)
+
+        def worth(entity: Array) -> Array:
+            e = jnp.maximum(entity, 0)
+            return jnp.where(open_to[e] & (cut_off[e] | (alerts.tick > handled.since[e])), entity, -1)
+
+        asset, identity = worth(alerts.asset), worth(alerts.identity)
         first, second = (
             jnp.where(p.identity_first, identity, asset),
             jnp.where(p.identity_first, asset, identity),
@@ -213,15 +240,48 @@ def act_evidence(dims: Dims, p: EvidenceParams, counts: Array, obs: Observation,
     verb = jnp.where(entity < dims.assets, ISOLATE_ASSET, REVOKE_IDENTITY)
     direct = convicted | contains
 
-    suspect = target(~cut_off & (counts < p.repeats))
+    recovery, recovers = _recovery(dims, p, handled, obs, later) if dims.restore else (MONITOR, False)
+
+    # What was contained on suspicion is still to be looked at where a verdict can set it free.
+    closed = cut_off & (obs.marks[CONFIRMED] | (p.clean_at > 1.0)) if dims.restore else cut_off
+    suspect = target(~closed & (counts < p.repeats))
     look, looks = worst_alert(alerts, recent & (alerts.severity >= p.investigate_at) & (suspect >= 0))
-    looks &= ~confirmed & ~direct
+    looks &= ~confirmed & ~direct & ~recovers
 
     action = jnp.where(looks, actions.encode(dims, jnp.int32(INVESTIGATE), suspect[look]), MONITOR)
+    action = jnp.where(recovers, recovery, action)
     action = jnp.where(direct, actions.encode(dims, verb, entity), action)
     action = jnp.where(confirmed, confirmed_action, action)
     counted = jnp.where(looks, suspect[look], dims.entities)
-    return action, counts.at[counted].add(1, mode="drop")
+    handled = handled._replace(counts=counts.at[counted].add(1, mode="drop"))
+    if not dims.restore:
+        return action, handled
+    verbs, entities = actions.table(dims)
+    does, to = jnp.asarray(verbs)[action], jnp.asarray(entities)[action]
+    moved = jnp.where((does == ISOLATE_ASSET) | (does == REVOKE_IDENTITY) | (does == RESTORE), to, dims.entities)
+    return action, Handled(
+        counts=handled.counts.at[moved].set(0, mode="drop"),
+        since=handled.since.at[moved].set(obs.tick, mode="drop"),
+        rebuilt=handled.rebuilt.at[moved]
+        .set(False, mode="drop")
+        .at[jnp.where(does == PATCH_ASSET, to, dims.entities)]
+        .set(True, mode="drop"),
+    )
+
+
+def _recovery(dims: Dims, p: EvidenceParams, handled: Handled, obs: Observation, later: Array) -> tuple[Array, Array]:
+    """(action, any): rebuild what is confirmed and isolated, or restore what is rebuilt, found clean or held enough."""
+    forensics, (cut_off, _, _, confirmed) = obs.forensics, obs.marks
+    acquits = (forensics.number >= 0) & ~forensics.compromised & (forensics.confidence >= p.clean_at) & later
+    clean = (
+        jnp.zeros(dims.entities, bool).at[jnp.where(acquits, forensics.entity, dims.entities)].set(True, mode="drop")
+    )
+    held = obs.tick - handled.since >= p.hold
+    restore, restores = first_where(cut_off & ~confirmed & (handled.rebuilt | clean | held))
+    asset = np.arange(dims.entities, dtype=np.int32) < dims.assets
+    rebuild, rebuilds = first_where(cut_off & confirmed & asset & ~handled.rebuilt & p.rebuild)
+    patch = actions.encode(dims, jnp.int32(PATCH_ASSET), rebuild)
+    return jnp.where(rebuilds, patch, actions.encode(dims, jnp.int32(RESTORE), restore)), rebuilds | restores
 
 
 # --- farming: repeat one containment of one confirmed target --------------------------------------------------------
@@ -257,7 +317,7 @@ PLAN = Policy(no_memory, act_plan)
 BRIEFED = Policy(no_memory, act_briefed)
 ALWAYS = Policy(no_memory, act_always)
 HEURISTIC = Policy(init_investigated, act_heuristic)
-EVIDENCE = Policy(init_counts, act_evidence)
+EVIDENCE = Policy(init_handled, act_evidence)
 FARM = Policy(init_repeats, act_farm)
 
 BASELINES: dict[str, tuple[Policy, Any]] = {

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from jaxsim.attacker import ready
+from jaxsim.attacker import contained, ready
 from jaxsim.policies import Policy
 from jaxsim.types import CONFIRMED, CUT_OFF, IDLE, RUNNING, Dims, Observation, State
 
@@ -30,7 +30,7 @@ PERSONALITIES = 3
 FADE = 4.0  # ticks in which the newest alert or result fades to 1/e
 ENTITY_FEATURES = 26
 OVERALL_FEATURES = 18
-HEADS = 4  # logits of an entity: INVESTIGATE, cut off (isolate or revoke), BLOCK_EGRESS, PATCH_ASSET
+HEADS = 4  # logits of an entity: INVESTIGATE, cut off (isolate or revoke), BLOCK_EGRESS, PATCH_ASSET; one more: RESTORE
 ILLEGAL = np.float32(-1e9)
 
 
@@ -44,10 +44,10 @@ class Weights(NamedTuple):
     gru_pooled: Array  # (2H, 3H), from the mean and the maximum of all embeddings
     gru_memory: Array  # (H, 3H)
     gru_bias: Array  # (3H,)
-    act_own: Array  # (H, HEADS), from own embedding
-    act_memory: Array  # (H, HEADS)
-    act_pooled: Array  # (2H, HEADS), from the mean and the maximum of all memories
-    act_bias: Array  # (HEADS,)
+    act_own: Array  # (H, heads), from own embedding; HEADS, or one more where there is RESTORE
+    act_memory: Array  # (H, heads)
+    act_pooled: Array  # (2H, heads), from the mean and the maximum of all memories
+    act_bias: Array  # (heads,)
     wait_pooled: Array  # (2H,), logit of MONITOR
     wait_overall: Array  # (OVERALL_FEATURES,)
     wait_bias: Array  # ()
@@ -94,13 +94,13 @@ def _draw(key: Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
     return {name: draw(name, k) for name, k in zip(shapes, jax.random.split(key, len(shapes)), strict=True)}
 
 
-def init_weights(key: Array, width: int = 16) -> Weights:
-    """Small random weights, MONITOR ahead, so that play begins quietly."""
-    h, f, g = width, ENTITY_FEATURES, OVERALL_FEATURES
+def init_weights(key: Array, width: int = 16, restore: bool = False) -> Weights:
+    """Small random weights, MONITOR ahead, so that play begins quietly; `restore` is that of the `Dims` to play in."""
+    h, f, g, heads = width, ENTITY_FEATURES, OVERALL_FEATURES, HEADS + restore
     shapes: dict[str, tuple[int, ...]] = {
         "embed": (f, h), "embed_overall": (g, h), "embed_bias": (h,),
         "gru_own": (h, 3 * h), "gru_pooled": (2 * h, 3 * h), "gru_memory": (h, 3 * h), "gru_bias": (3 * h,),
-        "act_own": (h, HEADS), "act_memory": (h, HEADS), "act_pooled": (2 * h, HEADS), "act_bias": (HEADS,),
+        "act_own": (h, heads), "act_memory": (h, heads), "act_pooled": (2 * h, heads), "act_bias": (heads,),
         "wait_pooled": (2 * h,), "wait_overall": (g,), "wait_bias": (),
     }  # fmt: skip
     return Weights(**_draw(key, shapes))._replace(wait_bias=jnp.float32(3.0))
@@ -152,7 +152,7 @@ def evidence_features(dims: Dims, obs: Observation) -> Array:
 def hidden_features(dims: Dims, state: State) -> tuple[Array, Array]:
     """(N, 4) and (7,): the truth that only a privileged policy gets, and the critic."""
     entity, targets = np.arange(dims.entities, dtype=np.int32), state.targets[:, : dims.stages]
-    possible = (state.status == IDLE) & ~state.contained & state.attack
+    possible = (state.status == IDLE) & ~contained(state) & state.attack
     k = jnp.maximum(state.stage, 0)
 
     def aimed(stages: Array) -> Array:
@@ -218,11 +218,10 @@ def forward(dims: Dims, w: Weights, memory: Array, f: Features) -> tuple[Array, 
     pooled = pool(memory, f.exists)
     heads = embedded @ w.act_own + memory @ w.act_memory + (pooled @ w.act_pooled + w.act_bias)[None]
     heads = jnp.where(f.exists[:, None], heads, ILLEGAL)
-    investigate, cut_off, egress, patch = (heads[:, i] for i in range(HEADS))
+    investigate, cut_off, egress, patch, *restore = heads.T
     a = dims.assets
     wait = jnp.reshape(pooled @ w.wait_pooled + f.overall @ w.wait_overall + w.wait_bias, (1,))
-    logits = jnp.concatenate([wait, investigate, cut_off[:a], egress[:a], patch[:a], cut_off[a:]])
-    return logits, memory
+    return jnp.concatenate([wait, investigate, cut_off[:a], egress[:a], patch[:a], cut_off[a:], *restore]), memory
 
 
 def criticise(c: Critic, f: Features) -> Array:

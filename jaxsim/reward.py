@@ -16,6 +16,7 @@ BOUNDS = ("disruption_cap", "clip")
 # The last published reward. Its weights are shared by the other two presets but for what they name.
 _EVIDENCE = {
     "detection": 1.5,
+    "investigation": 0.0,
     "active_block": 2.5,
     "preemptive_block": 0.4,
     "containment_cost": -0.15,
@@ -38,6 +39,7 @@ PRESETS: dict[str, dict[str, float]] = {
     # Found by `jaxsim-soc search-reward`. Neither cap nor clip: a return is linear in what happened.
     "operational": {
         "detection": 0.021,
+        "investigation": 0.0,
         "active_block": 1.3,
         "preemptive_block": 0.052,
         "containment_cost": 0.0,
@@ -111,6 +113,7 @@ def signals(
         clean,
         jnp.where(other, left, none),
         other & ~state.acted,
+        defended.investigation,
     )
     return Signals(*(jnp.asarray(c).astype(jnp.float32) for c in counts))
 
@@ -118,7 +121,7 @@ def signals(
 def channels(s: Signals, w: RewardWeights) -> Channels:
     """The seven channels; any common shape of signals, weights broadcast."""
     return Channels(
-        detection=w.detection * s.confirmed,
+        detection=w.detection * s.confirmed + w.investigation * s.investigations,
         containment=w.active_block * s.active_blocks
         + w.preemptive_block * s.preemptive_blocks
         + w.containment_cost * s.containments,

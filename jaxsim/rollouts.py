@@ -23,7 +23,7 @@ from chex import Array
 from jaxsim import actions, check, env, noise, policies, reward
 from jaxsim.noise import Noise
 from jaxsim.policies import Policy
-from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params, RewardWeights, Signals, State
+from jaxsim.types import CONFIRMED, RUNNING, VERBS, Channels, Dims, Observation, Params, RewardWeights, Signals, State
 
 BLOCK = 32  # episodes of a policy in a batch
 GROUPS = (1, 8, 64)  # policies in a batch, as many as are needed; each size is compiled for itself
@@ -46,7 +46,7 @@ class EpisodeStats(NamedTuple):
     end: Array  # () int32, see types.ENDS
     succeeded: Array  # () int32, stages
     downtime: Array  # () float32, load x ticks, controls left in force to the horizon
-    verbs: Array  # (6,) int32, valid actions by verb
+    verbs: Array  # (7,) int32, valid actions by verb
     first_containment: Array  # () int32, tick, horizon + 1 if none
     blind: Array  # () bool, the first containment came before any alert was in view
 
@@ -85,7 +85,7 @@ def no_stats(params: Params) -> EpisodeStats:
         end=none,
         succeeded=none,
         downtime=zero,
-        verbs=jnp.zeros(6, jnp.int32),
+        verbs=jnp.zeros(len(VERBS), jnp.int32),
         first_containment=params.scenario.horizon + 1,
         blind=jnp.zeros((), bool),
     )
@@ -136,7 +136,7 @@ def advance(
     first = (signals.containments > 0) & (stats.first_containment > params.scenario.horizon)
     stats = stats._replace(
         signals=jax.tree.map(jnp.add, stats.signals, signals),
-        verbs=stats.verbs + (live & valid & (jnp.arange(6, dtype=jnp.int32) == verb)).astype(jnp.int32),
+        verbs=stats.verbs + (live & valid & (jnp.arange(len(VERBS), dtype=jnp.int32) == verb)).astype(jnp.int32),
         first_containment=jnp.where(first, after.tick, stats.first_containment),
         blind=stats.blind | (first & (state.alerts.count == 0)),
     )
@@ -232,11 +232,11 @@ def _act(
 def _advance(
     dims: Dims, params: Params, state: State, action: Array, block: Array, stats: EpisodeStats
 ) -> tuple[State, EpisodeStats, Array, Array, Array]:
-    """(state, statistics but for signals, (G, B, 13) signals, action, () bool: some go on)."""
+    """(state, statistics but for signals, (G, B, 14) signals, action, () bool: some go on)."""
 
     def one(s: State, a: Array, b: Array, e: EpisodeStats) -> Any:
         after, tallied, signals, a = advance(dims, s, a, b, params, e)
-        # One array instead of thirteen compiles and runs in less time.
+        # One array instead of fourteen compiles and runs in less time.
         return after, tallied._replace(signals=e.signals), jnp.stack(signals), a
 
     lanes = _over_lanes(one)(state, action, block, stats)
@@ -247,7 +247,7 @@ def _advance(
 def _pay(
     points: tuple[Array, Channels], sums: Array, signals: Array, weights: RewardWeights
 ) -> tuple[tuple[Array, Channels], Array]:
-    """(points, sums of the signals, (G, B, 13)) after a tick with the (G, B, 13) signals."""
+    """(points, sums of the signals, (G, B, 14)) after a tick with the (G, B, 14) signals."""
     return _over_lanes(lambda p, s: paid(p, Signals(*s), weights))(points, signals), sums + signals
 
 

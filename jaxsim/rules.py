@@ -16,7 +16,7 @@ Value = float | bool | tuple[int, int]
 class Switch(NamedTuple):
     """One hardening of the rules."""
 
-    on: dict[str, Value]  # fields of Rules that it changes, and to what
+    on: dict[str, Value]  # fields of Rules that it changes, and to what; none: it brings a verb, see `restores`
     closes: str  # the exploit
     costs: str  # in realism
 
@@ -38,6 +38,9 @@ _CLASSIC: dict[str, Value] = {
     "hide_personality": False,
     "evidence_once": False,
     "earned_clean": False,
+    "foothold": False,
+    "eradication": False,
+    "believable_paths": 0.0,
 }
 SWITCHES: dict[str, Switch] = {
     "run_to_horizon": Switch(
@@ -76,8 +79,39 @@ SWITCHES: dict[str, Switch] = {
         "the clean bonus is paid for an attack that failed by itself, or for a blind early containment",
         "deterrence that leaves no trace is not credited",
     ),
+    "foothold": Switch(
+        {"foothold": True},
+        "investigating is worthless: what can be confirmed is compromised already, and cutting that off stops nothing",
+        "an attacker has no second way back to what it lost but the alternatives of the scenario",
+    ),
+    "liftable": Switch(
+        {},
+        "a wrong containment costs until the end whatever is found out later, so it is no worse to guess than to look",
+        "a control is lifted within a tick",
+    ),
+    "eradication": Switch(
+        {"eradication": True},
+        "what was confirmed must stay cut off for ever, so that containing and waiting is all there is to do",
+        "a rebuild takes one tick and always works, and there is none of an identity",
+    ),
+    "believable_paths": Switch(
+        {"believable_paths": 0.5},
+        "names and kinds mean nothing, so that nothing known of networks helps",
+        "in a small network few entities are alike, so that a list of targets is worth something again",
+    ),
 }
-PRESETS: dict[str, tuple[str, ...]] = {"classic": (), "hardened": tuple(SWITCHES)}
+PRESETS: dict[str, tuple[str, ...]] = {
+    "classic": (),
+    "hardened": (
+        "run_to_horizon",
+        "unknown_attack",
+        "unknown_path",
+        "persistence",
+        "hidden_personality",
+        "evidence_once",
+        "earned_clean",
+    ),
+}
 
 PERSONALITIES: dict[str, dict[str, float | bool]] = {
     "stealthy": {"dwell": 1.5, "detection": 0.55, "success": -0.05, "pause": 0.50, "reroutes": False},
@@ -108,6 +142,11 @@ def switches(name: str) -> tuple[str, ...]:
         else:
             del on[switch]
     return tuple(on)
+
+
+def restores(name: str) -> bool:
+    """Whether the rules of a name bring the verb RESTORE: `Dims.restore`. Raises ValueError as `switches` does."""
+    return "liftable" in switches(name)
 
 
 def rules(name: str) -> Rules:

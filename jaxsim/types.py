@@ -1,8 +1,8 @@
 """Every pytree of the simulator, with shape, dtype and unit beside each field.
 
 Shapes are of one episode; `jax.vmap` adds the batch axis. Letters: A assets, I identities, N = A + I entities
-(assets first), S stages, B benign activities, L ticks of the longest alert lag, K alerts in view, F forensic results
-in view, P personalities. An entity is an int32 index into 0..N-1; -1 stands for "none".
+(assets first), S stages, W words of 32 of them, B benign activities, L ticks of the longest alert lag, K alerts in
+view, F forensic results in view, P personalities. An entity is an int32 index into 0..N-1; -1 stands for "none".
 """
 
 from typing import NamedTuple
@@ -10,8 +10,8 @@ from typing import NamedTuple
 from chex import Array
 
 # Verbs, in the order of the action table.
-MONITOR, INVESTIGATE, ISOLATE_ASSET, BLOCK_EGRESS, PATCH_ASSET, REVOKE_IDENTITY = range(6)
-VERBS = ("MONITOR", "INVESTIGATE", "ISOLATE_ASSET", "BLOCK_EGRESS", "PATCH_ASSET", "REVOKE_IDENTITY")
+MONITOR, INVESTIGATE, ISOLATE_ASSET, BLOCK_EGRESS, PATCH_ASSET, REVOKE_IDENTITY, RESTORE = range(7)
+VERBS = ("MONITOR", "INVESTIGATE", "ISOLATE_ASSET", "BLOCK_EGRESS", "PATCH_ASSET", "REVOKE_IDENTITY", "RESTORE")
 
 # Stage status.
 IDLE, IN_PROGRESS, SUCCEEDED, FAILED, BLOCKED = range(5)
@@ -38,6 +38,7 @@ class Dims(NamedTuple):
     alerts: int = 12
     forensics: int = 8
     benign: int = 0  # benign activities
+    restore: bool = False  # the action table has RESTORE: the rules are `liftable`
 
     @property
     def entities(self) -> int:
@@ -45,8 +46,13 @@ class Dims(NamedTuple):
 
     @property
     def actions(self) -> int:
-        """Size of the action table: MONITOR, INVESTIGATE x N, three asset verbs x A, REVOKE_IDENTITY x I."""
-        return 1 + self.entities + 3 * self.assets + self.identities
+        """Size of the table: MONITOR, INVESTIGATE x N, three of assets x A, REVOKE_IDENTITY x I, RESTORE x N."""
+        return 1 + self.entities + 3 * self.assets + self.identities + self.entities * self.restore
+
+    @property
+    def words(self) -> int:
+        """Words of 32 bits that hold a bit for each stage."""
+        return -(-self.stages // 32)
 
 
 class ScenarioArrays(NamedTuple):
@@ -58,6 +64,8 @@ class ScenarioArrays(NamedTuple):
     identity_count: Array  # () int32, identities that exist
     exists: Array  # (N,) bool
     value: Array  # (N,) float32, criticality of an asset or privilege of an identity, 0..1
+    group: Array  # (N,) int32, where in `members` those begin that are of an entity's kind and segment, or role
+    members: Array  # (N,) int32, entities, group by group
     targets: Array  # (2, S + B) int32, asset and identity of each stage, then of each benign activity; entity or -1
     stage_exists: Array  # (S,) bool
     stage_dwell: Array  # (S, 2) int32, ticks, inclusive range
@@ -67,10 +75,8 @@ class ScenarioArrays(NamedTuple):
     stage_signal: Array  # (S,) int32, index into scenarios.SIGNALS
     stage_exfil: Array  # (S,) bool
     stage_compromises: Array  # (S, 2) bool, its asset, its identity
-    required_by: Array  # (S, S) bool, [i, j]: stage j needs stage i to have succeeded
-    option_of: Array  # (S, S) bool, [i, j]: stage i is one of the alternatives of which stage j needs one
-    required: Array  # (S,) int32, how many stages stage j needs
-    has_options: Array  # (S,) bool
+    needs: Array  # (S, W) uint32, a bit for each stage that it needs to have succeeded
+    options: Array  # (S, W) uint32, a bit for each alternative of which it needs one; 0 where there are none
     benign_rate: Array  # (B,) float32, alerts per tick
     benign_strength: Array  # (B,) float32, of its alerts, 0..1, as a stage's detection
     benign_signal: Array  # (B,) int32, index into scenarios.SIGNALS
@@ -96,7 +102,7 @@ class Rules(NamedTuple):
     load_isolated: Array  # () float32, load per unit of criticality of an isolated asset
     load_egress: Array  # () float32, load per unit of criticality of an egress-blocked asset
     load_revoked: Array  # () float32, load per unit of privilege of a revoked identity
-    # The seven switches; `rules.SWITCHES` says what each closes.
+    # The switches; `rules.SWITCHES` says what each closes. `liftable` is `Dims.restore`: it brings a verb.
     run_to_horizon: Array  # () bool, only the horizon ends an episode
     attack_probability: Array  # () float32, that there is an attack at all
     attack_delay: Array  # (2,) int32, ticks before its first stage may start, inclusive range
@@ -106,12 +112,16 @@ class Rules(NamedTuple):
     hide_personality: Array  # () bool, the observation does not name the attacker's personality
     evidence_once: Array  # () bool, only the first containment of a target can be evidence-backed
     earned_clean: Array  # () bool, the clean bonus needs a block in progress or an evidence-backed containment
+    foothold: Array  # () bool, a stage needs what its prerequisites compromised: compromised still, and not cut off
+    eradication: Array  # () bool, a patch of an isolated asset rebuilds it: no longer compromised or confirmed
+    believable_paths: Array  # () float32, share of episodes that deal roles among entities of one `group` only
 
 
 class RewardWeights(NamedTuple):
     """Points per unit of each signal; `reward.channels` applies them. Costs are negative."""
 
     detection: Array  # () float32, per newly confirmed target
+    investigation: Array  # () float32, per investigation
     active_block: Array  # () float32, per stage blocked in progress
     preemptive_block: Array  # () float32, per stage blocked while idle
     containment_cost: Array  # () float32, per containment action
@@ -180,14 +190,16 @@ class State(NamedTuple):
     exfil: Array  # () bool, the data is out
     earned: Array  # () bool, a stage was blocked in progress or a containment was evidence-backed
     status: Array  # (S,) int32, stage status
-    contained: Array  # (S,) bool, a control in force blocks the stage
+    controls: Array  # (3, S) bool, in force: its asset is isolated, its identity revoked, its egress (exfil) blocked
     patched: Array  # (S,) bool, the stage's asset is patched
-    unmet: Array  # (S,) int32, required stages that have not succeeded yet
-    option_met: Array  # (S,) bool, one of its alternatives succeeded, or it has none
+    taken: Array  # (2, S) bool, its asset, its identity, where it compromises them, is compromised
+    supported: Array  # (S,) bool, what it needs has succeeded and, under `foothold`, still gives one
+    counted: Array  # (2, S) bool, it has counted as blocked in progress, as blocked while idle
     stage: Array  # () int32, stage in progress or -1
     stage_end: Array  # () int32, tick at which its dwell is over
     succeeded: Array  # () int32, stages that succeeded
     compromised: Array  # (N,) bool
+    touched: Array  # (N,) bool, a containment has hit it
     marks: Array  # (4, N) bool, rows CUT_OFF, EGRESS_BLOCKED, PATCHED, CONFIRMED
     load: Array  # () float32, disruption load of the controls in force
     pending: Pending
@@ -233,8 +245,8 @@ class Signals(NamedTuple):
     """What happened in one tick, before any weight. Float32 counts, so that weights apply to all alike."""
 
     confirmed: Array  # () float32, targets newly confirmed
-    active_blocks: Array  # () float32, stages blocked in progress
-    preemptive_blocks: Array  # () float32, stages blocked while idle
+    active_blocks: Array  # () float32, stages blocked in progress, each the first time only
+    preemptive_blocks: Array  # () float32, stages blocked while idle, each the first time only
     containments: Array  # () float32, containment actions
     evidence_backed: Array  # () float32, containments of a target confirmed on an earlier tick
     false_positives: Array  # () float32, containments of an entity no stage names, and all when there is no attack
@@ -245,6 +257,7 @@ class Signals(NamedTuple):
     clean: Array  # () float32, 1 on a last tick with no stage succeeded, where the rules want it: earned
     stages_left: Array  # () float32, on any other last tick without exfil: stages that did not succeed
     passive: Array  # () float32, then: 1 if the defender never acted
+    investigations: Array  # () float32, investigations
 
 
 class Channels(NamedTuple):

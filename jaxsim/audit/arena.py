@@ -11,6 +11,7 @@ from jaxsim import env
 from jaxsim.compile import dims_of
 from jaxsim.policies import Policy
 from jaxsim.rollouts import rollout_many
+from jaxsim.rules import restores
 from jaxsim.types import Params, RewardWeights
 
 PLAN, BRIEFED, FARM, EVIDENCE = "plan", "briefed", "farm", "evidence"
@@ -39,7 +40,7 @@ def make_arenas(
     many: list[scenarios.Scenario], rules: str, rewards: dict[str, RewardWeights], personality: str = "any"
 ) -> list[Arena]:
     """One arena a scenario, all of the same `Dims`, so that one compiled program serves them all."""
-    dims = dims_of(many)
+    dims = dims_of(many, restores(rules))
     stacked = jax.tree.map(lambda *w: jnp.stack(w), *rewards.values())
     arenas = []
     for scenario in many:

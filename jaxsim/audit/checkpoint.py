@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from jaxsim.recurrent import VIEWS, Learned, Weights, init_weights
+from jaxsim.recurrent import HEADS, VIEWS, Learned, Weights, init_weights
 from jaxsim.version import SIMULATOR_VERSION
 
 FORMAT = "jaxsim-soc recurrent policy 1"
@@ -63,7 +63,8 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             "train it again with jaxsim-soc train-policy"
         )
     width = max(1, tensors["embed_bias"].size) if "embed_bias" in tensors else 1
-    shapes = jax.eval_shape(lambda key: init_weights(key, width), jax.random.key(0))  # allocates nothing
+    restore = "act_bias" in tensors and tensors["act_bias"].size == HEADS + 1
+    shapes = jax.eval_shape(lambda key: init_weights(key, width, restore), jax.random.key(0))  # allocates nothing
     wanted = {n: x.shape for n, x in shapes._asdict().items()}
     found = {n: x.shape for n, x in tensors.items()}
     if found != wanted or any(x.dtype != np.float32 or not np.isfinite(x).all() for x in tensors.values()):

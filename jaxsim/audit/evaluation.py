@@ -20,6 +20,7 @@ from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Env, Policy, options, par
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
 from jaxsim.policies import PLAN
+from jaxsim.rules import restores
 from jaxsim.types import EXFIL
 from jaxsim_soc import cli
 
@@ -136,7 +137,7 @@ def outcome(stats: Any) -> Row:
 
 def evaluate(args: Any) -> list[Row]:
     """One row for each scenario and policy."""
-    dims = dims_of(args.scenario)
+    dims = dims_of(args.scenario, restores(args.rules))
     env, key = Env(dims), jax.random.key(args.seed)
     work = [
         (scenario, name, *chosen)

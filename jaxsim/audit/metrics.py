@@ -109,7 +109,7 @@ def one_more(dims: Dims, state: State, params: Params) -> tuple[State, Array]:
     It is the stage in progress that has succeeded on the spot, or else the stage that the attacker would start next.
     Not possible without an attack, once it is over, or if that stage is the exfil.
     """
-    able = attacker.ready(state) & ~state.contained
+    able = attacker.ready(state) & ~attacker.contained(state)
     preferred = jnp.argmin(jnp.where(able, state.order, np.iinfo(np.int32).max)).astype(jnp.int32)
     stage = jnp.where(state.stage >= 0, state.stage, preferred)
     possible = (state.stage >= 0) | jnp.any(able)

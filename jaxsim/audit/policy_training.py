@@ -25,6 +25,7 @@ from jaxsim.audit import checkpoint, ppo, search
 from jaxsim.audit.arena import make_arenas, mean_returns, take
 from jaxsim.compile import dims_of
 from jaxsim.rollouts import episode_keys, rollout_many
+from jaxsim.rules import restores
 from jaxsim.types import Params
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     many = training_scenarios(args)
     start = begun(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    dims = dims_of(many)
+    dims = dims_of(many, restores(args.rules))
     stacked = [env.make_params(s, dims, args.rules, args.reward, args.personality) for s in many]
     # Half of the episodes are of campaigns, half of generated networks.
     campaigns = len(many) - args.generated
@@ -139,7 +140,7 @@ def training_scenarios(args: Any) -> list[scenarios.Scenario]:
 def best_of_family(many: list[scenarios.Scenario], args: Any) -> tuple[policies.Policy, policies.EvidenceParams]:
     """The member of the investigate-then-contain family that earns the most on average: the teacher."""
     arenas = make_arenas(many, args.rules, {args.reward: reward.weights(args.reward)}, args.personality)
-    family = search.sample_family(256, args.seed)
+    family = search.sample_family(256, args.seed, arenas[0].env.dims.restore)
     key = jax.random.fold_in(jax.random.key(args.seed), 5)
     rows = np.arange(256)
     for episodes, kept in ((16, 24), (128, 1)):

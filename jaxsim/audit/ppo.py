@@ -216,7 +216,7 @@ def train(
         raise ValueError(f"lanes = {settings.lanes} is no multiple of minibatches = {settings.minibatches}")
     ticks = int(np.max(many.scenario.horizon))
     key = jax.random.fold_in(noise.root(seed), 0x7070)
-    fresh = recurrent.init_weights(jax.random.fold_in(key, 2**31 - 1), settings.width)
+    fresh = recurrent.init_weights(jax.random.fold_in(key, 2**31 - 1), settings.width, dims.restore)
     weights = fresh if start_weights is None else jax.tree.map(jnp.asarray, start_weights)
     critic = recurrent.init_critic(jax.random.fold_in(key, 2**31 - 2), settings.critic_width)
     ppo: tuple[str, Policy | None, Any, int, float] = ("PPO", None, (), settings.updates, settings.learning_rate)

@@ -36,13 +36,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "stage_left": (0.0, 1.5),
     "passive": (-3.0, 0.0),
     "clip": (2.0, 10.0),
+    "investigation": (-0.3, 0.0),
 }
 
 
 class Ledger(NamedTuple):
     """What a pool of policies did, as counts of distinct per-tick signal rows."""
 
-    rows: np.ndarray  # (U, 13) float32, distinct rows of Signals
+    rows: np.ndarray  # (U, 14) float32, distinct rows of Signals
     counts: np.ndarray  # (P, U) float32, mean occurrences per episode
     seeing: np.ndarray  # (P,) bool, an honest evidence-using policy
     blind: np.ndarray  # (P,) bool, an open-loop policy

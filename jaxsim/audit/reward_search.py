@@ -67,8 +67,8 @@ class Ground(NamedTuple):
     """A scenario with what the pool of P policies did in it: on the seeds that choose, and on those that measure."""
 
     name: str
-    chosen: np.ndarray  # (P, 13) mean signals
-    measured: np.ndarray  # (P, 13)
+    chosen: np.ndarray  # (P, 14) mean signals
+    measured: np.ndarray  # (P, 14)
     outcomes: np.ndarray  # (P, 4) mean `verdict.harm`, on the measuring seeds
     seeing: np.ndarray  # (P,) bool
     blind: np.ndarray  # (P,) bool

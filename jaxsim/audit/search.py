@@ -32,7 +32,7 @@ from jaxsim.audit.race import Bound
 from jaxsim.policies import EvidenceParams, FarmParams, Policy
 from jaxsim.rollouts import BLOCK, episode_keys
 from jaxsim.rules import PERSONALITIES
-from jaxsim.types import INVESTIGATE
+from jaxsim.types import INVESTIGATE, RESTORE
 
 FOREVER = np.int32(2**30)
 WIDE = 8  # episodes of doing nothing for each that finalists play
@@ -46,7 +46,7 @@ def farm_loops(arena: Arena, prefixes: np.ndarray, length: int) -> FarmParams:
     """After each blind prefix, (P, n) int32: every entity, with every containment that may target it, for ever."""
     verbs, entities = table(arena.env.dims)
     exists = np.asarray(arena.params.scenario.exists)
-    loops = np.flatnonzero((verbs > INVESTIGATE) & exists[entities])
+    loops = np.flatnonzero((verbs > INVESTIGATE) & (verbs != RESTORE) & exists[entities])
     p, loop = (x.ravel() for x in np.meshgrid(np.arange(len(prefixes)), loops, indexing="ij"))
     padded = np.zeros((len(p), length), np.int32)
     padded[:, : prefixes.shape[1]] = prefixes[p]
@@ -85,14 +85,25 @@ def search_farms(course: Course, budget: Budget) -> Finalists:
 # --- the evidence family --------------------------------------------------------------------------------------------
 
 
-def sample_family(many: int, seed: int) -> EvidenceParams:
+RECOVERY = ("rebuild", "clean_at", "hold")  # what a member has use for only where there is RESTORE
+
+
+def sample_family(many: int, seed: int, restore: bool = False) -> EvidenceParams:
     """`many` members: the default one, the others spread evenly over the family by a scrambled Sobol sequence.
 
-    A larger family of the same seed begins with the smaller one.
+    A larger family of the same seed begins with the smaller one. `restore` is that of the `Dims`.
     """
-    u = qmc.Sobol(len(EvidenceParams._fields), rng=np.random.default_rng(seed)).random(many)
+    own = len(EvidenceParams._fields)
+    u = qmc.Sobol(own if restore else own - len(RECOVERY), rng=np.random.default_rng(seed)).random(many)
     # A third of the family never contains on an alert alone, a third never on an unconfirmed verdict.
     never = np.float32(2.0)
+    recovery = {k: np.repeat(getattr(policies.DEFAULT_EVIDENCE, k), many) for k in RECOVERY}
+    if restore:  # a third never on a verdict, a third never for the time that has passed
+        recovery = {
+            "rebuild": u[:, 6] < 0.75,
+            "clean_at": np.where(u[:, 7] < 1 / 3, never, 0.4 + 0.7 * (u[:, 7] - 1 / 3)).astype(np.float32),
+            "hold": np.where(u[:, 8] < 1 / 3, 1000, 1 + np.floor(60 * (u[:, 8] - 1 / 3) ** 2)).astype(np.int32),
+        }
     family = EvidenceParams(
         investigate_at=(0.8 * u[:, 0]).astype(np.float32),
         contain_at=np.where(u[:, 1] < 1 / 3, never, (1.5 * u[:, 1] - 0.5)).astype(np.float32),
@@ -100,6 +111,7 @@ def sample_family(many: int, seed: int) -> EvidenceParams:
         window=(1 + np.floor(40 * u[:, 3] ** 2)).astype(np.int32),
         repeats=(1 + np.floor(6 * u[:, 4])).astype(np.int32),
         identity_first=u[:, 5] < 0.5,
+        **recovery,
     )
     for column, value in zip(family, policies.DEFAULT_EVIDENCE, strict=True):
         column[0] = value
@@ -156,7 +168,7 @@ def search(arenas: list[Arena], budget: Budget, seed: int, advance: Advance = si
                 laid[i], policies.FARM, search_farms(laid[i], level), farms and farms.parameters, 2 * level.beam
             )
             advance(f"{name}: evidence family")
-            members = sample_family(level.family, seed)
+            members = sample_family(level.family, seed, arenas[i].env.dims.restore)
             raced = race_policies(laid[i], policies.EVIDENCE, members, BLOCK, level.select, 2 * level.beam)
             family = together(laid[i], policies.EVIDENCE, raced, family and family.parameters, 2 * level.beam)
         assert farms is not None and family is not None, "a budget is in its own lineage"
