@@ -2,9 +2,10 @@
 
 One set of weights serves every entity: each has its own features and its own GRU memory, and all share a pooled
 summary, so what is learned on one enterprise can be played on another, and relabelling the entities relabels the
-actions (but for the place in the list, a feature that a positional plan would need). Three views, each a `Policy`:
+actions (but for the place in the list, a feature that a positional plan would need). Four views, each a `Policy`:
 
     seeing      the observation
+    alerts      the observation without forensics and what they confirmed; it never investigates
     masked      the observation without alerts and forensics: an open-loop policy, whatever it learns
     privileged  the observation and the truth: an upper bound, no defender
 
@@ -23,8 +24,8 @@ from jaxsim.attacker import contained, ready
 from jaxsim.policies import Policy
 from jaxsim.types import CONFIRMED, CUT_OFF, IDLE, RUNNING, Dims, Observation, State
 
-SEEING, MASKED, PRIVILEGED = "seeing", "masked", "privileged"
-VIEWS = (SEEING, MASKED, PRIVILEGED)
+SEEING, ALERTS, MASKED, PRIVILEGED = "seeing", "alerts", "masked", "privileged"
+VIEWS = (SEEING, ALERTS, MASKED, PRIVILEGED)
 SIGNALS = 5
 PERSONALITIES = 3
 FADE = 4.0  # ticks in which the newest alert or result fades to 1/e
@@ -32,6 +33,7 @@ ENTITY_FEATURES = 26
 OVERALL_FEATURES = 18
 HEADS = 4  # logits of an entity: INVESTIGATE, cut off (isolate or revoke), BLOCK_EGRESS, PATCH_ASSET; one more: RESTORE
 ILLEGAL = np.float32(-1e9)
+FORENSIC_FEATURES = slice(8, 14)  # columns of `evidence_features`
 
 
 class Weights(NamedTuple):
@@ -79,6 +81,7 @@ class Features(NamedTuple):
     entity: Array  # (N, ENTITY_FEATURES) float32
     overall: Array  # (OVERALL_FEATURES,) float32
     exists: Array  # (N,) bool
+    looks: Array  # () bool, INVESTIGATE is among its actions
 
 
 def _draw(key: Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
@@ -179,6 +182,8 @@ def features(dims: Dims, view: str, seen: Any) -> Features:
     place = index.astype(np.float32) / last.astype(jnp.float32)
     own = [obs.exists, asset, obs.value, place, index == 0, *obs.marks[:CONFIRMED]]
     evidence = jnp.zeros((n, 14), jnp.float32) if view == MASKED else evidence_features(dims, obs)
+    if view == ALERTS:
+        evidence = evidence.at[:, FORENSIC_FEATURES].set(0.0)
     unseen = jnp.zeros((n, 4), jnp.float32), jnp.zeros(7, jnp.float32)
     hidden, truth = unseen if state is None else hidden_features(dims, state)
 
@@ -193,6 +198,7 @@ def features(dims: Dims, view: str, seen: Any) -> Features:
         entity=jnp.concatenate([own_columns, evidence, hidden], axis=1),
         overall=jnp.concatenate([jnp.stack(clock), who, truth]),
         exists=obs.exists,
+        looks=jnp.bool_(view != ALERTS),
     )
 
 
@@ -219,6 +225,7 @@ def forward(dims: Dims, w: Weights, memory: Array, f: Features) -> tuple[Array, 
     heads = embedded @ w.act_own + memory @ w.act_memory + (pooled @ w.act_pooled + w.act_bias)[None]
     heads = jnp.where(f.exists[:, None], heads, ILLEGAL)
     investigate, cut_off, egress, patch, *restore = heads.T
+    investigate = jnp.where(f.looks, investigate, ILLEGAL)
     a = dims.assets
     wait = jnp.reshape(pooled @ w.wait_pooled + f.overall @ w.wait_overall + w.wait_bias, (1,))
     return jnp.concatenate([wait, investigate, cut_off[:a], egress[:a], patch[:a], cut_off[a:], *restore]), memory

@@ -1,4 +1,4 @@
-"""Train the policies that the audit pits against each other: one that sees, one that is masked, one that is privileged.
+"""Train the policies that the audit pits against each other: `recurrent.VIEWS`, one that sees and others.
 
     jaxsim-soc train-policy                         all three on the training scenarios, a few minutes each
     jaxsim-soc train-policy --view masked --scenario my_network.yaml --out out/policies

@@ -85,7 +85,7 @@ def record(arena: Arena, pool: list[Candidate], keys: jax.Array) -> Ledger:
 
 def is_seeing(kind: str) -> bool:
     """Whether candidates of a kind are honest and read their evidence."""
-    return kind in (EVIDENCE, "heuristic", recurrent.SEEING)
+    return kind in (EVIDENCE, "heuristic", recurrent.SEEING, recurrent.ALERTS)
 
 
 def is_blind(kind: str) -> bool:

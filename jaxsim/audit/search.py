@@ -118,6 +118,20 @@ def sample_family(many: int, seed: int, restore: bool = False) -> EvidenceParams
     return family
 
 
+def without_forensics(family: EvidenceParams) -> EvidenceParams:
+    """The members as they would play if they never investigated, each once."""
+    never = np.full(len(family.repeats), 2.0, np.float32)
+    same = family._replace(investigate_at=never, verdict_at=never, clean_at=never, repeats=np.ones_like(family.repeats))
+    table = np.stack([np.asarray(x, np.float64) for x in same], axis=1)
+    return take(same, np.sort(np.unique(table, axis=0, return_index=True)[1]))
+
+
+def race_family(course: Course, budget: Budget, members: EvidenceParams, before: Finalists | None) -> Finalists:
+    """The best of some members, and of those that a smaller budget has found."""
+    raced = race_policies(course, policies.EVIDENCE, members, BLOCK, budget.select, 2 * budget.beam)
+    return together(course, policies.EVIDENCE, raced, before and before.parameters, 2 * budget.beam)
+
+
 # --- all of it ------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +144,7 @@ class Found(NamedTuple):
     briefed: list[Candidate]  # a plan for each personality, as an observation that names it allows
     farming: list[Candidate]
     evidence: list[Candidate]
+    alerts: list[Candidate]  # of the same family, those that never investigate
     pool: list[Candidate]  # the `beam` best of each kind for each reward, for re-scoring
     bounds: dict[str, Bound]  # by class of plans searched exhaustively: what its best earns over MONITOR, per reward
 
@@ -160,7 +175,7 @@ def search(arenas: list[Arena], budget: Budget, seed: int, advance: Advance = si
     blind = search_blind(courses, budget, seed, advance)
     found = []
     for i, plans in enumerate(blind):
-        farms = family = None
+        farms = family = quiet = None
         for level, laid in zip(lineage(budget), courses, strict=True):
             name = arenas[i].scenario.id
             advance(f"{name}: farming loops")
@@ -169,10 +184,10 @@ def search(arenas: list[Arena], budget: Budget, seed: int, advance: Advance = si
             )
             advance(f"{name}: evidence family")
             members = sample_family(level.family, seed, arenas[i].env.dims.restore)
-            raced = race_policies(laid[i], policies.EVIDENCE, members, BLOCK, level.select, 2 * level.beam)
-            family = together(laid[i], policies.EVIDENCE, raced, family and family.parameters, 2 * level.beam)
-        assert farms is not None and family is not None, "a budget is in its own lineage"
-        found.append(chosen(courses[-1][i], budget, plans, farms, family))
+            family = race_family(laid[i], level, members, family)
+            quiet = race_family(laid[i], level, without_forensics(members), quiet)
+        assert farms is not None and family is not None and quiet is not None, "a budget is in its own lineage"
+        found.append(chosen(courses[-1][i], budget, plans, farms, family, quiet))
     return found
 
 
@@ -223,7 +238,9 @@ def search_positional(
     return best
 
 
-def chosen(course: Course, budget: Budget, blind: Blind, farms: Finalists, family: Finalists) -> Found:
+def chosen(
+    course: Course, budget: Budget, blind: Blind, farms: Finalists, family: Finalists, quiet: Finalists
+) -> Found:
     """The best of each kind under each reward of the arena."""
     own = course.own
 
@@ -236,12 +253,13 @@ def chosen(course: Course, budget: Budget, blind: Blind, farms: Finalists, famil
     open_loop, pool = candidates(PLAN, policies.PLAN, blind.champions)
     farming, loops = candidates(FARM, policies.FARM, farms)
     evidence, members = candidates(EVIDENCE, policies.EVIDENCE, family)
+    alerts, quiet_members = candidates(EVIDENCE, policies.EVIDENCE, quiet)
     positional = [Candidate(PLAN, policies.PLAN, plan) for plan in blind.positional]
     certain: list[Candidate | None] = []
     for mean in steady_means(course, blind.plans.returns).T:
         best = blind.plans.parameters[mean.argmax()]
         certain.append(Candidate(PLAN, policies.PLAN, best) if np.isfinite(mean.max()) else None)
-    pool += loops + members + positional
+    pool += loops + members + quiet_members + positional
     return Found(
         open_loop,
         certain,
@@ -249,6 +267,7 @@ def chosen(course: Course, budget: Budget, blind: Blind, farms: Finalists, famil
         brief(course, blind.plans, blind.champions),
         farming,
         evidence,
+        alerts,
         pool,
         blind.bounds,
     )

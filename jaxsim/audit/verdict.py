@@ -1,7 +1,7 @@
 """From the best policies found to a verdict, on episodes that the search has never seen.
 
 Names: J(p) mean return; EVG = J(best evidence-using) - J(best open-loop); EVG_norm = EVG / (J(best evidence-using) -
-J(monitor)).
+J(monitor)); VOI = J(best evidence-using) - J(best evidence-using that reads no forensics), VOI_norm likewise.
 """
 
 from collections.abc import Hashable, Mapping
@@ -21,7 +21,7 @@ from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
 from jaxsim.audit.search import Found
 from jaxsim.policies import BASELINES
 from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many
-from jaxsim.types import EXFIL
+from jaxsim.types import EXFIL, INVESTIGATE, RESTORE
 
 STD_ZERO = 1e-3  # points; float32 sums of equal terms differ by less
 CERTIFIED_TAU = 0.7
@@ -31,6 +31,7 @@ HARM_TICKS = (4, 20)  # forks are spread over the first so many ticks: a loop ma
 HARM_EPISODES = 512
 CHOICE = 4  # a verdict plays 1 episode for each so many of its report to choose the policy that reads
 
+WITHOUT_FORENSICS = ("alerts only", recurrent.ALERTS)  # finalists that read alerts and never investigate
 OPEN_LOOP, FARMING, HARM_SEEKING = "open-loop", "farming", "harm-seeking"
 DEGENERATE, CERTIFIED, UNDECIDED = "degenerate", "certified", "undecided"
 
@@ -70,7 +71,7 @@ def apart(played: list[Played], episodes: int) -> tuple[list[Played], list[Playe
 def choose_seeing(played: list[Played], r: int) -> str:
     """The finalist that reads its evidence and earns the most under reward r: the family's best, the heuristic, or the
     learned policy that sees."""
-    names = ("evidence", "heuristic", recurrent.SEEING)
+    names = ("evidence", "heuristic", recurrent.SEEING, *WITHOUT_FORENSICS)
     return max((p for p in played if p.name in names), key=lambda p: float(p.stats.episode_return[:, r].mean())).name
 
 
@@ -86,7 +87,12 @@ def finalists(found: Found, r: int, learned: Mapping[str, Candidate] = MappingPr
     once = Candidate(FARM, farm.policy, farm.parameters._replace(repeats=np.int32(1)))
     some = Candidate(FARM, farm.policy, farm.parameters._replace(repeats=np.int32(4)))
     named = {name: Candidate(name, *BASELINES[name]) for name in ("monitor", "random", "heuristic")}
-    named |= {"evidence": found.evidence[r], "open-loop": found.open_loop[r], "positional": found.positional[r]}
+    named |= {
+        "evidence": found.evidence[r],
+        "alerts only": found.alerts[r],
+        "open-loop": found.open_loop[r],
+        "positional": found.positional[r],
+    }
     named |= {"briefed": found.briefed[r], "farming": farm, "farming x4": some, "farming x1": once, **learned}
     certain = found.certain[r]
     return named | ({"certain": certain} if certain is not None else {})
@@ -113,7 +119,8 @@ def harm(stats: EpisodeStats) -> np.ndarray:
 def tells(played: Played, r: int, horizon: int) -> dict[str, float | bool]:
     """Signs of a degenerate policy; entropy in nats over the verbs it used."""
     s = played.stats
-    verbs = s.verbs.sum(axis=0) / np.maximum(1, s.verbs.sum())
+    many = s.verbs.sum(axis=0)
+    verbs = many / np.maximum(1, many.sum())
     contained = s.signals.containments > 0
     containments = s.signals.containments.sum()
     std, length = float(s.episode_return[:, r].std()), float(s.length.mean() / horizon)
@@ -126,6 +133,8 @@ def tells(played: Played, r: int, horizon: int) -> dict[str, float | bool]:
         "contains_before_alert": blind,
         "action_entropy": entropy,
         "evidence_backed_share": backed,
+        "never_investigates": not many[INVESTIGATE],
+        "never_restores": bool(containments) and not many[RESTORE],
         "suspicious": std < STD_ZERO or length < 0.05 or blind > 0.5 or entropy < 0.05,
     }
 
@@ -160,8 +169,11 @@ class Comparison(NamedTuple):
     seeing: int  # chosen on other episodes, see `choose_seeing`
     blind: int  # the best of the open-loop, the positional and the briefed plan and the learned policy that is masked
     gain: float  # of `seeing` over monitor
+    unlooking: int  # the best that reads no forensics
     evg: Estimate
     evg_norm: Estimate
+    voi: Estimate
+    voi_norm: Estimate
     farming_growth: Estimate  # return of the endless farming loop less that of the same loop with one repeat
     farming_surplus: Estimate  # return of the endless farming loop less that of `seeing`
     learned_gain: Estimate  # of the learned policy that sees over the better of the heuristic and the family's best
@@ -187,20 +199,27 @@ def compare(played: list[Played], r: int, seed: int, chosen: str) -> Comparison:
     hand_made = best("evidence", "heuristic")
     seeing = at[chosen]
     blind = best("open-loop", "positional", "briefed", recurrent.MASKED)
-    evg, gain = difference(seeing, blind), difference(seeing, at["monitor"])
-    norm = NONE
-    if gain.low > 0:  # else reading the evidence gains nothing over doing nothing: there is no share of a gain
-        norm = estimate(
-            evg.value / gain.value, (boot[:, seeing] - boot[:, blind]) / (boot[:, seeing] - boot[:, at["monitor"]])
-        )
+    unlooking = best(*WITHOUT_FORENSICS)
+    gain = difference(seeing, at["monitor"])
+
+    def share(less: int) -> Estimate:
+        """Of the gain over doing nothing, what `seeing` has over a policy."""
+        if gain.low <= 0:  # reading the evidence gains nothing over doing nothing: there is no share of a gain
+            return NONE
+        boot_gain = boot[:, seeing] - boot[:, at["monitor"]]
+        return estimate((mean[seeing] - mean[less]) / gain.value, (boot[:, seeing] - boot[:, less]) / boot_gain)
+
     return Comparison(
         mean=mean,
         boot=boot,
         seeing=seeing,
         blind=blind,
         gain=gain.value,
-        evg=evg,
-        evg_norm=norm,
+        unlooking=unlooking,
+        evg=difference(seeing, blind),
+        evg_norm=share(blind),
+        voi=difference(seeing, unlooking),
+        voi_norm=share(unlooking),
         farming_growth=difference(at["farming"], at["farming x1"]),
         farming_surplus=difference(at["farming"], seeing),
         learned_gain=difference(at[recurrent.SEEING], hand_made) if recurrent.SEEING in at else NONE,
@@ -260,6 +279,11 @@ def judge(
             }
             for name, b in bounds.items()
         },
+        "voi": c.voi.value,
+        "voi_ci": list(c.voi[1:]),
+        "voi_norm": c.voi_norm.value,
+        "voi_norm_ci": list(c.voi_norm[1:]),
+        "best_alerts_only_name": played[c.unlooking].name,
         "farming_growth": c.farming_growth.value,
         "farming_growth_ci": list(c.farming_growth[1:]),
         "farming_surplus": c.farming_surplus.value,
