@@ -16,7 +16,6 @@ BOUNDS = ("disruption_cap", "clip")
 # The last published reward. Its weights are shared by the other two presets but for what they name.
 _EVIDENCE = {
     "detection": 1.5,
-    "investigation": 0.0,
     "active_block": 2.5,
     "preemptive_block": 0.4,
     "containment_cost": -0.15,
@@ -30,6 +29,7 @@ _EVIDENCE = {
     "clean": 5.0,
     "stage_left": 0.6,
     "passive": -1.5,
+    "investigation": 0.0,
     "clip": 5.0,
 }
 PRESETS: dict[str, dict[str, float]] = {
@@ -39,7 +39,6 @@ PRESETS: dict[str, dict[str, float]] = {
     # Found by `jaxsim-soc search-reward`. Neither cap nor clip: a return is linear in what happened.
     "operational": {
         "detection": 0.021,
-        "investigation": 0.0,
         "active_block": 1.3,
         "preemptive_block": 0.052,
         "containment_cost": 0.0,
@@ -53,6 +52,7 @@ PRESETS: dict[str, dict[str, float]] = {
         "clean": 0.21,
         "stage_left": 0.16,
         "passive": 0.0,
+        "investigation": 0.0,
         "clip": math.inf,
     },
 }

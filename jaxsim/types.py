@@ -121,7 +121,6 @@ class RewardWeights(NamedTuple):
     """Points per unit of each signal; `reward.channels` applies them. Costs are negative."""
 
     detection: Array  # () float32, per newly confirmed target
-    investigation: Array  # () float32, per investigation
     active_block: Array  # () float32, per stage blocked in progress
     preemptive_block: Array  # () float32, per stage blocked while idle
     containment_cost: Array  # () float32, per containment action
@@ -135,6 +134,7 @@ class RewardWeights(NamedTuple):
     clean: Array  # () float32, at the end when no stage succeeded
     stage_left: Array  # () float32, at any other end, per stage that did not succeed
     passive: Array  # () float32, at any other end, when the defender never acted
+    investigation: Array  # () float32, per investigation
     clip: Array  # () float32, bound on the sum of all channels but terminal, per tick
 
 

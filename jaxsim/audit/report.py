@@ -68,7 +68,7 @@ def describe(candidate: Candidate, arena: Arena) -> dict[str, Any]:
         }
     if candidate.kind == BRIEFED:
         each = [[action_text(int(a), arena.scenario, dims) for a in np.trim_zeros(plan, "b")] for plan in p]
-        return {"plan": [f"{who}: {', '.join(plan)}" for who, plan in zip(PERSONALITIES, each, strict=True)]}
+        return {"plan": [f"{who}: {', '.join(runs(plan))}" for who, plan in zip(PERSONALITIES, each, strict=True)]}
     if candidate.kind in VIEWS:
         return {"params": f"learned, {candidate.kind}"}
     if candidate.kind == FARM:
@@ -126,20 +126,24 @@ def interval(pair: list[float]) -> str:
     return "[" + ", ".join("n/a" if math.isnan(x) else f"{x:+.2f}" for x in pair) + "]"
 
 
+def runs(plan: list[str]) -> list[str]:
+    """A plan with an action that is repeated written once."""
+    many = [(action, len(list(same))) for action, same in groupby(plan)]
+    return [action if n == 1 else f"{action} × {n}" for action, n in many]
+
+
 def plan_text(best: dict[str, Any]) -> str:
     """A best policy in one line."""
     if "plan" in best:
-        runs = [(action, len(list(same))) for action, same in groupby(best["plan"])]
-        return "; ".join(action if n == 1 else f"{action} × {n}" for action, n in runs)
+        return "; ".join(runs(best["plan"]))
     if isinstance(best["params"], str):
         return str(best["params"])
     return ", ".join(f"{k}={v:.2f}" if isinstance(v, float) else f"{k}={v}" for k, v in best["params"].items())
 
 
-def share(row: dict[str, Any]) -> str:
-    """EVG_norm with its interval."""
-    norm = row["evg_norm"]
-    return "n/a" if math.isnan(norm) else f"{norm:.2f} {interval(row['evg_norm_ci'])}"
+def share(row: dict[str, Any], of: str = "evg_norm") -> str:
+    """EVG_norm or VOI_norm with its interval."""
+    return "n/a" if math.isnan(row[of]) else f"{row[of]:.2f} {interval(row[f'{of}_ci'])}"
 
 
 def bound_lines(row: dict[str, Any]) -> list[str]:
@@ -210,6 +214,12 @@ def markdown(document: dict[str, Any], clouds: list[Cloud], out: Path) -> str:
             if r[key]:
                 lines.append(f"- {title}, return {r[key]['return']:.2f} (std {r[key]['std']:.2f}): {plan_text(r[key])}")
         returns = {p["policy"]: p for p in r["policies"]}
+        lines.append(
+            f"- worth of investigating over the best that reads alerts only ({r['best_alerts_only_name']}): VOI "
+            f"{r['voi']:+.2f} {interval(r['voi_ci'])}, VOI_norm {share(r, 'voi_norm')}; of the containments of "
+            f"{r['best_evidence_name']} {returns[r['best_evidence_name']]['tells']['evidence_backed_share']:.0%} are "
+            "evidence-backed"
+        )
         lines += [f"- learned, {v}: return {returns[v]['return']:.2f}" for v in VIEWS if v in returns]
         tells = ", ".join(f"{k} {v if isinstance(v, bool) else round(v, 3)}" for k, v in r["tells"].items())
         lines.append(f"- tells of the best open-loop policy: {tells}")

@@ -1,9 +1,10 @@
-"""Find the weights of the `operational` reward: under which weights does reading pay, and the network stay safe?
+"""Find the weights of a reward: under which do reading and investigating pay, and does the network stay safe?
 
-Plays a pool of policies once on the training scenarios under the `hardened` rules, then scores thousands of weightings
-from what they did. Without clip and cap a return is linear in the counts of what happened, so the scoring is exact. The
-choice: of the weightings that certify with a margin however single weights move, those whose best policy prevents most
-exfil, and of these the one with the largest EVG_norm when moved. Detection and evidence are always worth something.
+Plays a pool of policies once on the training scenarios, then scores thousands of weightings from what they did. Without
+clip and cap a return is linear in the counts of what happened, so the scoring is exact. The choice: of the weightings
+that hold with a margin however single weights move, those whose best policy prevents most exfil, and of these the one
+with the largest margin when moved. Detection and evidence are always worth something. Under rules without `foothold`
+investigating cannot pay (`--without-voi`).
 
     jaxsim-soc search-reward --out out/reward
 """
@@ -34,30 +35,36 @@ from jaxsim.audit import checkpoint, search, verdict
 from jaxsim.audit.arena import EVIDENCE as FAMILY
 from jaxsim.audit.arena import Arena, Candidate, make_arenas, stack_parameters, take
 from jaxsim.audit.budgets import BUDGETS
-from jaxsim.audit.rescore import CERTIFIED_EVG_NORM, is_blind, is_seeing
+from jaxsim.audit.rescore import CERTIFIED_EVG_NORM, CERTIFIED_VOI_NORM, is_blind, is_seeing
 from jaxsim.policies import BASELINES, EVIDENCE
 from jaxsim.recurrent import PRIVILEGED
 from jaxsim.rollouts import episode_keys, rollout_many
-from jaxsim.types import RewardWeights
+from jaxsim.types import RewardWeights, Signals
 from scenarios.generate import generate
 
-RULES = "hardened"
 PIVOTS = 4  # weightings under which the pool is searched
 # Ranges of the weights that vary; the exfil of -6 points sets the scale. `stage_left` holds with and without exfil.
 RANGES: dict[str, tuple[float, float]] = {
-    "detection": (0.02, 0.2),
+    "detection": (0.02, 0.5),
     "active_block": (0.0, 1.5),
     "preemptive_block": (0.0, 0.2),
-    "containment_cost": (-0.03, 0.0),
-    "evidence": (0.02, 0.2),
-    "false_positive": (-1.0, 0.0),
-    "disruption": (-0.06, -0.005),
+    "containment_cost": (-0.8, 0.0),
+    "evidence": (0.02, 0.5),
+    "false_positive": (-2.0, 0.0),
+    "disruption": (-0.12, -0.005),
     "stage_left": (0.05, 1.0),
-    "clean": (0.0, 1.0),
+    "clean": (0.0, 2.0),
+    "investigation": (-0.03, -0.002),
 }
 FIXED = {"invalid_action": -0.6, "exfil": -6.0, "passive": 0.0, "disruption_cap": np.inf, "clip": np.inf}
+INVESTIGATIONS, BACKED, CONTAINMENTS = (
+    Signals._fields.index(n) for n in ("investigations", "evidence_backed", "containments")
+)
 LINEAR = [n for n in RewardWeights._fields if n not in ("disruption_cap", "clip")]  # one for each of Signals, in order
-MARGIN = 0.35  # EVG_norm that every single move of a weight by MOVE must leave, over all scenarios
+# What every single move of a weight by MOVE must leave, over all scenarios.
+MARGIN = 0.35  # EVG_norm
+MARGIN_VOI = 0.2  # VOI_norm
+MARGIN_BACKED = 0.5  # share of the best policy's containments that are evidence-backed
 MOVE = 0.2
 TAU = 0.9
 SAME = 0.02  # shares of exfils prevented that differ less are held to be the same
@@ -72,6 +79,7 @@ class Ground(NamedTuple):
     outcomes: np.ndarray  # (P, 4) mean `verdict.harm`, on the measuring seeds
     seeing: np.ndarray  # (P,) bool
     blind: np.ndarray  # (P,) bool
+    unlooking: np.ndarray  # (P,) bool, those of `seeing` that never investigate
 
 
 class Scores(NamedTuple):
@@ -80,6 +88,15 @@ class Scores(NamedTuple):
     evg_norm: np.ndarray
     prevented: np.ndarray  # share of monitor's exfils that the best policy prevents
     tau: np.ndarray
+    voi_norm: np.ndarray
+    backed: np.ndarray  # share of the best policy's containments that are evidence-backed
+
+
+def margin(s: Scores, voi: bool) -> np.ndarray:
+    """(C,) by how much a weighting is above all bounds, negative where it is below one."""
+    margins = [s.evg_norm - MARGIN, *([s.voi_norm - MARGIN_VOI, s.backed - MARGIN_BACKED] if voi else [])]
+    least: np.ndarray = np.min(margins, axis=0)
+    return least
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,11 +108,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     grounds = reread(args.pool) if args.pool else played(args, console)
     weights = draw(args.weightings, args.seed)
     scores = score(grounds, weights)
-    rows = np.flatnonzero((scores.tau >= TAU) & (scores.evg_norm >= MARGIN))
+    rows = np.flatnonzero((scores.tau >= TAU) & (margin(scores, args.voi) >= 0))
     robust = np.full(len(scores.tau), -np.inf)
     for c in rows:
-        robust[c] = score(grounds, moved({n: float(v[c]) for n, v in weights.items()})).evg_norm.min()
-    able = np.flatnonzero(robust >= MARGIN)
+        robust[c] = margin(score(grounds, moved({n: float(v[c]) for n, v in weights.items()})), args.voi).min()
+    able = np.flatnonzero(robust >= 0)
     if not len(able):
         cli.fail("no weighting certifies with the margin; search more (--weightings) or harder (--budget)")
     safest = able[scores.prevented[able] >= scores.prevented[able].max() - SAME]
@@ -103,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = {n: float(f"{v[best]:.2g}") for n, v in weights.items()}
     rounded = score(grounds, {n: np.asarray([v]) for n, v in chosen.items()})
     document = {
-        "rules": RULES,
+        "rules": args.rules,
         "seconds": round(time.perf_counter() - began, 1),
         "scenarios": [g.name for g in grounds],
         "policies": [len(g.seeing) for g in grounds],
@@ -112,11 +129,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "certifiable_when_moved": len(able),
         "chosen": full(chosen),
         "scores": {k: float(v[0]) for k, v in rounded._asdict().items()},
-        "worst_when_moved": float(score(grounds, moved(chosen)).evg_norm.min()),
+        "worst_when_moved": {k: float(v.min()) for k, v in score(grounds, moved(chosen))._asdict().items()},
         "nearest": [summary(weights, scores, robust, c) for c in able[np.argsort(-scores.prevented[able])][:10]],
     }
     cli.write_json(args.out / "reward.json", {k: v for k, v in document.items()})
-    figure = picture(scores, robust, rounded, rows)
+    figure = picture(scores, robust, rounded)
     cli.write_whole(args.out / "pareto.png", lambda file: figure.savefig(file, format="png", dpi=130))
     show(console, document)
 
@@ -124,6 +141,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parser() -> cli.Parser:
     """The options."""
     p = cli.parser(__doc__)
+    options.add_rules(p)
+    p.add_argument(
+        "--without-voi", dest="voi", action="store_false", help="do not ask that investigating be worth its time"
+    )
     p.add_argument("--budget", choices=list(BUDGETS), default="pool", help="of the search for the pool (default: pool)")
     p.add_argument(
         "--generated",
@@ -170,7 +191,7 @@ def pooled(args: Any, console: Console) -> list[tuple[Arena, search.Found]]:
     many += [generate(seed, 16 + 2 * seed, "train") for seed in range(args.generated)]
     pivots = draw(PIVOTS, args.seed + 1)
     rewards = {f"pivot {c}": as_weights({n: v[c] for n, v in pivots.items()}) for c in range(PIVOTS)}
-    arenas = make_arenas(many, RULES, rewards)
+    arenas = make_arenas(many, args.rules, rewards)
     began = time.perf_counter()
 
     def advance(what: str) -> None:
@@ -189,8 +210,9 @@ def learned_policies(folder: Path | None) -> list[Candidate]:
 def ground(arena: Arena, found: search.Found, learned: list[Candidate], seed: int) -> Ground:
     """Play the pool, half of the episodes for choosing and half for measuring."""
     pool = [Candidate(n, *BASELINES[n]) for n in ("monitor", "heuristic", "random")]
-    family = search.sample_family(128, seed + 2)
-    pool += [Candidate(FAMILY, EVIDENCE, take(family, i)) for i in range(128)]
+    family = search.sample_family(128, seed + 2, arena.env.dims.restore)
+    for some in (family, search.without_forensics(family)):
+        pool += [Candidate(FAMILY, EVIDENCE, take(some, i)) for i in range(len(some.repeats))]
     pool += learned
     pool += [*found.open_loop, *found.positional, *found.farming, *found.pool]
     keys = episode_keys(jax.random.fold_in(jax.random.key(seed), 77), 512)
@@ -210,6 +232,7 @@ def ground(arena: Arena, found: search.Found, learned: list[Candidate], seed: in
     return Ground(
         arena.scenario.id, both[:, 0], both[:, 1], np.stack([harm[i] for i in range(len(pool))]),
         np.asarray([is_seeing(k) for k in kinds]), np.asarray([is_blind(k) for k in kinds]),
+        np.asarray([is_seeing(k) for k in kinds]) & (both[:, :, INVESTIGATIONS] == 0).all(axis=1),
     )  # fmt: skip
 
 
@@ -227,7 +250,8 @@ def draw(many: int, seed: int) -> dict[str, np.ndarray]:
     for i, (name, (lo, hi)) in enumerate(RANGES.items()):
         value = lo + (hi - lo) * u[:, 2 * i]
         columns[name] = np.where((lo * hi == 0.0) & (u[:, 2 * i + 1] < 0.25), 0.0, value)
-    columns["stage_left"] = np.maximum(columns["stage_left"], 2.0 * (columns["detection"] + columns["evidence"]))
+    paid = columns["detection"] + np.maximum(columns["evidence"] + columns["containment_cost"], 0.0)
+    columns["stage_left"] = np.maximum(columns["stage_left"], 2.0 * paid)
     return columns
 
 
@@ -243,7 +267,7 @@ def as_weights(values: dict[str, float]) -> RewardWeights:
 
 
 def matrix(values: dict[str, np.ndarray]) -> np.ndarray:
-    """(C, 13) weightings in the order of Signals."""
+    """(C, 14) weightings in the order of Signals."""
     many = len(next(iter(values.values())))
     columns: dict[str, Any] = {**FIXED, **values, "exfil_stage_left": values["stage_left"]}
     return np.stack([np.broadcast_to(columns[n], many) for n in LINEAR], axis=1)
@@ -273,12 +297,16 @@ def score_one(g: Ground, w: np.ndarray) -> Scores:
     row = np.arange(len(w))
     seeing = np.where(g.seeing, chosen, -np.inf).argmax(axis=1)
     blind = np.where(g.blind, chosen, -np.inf).argmax(axis=1)
+    unlooking = np.where(g.unlooking, chosen, -np.inf).argmax(axis=1)
     gain = measured[row, seeing] - measured[:, 0]
-    evg = measured[row, seeing] - measured[row, blind]
-    norm = np.where(gain > 0.05, evg / np.maximum(gain, 0.05), -1.0)
+
+    def share(less: np.ndarray) -> np.ndarray:
+        return np.where(gain > 0.05, (measured[row, seeing] - measured[row, less]) / np.maximum(gain, 0.05), -1.0)
+
     best = np.where(measured[row, seeing] >= measured[row, blind], seeing, blind)
     prevented = 1.0 - g.outcomes[best, 0] / g.outcomes[0, 0]
-    return Scores(norm, prevented, tau(measured, g.outcomes))
+    backed = g.measured[seeing, BACKED] / np.maximum(g.measured[seeing, CONTAINMENTS], 1e-9)
+    return Scores(share(blind), prevented, tau(measured, g.outcomes), share(unlooking), backed)
 
 
 def tau(returns: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
@@ -297,47 +325,50 @@ def tau(returns: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
 def summary(weights: dict[str, np.ndarray], scores: Scores, robust: np.ndarray, c: int) -> dict[str, float]:
     """One weighting in the report."""
     about = {k: float(v[c]) for k, v in scores._asdict().items()}
-    return {**{n: float(v[c]) for n, v in weights.items()}, **about, "evg_norm_moved": float(robust[c])}
+    return {**{n: float(v[c]) for n, v in weights.items()}, **about, "margin_moved": float(robust[c])}
 
 
-def picture(scores: Scores, robust: np.ndarray, chosen: Scores, rows: np.ndarray) -> Any:
-    """Exfil prevented against EVG_norm, with the front and the choice."""
-    figure, axis = plt.subplots(figsize=(7.5, 5))
-    low = scores.tau < TAU
-    axis.scatter(scores.prevented[low], scores.evg_norm[low], s=4, c="#BBBBBB", label=f"τ < {TAU}")
-    axis.scatter(scores.prevented[~low], scores.evg_norm[~low], s=5, c="#56B4E9", label=f"τ ≥ {TAU}")
-    held = rows[robust[rows] >= MARGIN]
-    axis.scatter(
-        scores.prevented[held], scores.evg_norm[held], s=9, c="#009E73", label="certifies when any weight moves 20 %"
-    )
-    order = np.argsort(-scores.prevented)
-    front = [c for k, c in enumerate(order) if scores.evg_norm[c] > np.max(scores.evg_norm[order[:k]], initial=-np.inf)]
-    front = [c for c in front if scores.evg_norm[c] > -0.5]
-    axis.step(scores.prevented[front], scores.evg_norm[front], color="#0072B2", linewidth=1, label="Pareto front")
-    axis.scatter(chosen.prevented, chosen.evg_norm, s=90, marker="*", c="#D55E00", label="operational", zorder=3)
-    axis.axhline(CERTIFIED_EVG_NORM, color="black", linewidth=0.7, linestyle=":")
-    axis.set_ylim(-0.5, 1.1)
-    axis.set_xlabel("share of exfils that the best policy prevents (worst scenario)")
-    axis.set_ylabel("EVG_norm (worst scenario)")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False, loc="lower left")
+def picture(scores: Scores, robust: np.ndarray, chosen: Scores) -> Any:
+    """Exfil prevented against EVG_norm and VOI_norm, with the fronts and the choice."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5))
+    for axis, name, bound in zip(axes, ("evg_norm", "voi_norm"), (CERTIFIED_EVG_NORM, CERTIFIED_VOI_NORM), strict=True):
+        _front(axis, scores, robust, chosen, name, bound)
+    axes[0].legend(fontsize=8, frameon=False, loc="lower left")
     figure.tight_layout()
     return figure
 
 
+def _front(axis: Any, scores: Scores, robust: np.ndarray, chosen: Scores, name: str, bound: float) -> None:
+    low, share = scores.tau < TAU, getattr(scores, name)
+    axis.scatter(scores.prevented[low], share[low], s=4, c="#BBBBBB", label=f"τ < {TAU}")
+    axis.scatter(scores.prevented[~low], share[~low], s=5, c="#56B4E9", label=f"τ ≥ {TAU}")
+    held = robust >= 0
+    axis.scatter(scores.prevented[held], share[held], s=9, c="#009E73", label="holds when any weight moves 20 %")
+    order = np.argsort(-scores.prevented)
+    front = order[share[order] > np.maximum.accumulate([-0.5, *share[order][:-1]])]
+    axis.step(scores.prevented[front], share[front], color="#0072B2", linewidth=1, label="Pareto front")
+    axis.scatter(chosen.prevented, getattr(chosen, name), s=90, marker="*", c="#D55E00", label="chosen", zorder=3)
+    axis.axhline(bound, color="black", linewidth=0.7, linestyle=":")
+    axis.set_ylim(-0.5, 1.1)
+    axis.set_xlabel("share of exfils that the best policy prevents (worst scenario)")
+    axis.set_ylabel(f"{name.split('_')[0].upper()}_norm (worst scenario)")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
 def show(console: Console, document: dict[str, Any]) -> None:
     """The choice."""
-    table = Table(title="operational")
+    table = Table(title="chosen")
     for name in ("weight", "value"):
         table.add_column(name)
     for name, value in document["chosen"].items():
         table.add_row(name, f"{value:g}")
     console.print(table)
     s = document["scores"]
+    moved_, held = document["worst_when_moved"], document["certifiable_when_moved"]
     console.print(
-        f"{document['certifiable']} of {document['weightings']} weightings certify, "
-        f"{document['certifiable_when_moved']} when any weight moves 20 %. The choice, worst scenario: EVG_norm "
-        f"{s['evg_norm']:.2f} ({document['worst_when_moved']:.2f} when moved), exfils prevented {s['prevented']:.0%}, "
-        f"tau {s['tau']:.2f}. {document['seconds']:.0f} s",
+        f"{document['certifiable']} of {document['weightings']} weightings hold, {held} when any weight moves 20 %. "
+        f"The choice, worst scenario: EVG_norm {s['evg_norm']:.2f} ({moved_['evg_norm']:.2f} when moved), VOI_norm "
+        f"{s['voi_norm']:.2f} ({moved_['voi_norm']:.2f}), evidence-backed {s['backed']:.0%} ({moved_['backed']:.0%}), "
+        f"exfils prevented {s['prevented']:.0%}, tau {s['tau']:.2f}. {document['seconds']:.0f} s",
         highlight=False,
     )
