@@ -29,13 +29,18 @@ from jaxsim import noise, reward
 from jaxsim.audit import report, search, verdict
 from jaxsim.audit.arena import make_arenas
 from jaxsim.audit.budgets import BUDGETS, Budget
-from jaxsim.rules import SWITCHES
+from jaxsim.rules import PRESETS, SWITCHES
 from jaxsim.version import SIMULATOR_VERSION
 
 EXPLOITS = (verdict.OPEN_LOOP, verdict.FARMING, verdict.HARM_SEEKING)
 REWARDS = ("evidence", "operational")
 COLOURS = {"evidence": "#D55E00", "operational": "#009E73"}
-VARIANTS = ["classic", *(f"classic+{s}" for s in SWITCHES), *(f"hardened-{s}" for s in SWITCHES), "hardened"]
+VARIANTS = [
+    "classic",
+    *(f"classic+{s}" for s in SWITCHES),
+    *(f"hardened{'-' if s in PRESETS['hardened'] else '+'}{s}" for s in SWITCHES),
+    "hardened",
+]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
