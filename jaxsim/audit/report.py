@@ -214,6 +214,8 @@ def markdown(document: dict[str, Any], clouds: list[Cloud], out: Path) -> str:
             if r[key]:
                 lines.append(f"- {title}, return {r[key]['return']:.2f} (std {r[key]['std']:.2f}): {plan_text(r[key])}")
         returns = {p["policy"]: p for p in r["policies"]}
+        if r["unmet"] and not r["exploits"]:
+            lines.append(f"- not certified, for want of: {'; '.join(r['unmet'])}")
         lines.append(
             f"- worth of investigating over the best that reads alerts only ({r['best_alerts_only_name']}): VOI "
             f"{r['voi']:+.2f} {interval(r['voi_ci'])}, VOI_norm {share(r, 'voi_norm')}; of the containments of "
@@ -349,7 +351,8 @@ def print_verdicts(console: Console, rows: list[dict[str, Any]]) -> None:
         )
     console.print(table)
     for r in rows:
-        console.print(f"{r['reward']}, {r['scenario']}: {plan_text(r['best_open_loop'])}", highlight=False)
+        unmet = f"; not certified for want of {'; '.join(r['unmet'])}" if r["unmet"] and not r["exploits"] else ""
+        console.print(f"{r['reward']}, {r['scenario']}: {plan_text(r['best_open_loop'])}{unmet}", highlight=False)
 
 
 def print_rescoring(console: Console, clouds: list[Cloud]) -> None:

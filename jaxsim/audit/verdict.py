@@ -254,16 +254,22 @@ def judge(
     tau = kendall_tau(c.mean, np.stack([harm(p.stats) for p in played], axis=1))
     near = c.farming_surplus.high > -CERTIFIED_EVG_NORM * c.gain
     left = {name: 1.0 - float(b.upper[r]) / c.gain if c.gain > 0 else float("nan") for name, b in bounds.items()}
-    # What was found, and what a single action may earn at most though it was not found.
-    holds = c.evg_norm.low >= CERTIFIED_EVG_NORM and left[SINGLES] >= CERTIFIED_EVG_NORM
-    certified = not exploits and holds and not near and tau >= CERTIFIED_TAU
+    needs = {
+        f"EVG_norm ≥ {CERTIFIED_EVG_NORM}": c.evg_norm.low >= CERTIFIED_EVG_NORM,
+        # What a single action may earn at most, though it was not found.
+        f"EVG_norm ≥ {CERTIFIED_EVG_NORM} against the bound on single actions": left[SINGLES] >= CERTIFIED_EVG_NORM,
+        "no farming loop near the best honest policy": not near,
+        f"τ ≥ {CERTIFIED_TAU}": tau >= CERTIFIED_TAU,
+    }
+    unmet = [name for name, met in needs.items() if not met]
     return {
         "scenario": arena.scenario.id,
         "rules": arena.rules,
         "reward": arena.rewards[r],
         "personality": arena.personality,
-        "verdict": DEGENERATE if exploits else CERTIFIED if certified else UNDECIDED,
+        "verdict": DEGENERATE if exploits else UNDECIDED if unmet else CERTIFIED,
         "exploits": exploits,
+        "unmet": unmet,
         "episodes": len(played[0].stats.length),
         "evg": c.evg.value,
         "evg_ci": list(c.evg[1:]),
