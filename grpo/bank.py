@@ -99,18 +99,22 @@ def groups(dims: Dims, params: Params, bank: Bank, *, campaign: Array | None = N
     Two rows are of one group when tick, alerts and forensic results in view, their ages and severities or confidences
     to `digits` decimals, and the controls and confirmations on every entity are the same, once the entities that alerts
     or results name are numbered by first appearance. All others are told apart by kind, value and marks only. Where
-    the rules do not deal the roles anew each episode, an entity's place in the list matters as well. `campaign`, (P,)
-    numbers, equal for params that differ only in the order of their entities; by default all campaigns differ.
+    the rules do not deal the roles anew each episode, an entity's place in the list matters as well, and where they may
+    deal them among those alike, its group does. `campaign`, (P,) numbers, equal for params that differ only in the
+    order of their entities; by default all campaigns differ.
     """
     number = np.arange(len(params.personality_weights)) if campaign is None else np.asarray(campaign)
-    obs, fixed = observe(dims, params, bank), ~np.asarray(params.rules.unknown_path)
+    obs, rules = observe(dims, params, bank), params.rules
+    anew, alike = (np.asarray(x)[:, None] for x in (rules.unknown_path, rules.believable_paths > 0))
+    listed = np.arange(dims.entities)
+    place = np.where(anew, np.where(alike, params.scenario.group, -1), listed).tolist()
     verbs, entities = (x.tolist() for x in actions.table(dims))
     group_of: dict[Any, int] = {}
     slot_of: dict[Any, int] = {}
     group = np.zeros(len(bank.params_index), np.int32)
     slot = np.full((len(group), dims.actions), -1, np.int32)
     for r, p in enumerate(bank.params_index.tolist()):
-        shown, names = _canonical(dims, jax.tree.map(lambda x, r=r: x[r].tolist(), obs), bool(fixed[p]), digits)
+        shown, names = _canonical(dims, jax.tree.map(lambda x, r=r: x[r].tolist(), obs), place[p], digits)
         group[r] = group_of.setdefault((int(number[p]), shown), len(group_of))
         for a, (verb, entity) in enumerate(zip(verbs, entities, strict=True)):
             if entity < 0 or entity in names:
@@ -118,10 +122,10 @@ def groups(dims: Dims, params: Params, bank: Bank, *, campaign: Array | None = N
     return Groups(group, slot)
 
 
-def _canonical(dims: Dims, obs: Observation, fixed: bool, digits: int) -> tuple[Any, dict[int, Any]]:
+def _canonical(dims: Dims, obs: Observation, place: list[int], digits: int) -> tuple[Any, dict[int, Any]]:
     """(what a row shows, hashable; a name for each entity that exists). `obs` holds lists and numbers of one row."""
     looks = {
-        e: (e >= dims.assets, round(obs.value[e], 6), tuple(row[e] for row in obs.marks), e if fixed else -1)
+        e: (e >= dims.assets, round(obs.value[e], 6), tuple(row[e] for row in obs.marks), place[e])
         for e in range(dims.entities)
         if obs.exists[e]
     }

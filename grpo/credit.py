@@ -17,14 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
+from jax.scipy.special import gammaln
 from jax.sharding import Mesh, PartitionSpec
 
 from grpo.bank import Bank, Groups, concatenate, groups, take
 from jaxsim import actions, check, env, reward, telemetry
 from jaxsim.noise import Noise
-from jaxsim.policies import BASELINES, EVIDENCE, HEURISTIC, Policy
+from jaxsim.policies import BASELINES, EVIDENCE, HEURISTIC, Handled, Policy
 from jaxsim.rollouts import episode_keys, tick_noise
-from jaxsim.types import HORIZON, RUNNING, Dims, Observation, Params, State
+from jaxsim.types import CUT_OFF, HORIZON, PATCHED, RUNNING, Dims, Observation, Params, State
 
 REDEAL = 2**31 - 1  # folded into a future's key for the roles; no tick is so late
 ROUNDING = 1e-4  # points: float32 sums of a whole episode may differ by so much where nothing differs
@@ -52,21 +53,40 @@ def unseen(dims: Dims, obs: Observation) -> Array:
     return obs.exists & ~mentioned & ~jnp.any(obs.marks, axis=0)
 
 
+def dealt_alike(dims: Dims, state: State, params: Params, u: Array) -> Array:
+    """() bool, drawn with the uniform `u` given who plays which role: whether roles were dealt within groups only."""
+    s, share = params.scenario, params.rules.believable_paths
+    kind = (np.arange(dims.entities, dtype=np.int32) >= dims.assets).astype(np.int32)
+    there = s.exists.astype(jnp.float32)
+    role = jnp.where(s.targets >= 0, s.targets, dims.entities)
+    named = jnp.zeros(dims.entities, jnp.float32).at[role].set(1.0, mode="drop")
+
+    def deals(group: Array) -> Array:
+        """Logarithm of the number of ways to deal the roles that are named."""
+        size, roles = (jnp.zeros(dims.entities, jnp.float32).at[group].add(x) for x in (there, named))
+        return jnp.sum(gammaln(size + 1.0) - gammaln(size - roles + 1.0))
+
+    could = jnp.all((s.targets < 0) | (s.group[state.targets] == s.group[s.targets]))
+    odds = jnp.log(share) - jnp.log1p(-share) + deals(kind) - deals(s.group)
+    return could & (u < jax.nn.sigmoid(odds))
+
+
 def redeal(dims: Dims, state: State, params: Params, key: Array) -> State:
     """The same state with the hidden roles of unseen assets, and of unseen identities, in a random permutation.
 
     An exact sample given what is in view: where the rules deal roles anew each episode (`unknown_path`), all deals that
-    differ only among the unseen entities of a kind were equally likely, and show the same. Elsewhere the state as it
-    is. What stays: whether there is an attack, how far it is, and the roles of what has been seen.
+    differ only among the unseen entities of a kind, or, in an episode that is believable, of a group, were equally
+    likely, and show the same. Elsewhere the state as it is. What stays: whether there is an attack, how far it is, and
+    the roles of what has been seen, or contained and restored.
     """
-    free = unseen(dims, env.observe(dims, state, params)) & params.rules.unknown_path
+    free = unseen(dims, env.observe(dims, state, params)) & ~state.touched & params.rules.unknown_path
     a, n = dims.assets, dims.entities
     listed, keys = np.arange(n, dtype=np.int32), jax.random.uniform(key, (n,), jnp.float32)
-    # Sorted by kind first, then the seen behind the unseen: those are the same entities in both orders.
-    kind = (listed >= a).astype(np.float32) * 4.0
-    rank = kind + jnp.where(free, 0.0, 2.0)
-    slots = jnp.argsort(rank + listed.astype(np.float32) / n)
-    order = jnp.argsort(rank + jnp.where(free, keys, listed.astype(np.float32) / n))
+    alike = dealt_alike(dims, state, params, jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32))
+    group = jnp.where(alike, params.scenario.group, (listed >= a).astype(np.int32))
+    # Sorted by group first, then the seen behind the unseen: those are the same entities in both orders.
+    slots = jnp.lexsort((listed, ~free, group))
+    order = jnp.lexsort((jnp.where(free, keys, listed.astype(np.float32)), ~free, group))
     place = jnp.zeros(n, jnp.int32).at[slots].set(order.astype(jnp.int32))
 
     def moved(entity: Array) -> Array:
@@ -84,13 +104,16 @@ def memory_at(dims: Dims, policy: Policy, parameters: Any, obs: Observation) -> 
     """The memory of a policy that is switched on in mid-episode.
 
     The evidence and heuristic baselines remember what was investigated: that is read off the forensic results in view.
-    Any other policy, a recurrent one too, starts with its empty memory, as at the start of an episode.
+    Of the evidence baseline's own containments and rebuilds that leaves what the marks say, not when they were. Any
+    other policy, a recurrent one too, starts with its empty memory, as at the start of an episode.
     """
     if policy not in (EVIDENCE, HEURISTIC):
         return policy.init(dims, parameters)
     shown = (obs.forensics.number >= 0).astype(jnp.int32)
     counts = jnp.zeros(dims.entities, jnp.int32).at[obs.forensics.entity].add(shown)
-    return counts if policy == EVIDENCE else counts > 0
+    if policy == HEURISTIC:
+        return counts > 0
+    return Handled(counts, jnp.zeros_like(counts), obs.marks[PATCHED] & obs.marks[CUT_OFF] & dims.restore)
 
 
 class _Row(NamedTuple):

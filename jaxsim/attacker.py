@@ -32,12 +32,14 @@ def deal(dims: Dims, bits: Array, params: Params) -> Dealt:
 
     def permuted(seed: Array, role: Array, first: int, size: int) -> Array:
         """Who plays each role: permuted within groups, or else among all `size` entities from `first` on."""
+        if not size:
+            return role
         group = jnp.where(alike, scenario.group[first : first + size], first)
         keys = scramble(seed, np.arange(size, dtype=np.uint32))
         index = jnp.maximum(role - first, 0)
         own, its_group = scramble(seed, index.astype(jnp.uint32)), group[index]
         there = scenario.exists[first : first + size]
-        before = there & (group == its_group[:, None]) & (keys < own[:, None])
+        before = there[None] & (group[None] == its_group[:, None]) & (keys[None] < own[:, None])
         place = its_group + jnp.sum(before, axis=1, dtype=jnp.int32)
         return jnp.where(alike, scenario.members[place], place)
 
@@ -78,7 +80,7 @@ def supported(dims: Dims, state: State, params: Params) -> Array:
     held = jnp.any(state.taken & ~state.controls[:2], axis=0) | ~jnp.any(scenario.stage_compromises, axis=1)
     gives = (state.status == SUCCEEDED) & (held | ~params.rules.foothold)
     bits = jnp.pad(gives, (0, 32 * dims.words - dims.stages)).reshape(dims.words, 32).astype(jnp.uint32)
-    words = jnp.sum(bits << np.arange(32, dtype=np.uint32), axis=1, dtype=jnp.uint32)
+    words = jnp.sum(bits << np.arange(32, dtype=np.uint32)[None], axis=1, dtype=jnp.uint32)[None]
     options = scenario.options
     one = jnp.any(options & words != 0, axis=1) | jnp.all(options == 0, axis=1)
     return jnp.all(scenario.needs & ~words == 0, axis=1) & one
@@ -103,7 +105,9 @@ def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params
     # Nothing starts on the tick of a setback, so its draw of a dwell is free.
     setback = ended & ~success & rules.persistence
     rest = integer(noise[Noise.DWELL], rules.retry_delay[0], rules.retry_delay[1])
-    again = jnp.where(state.personality.reroutes, state.order | LAST, k - 2**INDEX_BITS)
+    # One that insists prefers this stage to all others, those too on which it insisted before.
+    ahead = (jnp.minimum(jnp.min(state.order), 0) >> INDEX_BITS) - 1
+    again = jnp.where(state.personality.reroutes, state.order | LAST, (ahead << INDEX_BITS) + k)
     compromises = jnp.where(success & scenario.stage_compromises[k], state.targets[:, k], dims.entities)
     hit = (state.targets[:, : dims.stages] == compromises[:, None]) & scenario.stage_compromises.T
     state = state._replace(

@@ -57,10 +57,13 @@ def parse_action(text: str, scenario: scenarios.Scenario, dims: Dims) -> int:
     _belongs(scenario, dims)
     words = text.split()
     verb = words[0] if words else ""
-    if verb not in VERBS:
-        near = get_close_matches(verb.upper(), VERBS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(VERBS)}"
-        raise ValueError(f"action {text!r}: verb {verb!r} is unknown; {hint}")
+    verbs, entities = table(dims)
+    usable = [name for i, name in enumerate(VERBS) if i in verbs]
+    if verb not in usable:
+        near = get_close_matches(verb.upper(), usable, 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(usable)}"
+        what = "is none under these rules; add +liftable to them, or" if verb in VERBS else "is unknown;"
+        raise ValueError(f"action {text!r}: verb {verb!r} {what} {hint}")
     if VERBS.index(verb) == MONITOR:
         if len(words) > 1:
             raise ValueError(f"action {text!r}: MONITOR takes no target; leave out {words[1]!r}")
@@ -68,7 +71,6 @@ def parse_action(text: str, scenario: scenarios.Scenario, dims: Dims) -> int:
     if len(words) != 2:
         raise ValueError(f"action {text!r}: {verb} takes exactly one target, as in '{verb} assets[0]'")
     entity = _entity(words[1], text, scenario, dims)
-    verbs, entities = table(dims)
     found = np.flatnonzero((verbs == VERBS.index(verb)) & (entities == entity))
     if not len(found):
         kind = "an identity" if VERBS.index(verb) == REVOKE_IDENTITY else "an asset"

@@ -240,10 +240,11 @@ def act_evidence(
     verb = jnp.where(entity < dims.assets, ISOLATE_ASSET, REVOKE_IDENTITY)
     direct = convicted | contains
 
-    recovery, recovers = _recovery(dims, p, handled, obs, later) if dims.restore else (MONITOR, False)
-
-    # What was contained on suspicion is still to be looked at where a verdict can set it free.
-    closed = cut_off & (obs.marks[CONFIRMED] | (p.clean_at > 1.0)) if dims.restore else cut_off
+    recovery, recovers, closed = jnp.int32(MONITOR), jnp.zeros((), bool), cut_off
+    if dims.restore:
+        recovery, recovers = _recovery(dims, p, handled, obs, later)
+        # What was contained on suspicion is still to be looked at where a verdict can set it free.
+        closed = cut_off & (obs.marks[CONFIRMED] | (p.clean_at > 1.0))
     suspect = target(~closed & (counts < p.repeats))
     look, looks = worst_alert(alerts, recent & (alerts.severity >= p.investigate_at) & (suspect >= 0))
     looks &= ~confirmed & ~direct & ~recovers

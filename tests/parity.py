@@ -46,7 +46,7 @@ assets:
 identities:
   - {id: alice, role: clerk, privilege: 0.5}
   - {id: bob, role: admin, privilege: 1.0}
-  - {id: carol, role: auditor, privilege: 0.0}
+  - {id: carol, role: clerk, privilege: 0.0}
 stages: # listed against the order in which they can run
   - {id: out-by-mail, name: m, tactic: TA0010, technique: T1041, prerequisites: [foothold],
      any_prerequisites: [spray, collect], asset: mailer, dwell: [3, 3], success: 0.5, detection: 0.9, lag: [0, 0],
@@ -121,18 +121,27 @@ benign:
 CAMPAIGNS = {name: scenarios.load(name) for name in scenarios.names()}
 SCENARIOS = CAMPAIGNS | {s.id: s for s in map(scenarios.loads, (BRANCHING, NO_IDENTITIES, ROUTINE))}
 DIMS = dims_of(list(SCENARIOS.values()))  # one size for all, so that each program here is compiled once
+LIFTABLE_DIMS = DIMS._replace(restore=True)  # and once more for rules that bring RESTORE
 CELLS = list(itertools.product(SCENARIOS, twin.PERSONALITIES))
 
-# Played under hardened rules.
+# Played under hardened rules; and, under names of their own, with all switches on.
 HARDENED = {name: scenarios.load(name) for name in scenarios.names("hardened")}
 HARDENED_DIMS = dims_of(list(HARDENED.values()))
+LIFTABLE = {f"{name}, liftable": scenario for name, scenario in HARDENED.items()}
 
 TOLERANCE = 1e-5  # single against double precision
 EDGE = 1e-6  # draws this near to a threshold may fall on either side of it
 STATUS = ("idle", "in_progress", "succeeded", "failed", "blocked")
 END = (None, "exfil", "attacker_done", "horizon")
-PRESETS = {"classic": twin.CLASSIC, "hardened": twin.HARDENED}
+ALL_ON = "hardened+foothold+liftable+eradication+believable_paths"
+PRESETS = {
+    "classic": twin.CLASSIC,
+    "hardened": twin.HARDENED,
+    ALL_ON: twin.HARDENED._replace(foothold=True, liftable=True, eradication=True, believable_paths=0.5),
+}
 SWITCHES = twin.Rules._fields
+LOOKING = {"investigation": -0.25}  # what no preset charges for
+REWARDS = {**twin.REWARDS, "looking": twin.LINEAR | LOOKING}
 
 
 # --- the simulator: whole episodes of given actions ------------------------------------------------------------------
@@ -153,8 +162,9 @@ def stack(many: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *x: jnp.stack(x), *many)
 
 
-def three_rewards() -> RewardWeights:
-    rewards: RewardWeights = stack([reward.weights(name) for name in twin.REWARDS])
+def all_rewards() -> RewardWeights:
+    """Those of REWARDS, in that order."""
+    rewards: RewardWeights = stack([*map(reward.weights, twin.REWARDS), reward.weights("linear", **LOOKING)])
     return rewards
 
 
@@ -187,15 +197,15 @@ def params_of(name: str, personality: str) -> Params:
 
 
 def scenario_of(name: str) -> scenarios.Scenario:
-    return (SCENARIOS | HARDENED)[name]
+    return (SCENARIOS | HARDENED | LIFTABLE)[name]
 
 
 def dims_for(name: str) -> Dims:
-    return HARDENED_DIMS if name in HARDENED else DIMS
+    return DIMS if name in SCENARIOS else HARDENED_DIMS._replace(restore=name in LIFTABLE)
 
 
 def preset_of(name: str) -> str:
-    return "hardened" if name in HARDENED else "classic"
+    return "classic" if name in SCENARIOS else ALL_ON if name in LIFTABLE else "hardened"
 
 
 @partial(jax.jit, static_argnames="dims")
@@ -281,6 +291,9 @@ class Reader:
             earned=s.earned,
             acted=s.acted,
             put_off={x for x, old, new in zip(self.stages, self.places, s.order, strict=False) if old != new},
+            active_counted={x for x, on in zip(self.stages, s.counted[0], strict=False) if on},
+            preemptive_counted={x for x, on in zip(self.stages, s.counted[1], strict=False) if on},
+            ever_contained=self.names(s.touched),
             isolated=cut_off & self.fresh.criticality.keys(),
             egress_blocked=self.names(s.marks[EGRESS_BLOCKED]),
             patched=self.names(s.marks[PATCHED]),
@@ -331,6 +344,7 @@ def rows(tree: Any, length: int) -> list[Any]:
 EXACT = (
     *("status", "tick", "done", "end", "current", "stage_end", "acted", "isolated", "egress_blocked"),
     *("patched", "revoked", "compromised", "confirmed", "next_start", "out", "earned"),
+    *("active_counted", "preemptive_counted", "ever_contained"),
 )
 
 
@@ -373,13 +387,14 @@ def signals_of(tick: twin.Tick) -> Signals:
         clean=tick.clean,
         stages_left=left * tick.other,
         passive=tick.other and not tick.acted,
+        investigations=tick.investigations,
     )
 
 
 def points_of(tick: twin.Tick) -> list[float]:
     """The seven channels and the total under each reward, the rewards one after the other."""
     found: list[float] = []
-    for weights in twin.REWARDS.values():
+    for weights in REWARDS.values():
         parts = twin.channels(tick, weights)
         found += [*(parts[name] for name in Channels._fields), twin.total(parts, weights)]
     return found
@@ -437,7 +452,7 @@ def first_difference(
         tick = twin.step(state, named_action(reader.scenario, reader.dims, action), u)
         found = differences(reader.read(row.state), state)
         found += [f for f, a, b in zip(Signals._fields, row.signals, signals_of(tick), strict=True) if differ(a, b)]
-        ours = [x for r in range(len(twin.REWARDS)) for x in (*(c[r] for c in row.channels), row.total[r])]
+        ours = [x for r in range(len(REWARDS)) for x in (*(c[r] for c in row.channels), row.total[r])]
         if any(map(differ, ours, points_of(tick))):
             found.append("points")
         if differ(row.state.load, tick.load):
@@ -465,7 +480,10 @@ def dealt_by(rules: twin.Rules, scenario: scenarios.Scenario, dealt: twin.Dealt)
     roles, players = zip(*cast, strict=True)
     one_each = len(cast) == len(set(roles)) == len(set(players))
     same_kind = all(a in kind if b in kind else a not in kind for a, b in cast for kind in kinds)
-    return one_each and same_kind and sorted(dealt.order) == sorted(listed.order)
+    like: dict[str | None, Any] = {x.id: (x.kind, x.segment) for x in scenario.assets}
+    like |= {x.id: x.role for x in scenario.identities} | {None: None}
+    believable = rules.believable_paths < 1 or all(like[a] == like[b] for a, b in cast)
+    return one_each and same_kind and believable and sorted(dealt.order) == sorted(listed.order)
 
 
 def differ(a: float, b: float) -> bool:
@@ -523,7 +541,6 @@ def is_close_call(state: twin.State, u: twin.Draws) -> bool:
     return (
         any(near(s, 0.26, 0.48, 0.52) for s in severities)
         or any(0 < abs(a - b) < EDGE for a, b in pairs)
-        or near_step(u.policy_verb, 6)
-        or near_step(u.policy_verb, 5)
+        or any(near_step(u.policy_verb, n) for n in (5, 6, 7))
         or any(near_step(u.policy_target, n) for n in counts)
     )

@@ -51,6 +51,13 @@ CASES: list[tuple[Any, str, Call, list[Any]]] = [
         lambda x: jaxsim.make(SCENARIO, dims=x),
         [SMALL._replace(stages=0), SMALL._replace(alerts=0)],
     ),
+    (
+        jaxsim.make,
+        "dims.restore",
+        lambda x: jaxsim.make(SCENARIO, dims=ENV.dims._replace(restore=x)),
+        [None, 1, "yes", True],
+    ),
+    (jaxsim.make, "dims.restore", lambda x: jaxsim.make(SCENARIO, rules=x, dims=ENV.dims), ["classic+liftable"]),
     (jaxsim.make, "does not fit", lambda x: jaxsim.make(SCENARIO, dims=x), [SMALL]),
     (jaxsim.make, "auto_reset", lambda x: jaxsim.make(SCENARIO, auto_reset=x), [None, "yes", 1]),
     (jaxsim.Env.reset, "key", lambda x: ENV.reset(x, PARAMS), [None, 0, "0", KEYS, np.zeros(2)]),

@@ -17,7 +17,7 @@ from jaxsim.audit.budgets import Budget
 from jaxsim.policies import BASELINES, FARM, PLAN, FarmParams
 from jaxsim.replays import load_record, play_record
 from jaxsim.rollouts import episode_keys, rollout_many
-from jaxsim.types import CONFIRMED, INVESTIGATE, RewardWeights
+from jaxsim.types import CONFIRMED, INVESTIGATE, RewardWeights, Signals
 
 ROOT = Path(__file__).parent.parent
 SUPPLY = "supply_chain_token_drift"
@@ -193,7 +193,7 @@ def test_grid_moves_one_weight_at_a_time() -> None:
 
 
 def test_gaps_select_on_one_ledger_and_measure_on_the_other() -> None:
-    base = np.zeros((3, 13), np.float32)
+    base = np.zeros((3, len(Signals._fields)), np.float32)
     base[0, 0] = base[1, 1] = base[2, 3] = 1.0  # a detection, an active block, a containment
     seeing, blind = np.asarray([0, 1, 1, 0, 0], bool), np.asarray([1, 0, 0, 1, 1], bool)
     #                     monitor    sees a     sees b     blind a    blind b

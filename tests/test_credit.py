@@ -30,6 +30,7 @@ from jaxsim.types import (
     INVESTIGATE,
     ISOLATE_ASSET,
     MONITOR,
+    PATCHED,
     RUNNING,
     SUCCEEDED,
     Dims,
@@ -95,20 +96,19 @@ points = jax.jit(lambda signals, weights: reward.total(reward.channels(signals, 
 
 def played(state: State, action: int, params: Params, future: Any) -> float:
     """The return-to-go of one future, step by step."""
-    choice, total, counts = jnp.int32(action), 0.0, None
+    choice, total, memory = jnp.int32(action), 0.0, None
     while True:
         block = tick_noise(future, state.tick + 1)
-        if counts is not None:
-            choice, counts = act(counts, observe(state, params), block[Noise.POLICY_VERB :])
+        if memory is not None:
+            choice, memory = act(memory, observe(state, params), block[Noise.POLICY_VERB :])
         state, signals = transition(state, choice, block, params)
         total += float(points(signals, params.reward))
         if state.end != RUNNING:
             return total
-        if counts is None:
-            seen = observe(state, params).forensics
-            counts = jnp.zeros(DIMS.entities, jnp.int32)
+        if memory is None:
+            seen, memory = observe(state, params).forensics, EVIDENCE.init(DIMS, PARAMETERS)
             for number, entity in zip(seen.number, seen.entity, strict=True):
-                counts = counts.at[entity].add(int(number >= 0))
+                memory = memory._replace(counts=memory.counts.at[entity].add(int(number >= 0)))
 
 
 @pytest.mark.parametrize("redealt", [False, True])
@@ -260,12 +260,47 @@ def test_redealing_is_uniform() -> None:
     assert seen.targets[0, exfil] == state.targets[0, exfil]
 
 
+def test_what_was_contained_and_restored_keeps_its_role() -> None:
+    state, _ = before_exfil()
+    way_out = state.targets[0, state.stage]
+    touched = state._replace(touched=state.touched.at[way_out].set(True))
+    for key in jax.random.split(KEY, 5):
+        assert redeal(touched, rows_of(0), key).targets[0, state.stage] == way_out
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_redealing_leaves_as_many_episodes_believable_as_there_were(share: float) -> None:
+    """And among those the way out, one of two services of the edge, is as often the one as the other."""
+    params, episodes = rows_of(0), 4000
+    params = params._replace(rules=params.rules._replace(believable_paths=jnp.float32(share)))
+    roles, group = (np.asarray(x) for x in (params.scenario.targets, params.scenario.group))
+    keys = jax.random.split(KEY, (2, episodes))
+    began = jax.jit(jax.vmap(lambda key: env.reset(DIMS, key, params)))(keys[0])
+    again = jax.jit(jax.vmap(lambda state, key: credits.redeal(DIMS, state, params, key)))(began, keys[1])
+    before, after = (
+        ((group[np.asarray(s.targets)] == group[roles]) | (roles < 0)).all(axis=(1, 2)) for s in (began, again)
+    )
+    assert abs(after.mean() - before.mean()) <= 5 * np.sqrt(share * (1 - share) * 2 / episodes)
+    exfil = int(np.flatnonzero(params.scenario.stage_exfil)[0])
+    way_out, was = (np.asarray(s.targets)[:, 0, exfil] for s in (again, began))
+    alike = np.flatnonzero(group == group[roles[0, exfil]])
+    assert len(alike) == 2 and set(way_out[after].tolist()) == set(alike.tolist())
+    for some in (before, before & (was == alike[0])):
+        assert abs((way_out[some & after] == alike[0]).mean() - 0.5) < 5 * 0.5 / np.sqrt((some & after).sum())
+    # An episode that is none of these is dealt among all.
+    assert share == 1 or (len(set(way_out[~before].tolist())) == 6 and before.mean() > 0.4)
+
+
 def test_memory_of_a_policy_switched_on_late() -> None:
     state, _ = before_exfil()
     ring = state.forensics._replace(entity=jnp.asarray([3, 7, 3, 5, 0, 0, 0, 0], jnp.int32), count=jnp.int32(3))
     obs = observe(state._replace(forensics=ring), rows_of(0))
-    counts = credits.memory_at(DIMS, EVIDENCE, PARAMETERS, obs)
-    assert counts.tolist() == [2 if e == 3 else 1 if e == 7 else 0 for e in range(DIMS.entities)]
+    memory = credits.memory_at(DIMS, EVIDENCE, PARAMETERS, obs)
+    assert memory.counts.tolist() == [2 if e == 3 else 1 if e == 7 else 0 for e in range(DIMS.entities)]
+    assert not memory.since.any() and not memory.rebuilt.any()
+    isolated = obs._replace(marks=obs.marks.at[CUT_OFF, 1:3].set(True).at[PATCHED, 2:4].set(True))
+    rebuilt = credits.memory_at(DIMS._replace(restore=True), EVIDENCE, PARAMETERS, isolated).rebuilt
+    assert np.flatnonzero(rebuilt).tolist() == [2]
     assert np.flatnonzero(credits.memory_at(DIMS, HEURISTIC, None, obs)).tolist() == [3, 7]
     assert credits.memory_at(DIMS, FARM, None, obs) == 0
 
@@ -339,13 +374,18 @@ def test_groups_tell_apart_what_is_seen_and_nothing_else() -> None:
     ]
     found = banks.groups(DIMS, HARDENED, as_bank(states, [0] * len(states)))
     assert found.group.tolist() == [0, 0, 1, 1, 2, 3, 4, 5, 6]
-    value = np.asarray(HARDENED.scenario.value[0])
+    value, group = np.asarray(HARDENED.scenario.value[0]), np.asarray(HARDENED.scenario.group[0])
+    rules = HARDENED.rules._replace(believable_paths=np.full(2, 0.5, np.float32))
+    believable = banks.groups(DIMS, HARDENED._replace(rules=rules), as_bank(states, [0] * len(states)))
+    assert believable.group.tolist() == found.group.tolist()
     isolate = [int(encode(DIMS, jnp.int32(ISOLATE_ASSET), jnp.int32(e))) for e in range(DIMS.assets)]
     for e in range(DIMS.assets):
         for f in range(e):
             if HARDENED.scenario.exists[0][e] and HARDENED.scenario.exists[0][f]:
                 alike = found.slot[0, isolate[e]] == found.slot[0, isolate[f]]
                 assert alike == (value[e] == value[f]), "unseen assets of one value are one"
+                alike = believable.slot[0, isolate[e]] == believable.slot[0, isolate[f]]
+                assert alike == (value[e] == value[f] and group[e] == group[f]), "and of one group, where that matters"
     classic = banks.groups(DIMS, CLASSIC, as_bank(states, [0] * len(states)))
     legal = credits.legal_actions(DIMS, CLASSIC, as_bank(states[:1], [0]))[0]
     assert len(set(classic.slot[0, legal].tolist())) == legal.sum(), "where roles are fixed, every place counts"

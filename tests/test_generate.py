@@ -252,7 +252,7 @@ def test_compiled_directly_or_as_a_scenario(entities: int, extra: int) -> None:
     networks = draw(range(few), entities)
     dims = dims_of_networks(networks)
     built = [scenario(networks, k) for k in range(few)]
-    assert dims == dims_of(built)
+    assert dims == dims_of(built) and dims_of_networks(networks, True) == dims_of(built, True)
     dims = dims._replace(
         assets=dims.assets + extra,
         identities=dims.identities + extra,

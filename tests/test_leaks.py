@@ -15,8 +15,8 @@ from jaxsim import env
 from jaxsim.actions import table
 from jaxsim.compile import dims_of
 from jaxsim.rollouts import episode_keys, start, tick_noise
-from jaxsim.rules import PERSONALITIES
-from jaxsim.types import EXFIL, INVESTIGATE, RUNNING, AlertRing, ForensicRing, Observation, Params, State
+from jaxsim.rules import PERSONALITIES, restores
+from jaxsim.types import EXFIL, INVESTIGATE, RUNNING, AlertRing, Dims, ForensicRing, Observation, Params, State
 
 SCENARIO = scenarios.load("insider_repo_pivot_hardened")
 DIMS = dims_of([SCENARIO])
@@ -28,9 +28,16 @@ PUBLIC = {".scenario.horizon", ".scenario.exists", ".scenario.value"}
 HIDDEN = sorted(set(State._fields) - {"tick", "marks", "alerts", "forensics", "end"})
 
 
+ALL_ON = "hardened+foothold+liftable+eradication+believable_paths"
+
+
+def dims_under(rules: str) -> Dims:
+    return DIMS._replace(restore=restores(rules))
+
+
 @cache
 def params_of(rules: str) -> Params:
-    return env.make_params(SCENARIO, DIMS, rules, "operational", "any")
+    return env.make_params(SCENARIO, dims_under(rules), rules, "operational", "any")
 
 
 def paths(tree: Any) -> list[str]:
@@ -105,21 +112,21 @@ def play(params: Params, keys: Any, plans: Any) -> State:
     return jax.vmap(lambda key, plan: play_on(params, start(DIMS, key, params), key, plan))(keys, plans)
 
 
-def play_on(params: Params, state: State, key: Any, plan: Any) -> State:
+def play_on(params: Params, state: State, key: Any, plan: Any, dims: Dims = DIMS) -> State:
     """States from `state` on, leading axis T + 1, under the noise of `key`."""
 
     def tick(state: State, action: Any) -> tuple[State, State]:
-        after, _ = env.transition(DIMS, state, action, tick_noise(key, state.tick + 1), params)
+        after, _ = env.transition(dims, state, action, tick_noise(key, state.tick + 1), params)
         return after, after
 
     _, states = jax.lax.scan(tick, state, plan)
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state, states)
 
 
-def busy_episodes(episodes: int = 32, but: int | None = None) -> tuple[Any, Any]:
+def busy_episodes(episodes: int = 32, but: int | None = None, dims: Dims = DIMS) -> tuple[Any, Any]:
     """Keys, and plans (E, T) in which one tick in four has an action, none of them of the verb `but`."""
     rng = np.random.default_rng(5)
-    usable = np.flatnonzero(table(DIMS)[0] != but)
+    usable = np.flatnonzero(table(dims)[0] != but)
     plans = np.where(rng.random((episodes, TICKS)) < 0.25, rng.choice(usable, (episodes, TICKS)), 0).astype(np.int32)
     return episode_keys(jax.random.key(5), episodes), jnp.asarray(plans)
 
@@ -133,9 +140,9 @@ def play_worlds(rules: str) -> tuple[State, Params]:
     No stage raises an alert, and nobody investigates: what happens can be known from nothing. The benign activities
     keep their roles, since their alerts name them.
     """
-    params = params_of(rules)
+    params, dims = params_of(rules), dims_under(rules)
     silent = params.scenario._replace(stage_detection=jnp.zeros(DIMS.stages, jnp.float32))
-    keys, plans = busy_episodes(6, INVESTIGATE)
+    keys, plans = busy_episodes(6, INVESTIGATE, dims)
 
     def world(luck: Any) -> State:
         roles, order, who, success, delay, retry, attack = jax.random.split(luck, 7)
@@ -159,7 +166,7 @@ def play_worlds(rules: str) -> tuple[State, Params]:
                 attack=jax.random.bernoulli(attack, 0.75),
                 next_start=jax.random.randint(delay, (), 1, 22),
             )
-            return play_on(own, state, key, plan)
+            return play_on(own, state, key, plan, dims)
 
         return jax.vmap(episode)(keys, plans)
 
@@ -195,6 +202,15 @@ def test_hidden_worlds_look_alike_to_the_last_bit(worlds: tuple[State, Params]) 
     assert len({tuple(x) for x in states.succeeded[:, :, -1].tolist()}) > WORLDS // 4
     out = np.asarray(states.end[:, :, -1] == EXFIL)
     assert 0.02 < out.mean() < 0.98 and len(set(states.who[:, 0, 0].tolist())) == len(PERSONALITIES)
+
+
+def test_with_all_switches_on_they_look_alike_too() -> None:
+    """Controls are lifted again, and assets rebuilt."""
+    worlds = play_worlds(ALL_ON)
+    assert leaks(env.observe, worlds) == []
+    marks, compromised = worlds[0].marks, worlds[0].compromised
+    assert (marks[0, :, :-1] & ~marks[0, :, 1:]).any(axis=(0, 1, 3)).tolist() == [True, True, False, False]
+    assert (compromised[:, :, :-1] & ~compromised[:, :, 1:]).any()
 
 
 def test_under_classic_rules_the_same_worlds_differ() -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import scenarios
 from jaxsim import actions, env, recurrent
-from jaxsim.audit import checkpoint, policy_training, ppo
+from jaxsim.audit import checkpoint, evaluation, policy_training, ppo
 from jaxsim.compile import dims_of
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE
 from jaxsim.recurrent import MASKED, PRIVILEGED, SEEING, VIEWS, Learned, Weights
@@ -34,16 +34,16 @@ def optax() -> Iterator[None]:
         yield
 
 
-DIMS = Dims(assets=6, identities=4, stages=3, max_lag=2)
+DIMS = Dims(assets=6, identities=4, stages=3, max_lag=2, restore=True)
 EXISTS = np.asarray([True] * 5 + [False] + [True] * 3 + [False])
 WIDTH = 8
 TOY = scenarios.loads(NO_IDENTITIES)
 TOY_DIMS = dims_of([TOY])
 
 
-def weights_of(seed: int) -> Weights:
+def weights_of(seed: int, restore: bool = True) -> Weights:
     """Random weights, large enough that every input matters, with no action ahead."""
-    drawn = recurrent.init_weights(jax.random.key(seed), WIDTH)
+    drawn = recurrent.init_weights(jax.random.key(seed), WIDTH, restore)
     noise = iter(jax.random.split(jax.random.key(seed + 1), len(drawn)))
     return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(noise), x.shape), drawn)._replace(
         wait_bias=jnp.zeros(())
@@ -178,14 +178,15 @@ def test_illegal_actions_are_never_taken() -> None:
             assert legal[np.asarray(taken)].all()
 
 
-def test_a_network_policy_plays_no_invalid_action() -> None:
+@pytest.mark.parametrize("restore", [False, True])
+def test_a_network_policy_plays_no_invalid_action(restore: bool) -> None:
     """In a padded scenario, sampling, and every verb that there is a target for."""
-    dims = TOY_DIMS._replace(assets=4, identities=2)
-    params = env.make_params(TOY, dims, "hardened", "operational", "any")
-    policy = Learned(weights_of(7), np.bool_(False))
+    dims = TOY_DIMS._replace(assets=4, identities=2, restore=restore)
+    params = env.make_params(TOY, dims, "hardened" + "+liftable" * restore, "operational", "any")
+    policy = Learned(weights_of(7, restore), np.bool_(False))
     stats = rollout(env.Env(dims), params, recurrent.POLICIES[SEEING], policy, jax.random.key(0), 64)
     assert stats.signals.invalid.sum() == 0 and (stats.length == TOY.horizon).all()
-    assert (stats.verbs.sum(axis=0) > 0).tolist() == [True] * 5 + [False], "there is nobody to revoke"
+    assert (stats.verbs.sum(axis=0) > 0).tolist() == [True] * 5 + [False, restore], "there is nobody to revoke"
 
 
 def test_samples_come_as_often_as_the_logits_say() -> None:
@@ -209,7 +210,7 @@ TEACHER = (EVIDENCE, jax.tree.map(jnp.asarray, DEFAULT_EVIDENCE))
 
 def collected(settings: ppo.Settings = SETTINGS, teacher: Any = None) -> tuple[ppo.Learner, ppo.Batch]:
     """A learner at its beginning, and what it played."""
-    weights, critic = weights_of(1), recurrent.init_critic(jax.random.key(2), 16)
+    weights, critic = weights_of(1, restore=False), recurrent.init_critic(jax.random.key(2), 16)
     learner = ppo.Learner(weights, critic, ())
     policy, taught = teacher or (None, ())
 
@@ -318,9 +319,9 @@ def test_lanes_that_cannot_be_shared_out_are_refused() -> None:
 ABOUT = {"rules": "hardened", "reward": "operational", "view": MASKED, "simulator_version": SIMULATOR_VERSION}
 
 
-def written(folder: Path, **about: str) -> Path:
+def written(folder: Path, restore: bool = False, **about: str) -> Path:
     path = folder / "policy.safetensors"
-    path.write_bytes(checkpoint.to_bytes(checkpoint.Checkpoint(weights_of(9), ABOUT | about)))
+    path.write_bytes(checkpoint.to_bytes(checkpoint.Checkpoint(weights_of(9, restore), ABOUT | about)))
     return path
 
 
@@ -340,9 +341,11 @@ def refused(path: Path, *words: str) -> None:
     assert [word for word in words if word not in message] == []
 
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
-    found = checkpoint.load(written(tmp_path, note="by hand"))
-    chex.assert_trees_all_equal(found.weights, jax.tree.map(np.asarray, weights_of(9)))
+@pytest.mark.parametrize("restore", [False, True])
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, restore: bool) -> None:
+    found = checkpoint.load(written(tmp_path, restore, note="by hand"))
+    assert found.restores == restore
+    chex.assert_trees_all_equal(found.weights, jax.tree.map(np.asarray, weights_of(9, restore)))
     assert found.view == MASKED and {k: v for k, v in found.about.items() if k != "format"} == ABOUT | {
         "note": "by hand"
     }
@@ -375,6 +378,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         ({"more": np.zeros(1, np.float32)}, "more has shape (1,), not None"),
         ({"wait_bias": np.float32([np.nan])[0]}, "no finite float32"),
         ({"act_bias": np.float32([0, 0, np.inf, 0])}, "no finite float32"),
+        ({"act_bias": np.zeros(5, np.float32)}, "act_own has shape (8, 4), not (8, 5)"),
         ({"act_bias": np.zeros(4, np.float64)}, "no finite float32"),
     ],
 )
@@ -422,6 +426,32 @@ def test_bad_input_is_one_line(
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and all(part in message for part in said), message
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("restore", "rules", "said"),
+    [(True, "hardened", "with RESTORE"), (False, "hardened+liftable", "without RESTORE")],
+)
+def test_training_goes_on_under_rules_with_the_same_verbs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, restore: bool, rules: str, said: str
+) -> None:
+    argv = ["--view", MASKED, "--start", str(written(tmp_path, restore)), "--rules", rules]
+    with pytest.raises(SystemExit):
+        policy_training.begun(policy_training.arguments(argv))
+    message = capsys.readouterr().err
+    assert f"was trained {said}; give --rules hardened" in message and message.count("\n") == 1
+
+
+def test_what_learned_to_restore_is_not_played_where_there_is_no_such_verb(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = str(written(tmp_path, restore=True))
+    policy, parameters = evaluation.learned(path, "hardened+liftable", "operational")
+    assert policy == recurrent.POLICIES[MASKED] and parameters.weights.act_bias.shape == (recurrent.HEADS + 1,)
+    with pytest.raises(SystemExit):
+        evaluation.learned(path, "hardened", "operational")
+    message = capsys.readouterr().err
+    assert "which --rules hardened do not bring; add +liftable" in message and message.count("\n") == 1
 
 
 def test_held_out_scenarios_and_their_split_are_never_among_those_trained_on() -> None:

@@ -26,6 +26,7 @@ from parity import (
     CAMPAIGNS,
     END,
     HARDENED,
+    LIFTABLE,
     PLAN_TICKS,
     PLANS,
     POLICIES,
@@ -50,11 +51,13 @@ from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many, tick_noise
 from jaxsim.types import EXFIL, Channels, Signals
 
 # Means are compared on these.
-CAMPAIGN_CELLS = list(itertools.product(CAMPAIGNS | HARDENED, twin.PERSONALITIES))
-# Of these pytest takes one personality for each hardened campaign, where episodes are long; `--episodes` takes all.
+CAMPAIGN_CELLS = list(itertools.product(CAMPAIGNS | HARDENED | LIFTABLE, twin.PERSONALITIES))
+# Of these pytest takes one personality for each hardened campaign, where episodes are long, and of two of them one with
+# all switches on; `--episodes` takes all.
 TESTED_CELLS = [
     *itertools.product(CAMPAIGNS, twin.PERSONALITIES),
     *zip(HARDENED, itertools.cycle(twin.PERSONALITIES)),
+    *zip([*LIFTABLE][1::2], ("opportunistic", "aggressive"), strict=True),
 ]
 
 FIRST = "supply_chain_token_drift"
@@ -97,10 +100,13 @@ def our_rollout(
     name: str, personality: str, policy: policies.Policy, parameters: np.ndarray, many: int
 ) -> EpisodeStats:
     """`many` episodes, 0 for as many as a test takes; of a hardened campaign a share of that."""
-    many = many or (OUR_EPISODES if name == FIRST else TESTED_EPISODES)
-    episodes = int(many * (HARDENED_SHARE if name in HARDENED else 1))
+    episodes = int((many or (OUR_EPISODES if name == FIRST else TESTED_EPISODES)) * share_of(name))
     keys, game = episode_keys(jax.random.key(51), episodes), (env.Env(dims_for(name)), params_of(name, personality))
     return rollout_many(*game, policy, parameters, keys)[0]
+
+
+def share_of(name: str) -> float:
+    return 1.0 if name in CAMPAIGNS else HARDENED_SHARE
 
 
 def twin_sample(name: str, personality: str, policy: str, episodes: int) -> np.ndarray:
@@ -146,7 +152,7 @@ def compare_all(name: str, personality: str, policy: str, theirs: np.ndarray, ma
 @pytest.mark.parametrize("policy", ALL_POLICIES)
 @pytest.mark.parametrize(("name", "personality"), TESTED_CELLS)
 def test_means_equal_the_twins(name: str, personality: str, policy: str) -> None:
-    episodes = int(TWIN_EPISODES * (HARDENED_SHARE if name in HARDENED else 1))
+    episodes = int(TWIN_EPISODES * share_of(name))
     compared = compare_all(name, personality, policy, twin_sample(name, personality, policy, episodes))
     assert [c for c in compared if c.z > c.allowed] == []
 
@@ -185,7 +191,7 @@ def noise_of(key: jax.Array) -> jax.Array:
 def twin_stats(state: twin.State, choice: twin_policies.Policy, blocks: np.ndarray) -> tuple[EpisodeStats, bool]:
     """An episode of the twin in the terms of a rollout, and whether rounding may have changed its course."""
     scenario, weights, memory = state.scenario, twin.REWARDS["evidence"], set[str]()
-    ticks, points, verbs, edge = list[twin.Tick](), list[list[float]](), [0] * 6, False
+    ticks, points, verbs, edge = list[twin.Tick](), list[list[float]](), [0] * len(twin.VERBS), False
     first, blind = scenario.horizon + 1, False
     while not state.done:
         u = twin.Draws._make(blocks[state.tick].tolist())

@@ -17,7 +17,7 @@ from jaxsim.compile import compile_scenario, dims_of
 from jaxsim.names import parse_action
 from jaxsim.policies import BASELINES, FARM, PLAN, FarmParams
 from jaxsim.rollouts import CHANNELS, episode_keys, start
-from jaxsim.types import HORIZON, IN_PROGRESS, SUCCEEDED, RewardWeights, Signals, State
+from jaxsim.types import HORIZON, IN_PROGRESS, SUCCEEDED, RewardWeights, ScenarioArrays, Signals, State
 
 SCENARIO = scenarios.load("supply_chain_token_drift")
 REWARDS = ("linear", "evidence")
@@ -92,10 +92,21 @@ def test_relisting_renames_and_changes_nothing_else() -> None:
         )
         assert len(set(np.asarray(new).tolist())) == len(set(np.asarray(old).tolist())), "different stays different"
         np.testing.assert_array_equal(np.sort(relisted.value[first:last]), np.sort(listed.value[first:last]))
-    same = relisted._replace(value=listed.value, targets=listed.targets)
-    for a, b in zip(same, listed, strict=True):
+    assert alike(relisted) == alike(listed) and len(alike(listed)) > 5, "who is like whom goes with them"
+    kept = {f: getattr(listed, f) for f in ("value", "targets", "group", "members")}
+    for a, b in zip(relisted._replace(**kept), listed, strict=True):
         np.testing.assert_array_equal(a, b)
         assert a.dtype == b.dtype
+
+
+def alike(scenario: ScenarioArrays) -> list[tuple[bool, list[float]]]:
+    """For each group of entities that exist: whether of (9) assets, and their values."""
+    found, members = [], np.asarray(scenario.members)
+    for first in sorted(set(scenario.group[scenario.exists].tolist())):
+        own = members[first : first + int((scenario.group == first).sum())]
+        assert (scenario.group[own] == first).all()
+        found.append((first < 9, sorted(scenario.value[own].tolist())))
+    return sorted(found)
 
 
 def test_relisting_ruins_what_knows_the_list_by_heart() -> None:
@@ -125,7 +136,8 @@ def test_one_more_success_is_kept_book_of_as_any_other() -> None:
     for before in (state, running):
         after, possible = one_more(before, params)
         assert possible and after.stage == -1 and after.succeeded == 1
-        assert after.status.tolist() == [SUCCEEDED, 0, 0, 0, 0] and after.unmet.tolist() == [0, 0, 1, 1, 1]
+        assert after.status.tolist() == [SUCCEEDED, 0, 0, 0, 0]
+        assert after.supported.tolist() == [True, True, False, False, False]
         assert np.flatnonzero(after.compromised).tolist() == [DIMS.assets], "svc-ci-deploy"
         assert after.tick == before.tick and after.alerts.count == before.alerts.count
     for _ in range(4):
@@ -141,17 +153,18 @@ def test_no_more_success_where_the_attack_is_over() -> None:
         state._replace(attack=jnp.bool_(False)),
         state._replace(exfil=jnp.bool_(True)),
         state._replace(end=jnp.int32(HORIZON)),
-        state._replace(contained=state.contained.at[0].set(True)),  # the only stage that is ready
+        state._replace(controls=state.controls.at[0, 0].set(True)),  # the only stage that is ready
     )
     assert not any(one_more(s, params)[1] for s in over)
 
 
 def test_the_next_success_is_of_the_stage_that_the_attacker_prefers() -> None:
-    state = begun()
-    ready = state._replace(unmet=jnp.zeros_like(state.unmet), order=jnp.asarray([4, 2, -7, 3, 0], jnp.int32))
-    assert one_more(ready, CLASSIC.params)[0].status[2] == SUCCEEDED
-    contained = ready._replace(contained=ready.contained.at[2].set(True))
-    assert not one_more(contained, CLASSIC.params)[1], "then it would be the exfil"
+    state, scenario = begun(), CLASSIC.params.scenario
+    free = CLASSIC.params._replace(scenario=scenario._replace(needs=jnp.zeros_like(scenario.needs)))
+    ready = state._replace(supported=jnp.ones_like(state.supported), order=jnp.asarray([4, 2, -7, 3, 0], jnp.int32))
+    assert one_more(ready, free)[0].status[2] == SUCCEEDED
+    contained = ready._replace(controls=ready.controls.at[0, 2].set(True))
+    assert not one_more(contained, free)[1], "then it would be the exfil"
 
 
 def test_more_harm_pays_the_farmer_only() -> None:

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from parity import (
+    ALL_ON,
     CELLS,
     DIMS,
     END,
+    LIFTABLE_DIMS,
     PLAN_TICKS,
     POLICIES,
     PRESETS,
@@ -24,6 +26,7 @@ from parity import (
     SWITCHES,
     Played,
     Reader,
+    all_rewards,
     deal,
     differences,
     first_difference,
@@ -34,7 +37,6 @@ from parity import (
     play,
     rows,
     skipped,
-    three_rewards,
     twin_policy,
 )
 
@@ -42,91 +44,121 @@ from jaxsim import actions, attacker, env, policies, rules, telemetry, twin
 from jaxsim.defender import defend
 from jaxsim.names import entity_names
 from jaxsim.rollouts import episode_keys, start, tick_noise
-from jaxsim.types import CONFIRMED, RUNNING, Dims, Observation, Params, Rules, Signals, State
+from jaxsim.types import (
+    CONFIRMED,
+    CUT_OFF,
+    EGRESS_BLOCKED,
+    PATCHED,
+    RUNNING,
+    Dims,
+    Observation,
+    Params,
+    Rules,
+    Signals,
+    State,
+)
 
-EPISODES = 300  # of each cell, step by step
-SWITCHED = 80  # of each cell, step by step, each under other rules
+EPISODES = 200  # of each cell, step by step
+SWITCHED = 45  # of each cell, step by step, each under other rules; and as many that bring RESTORE
+OFF, ON = twin.CLASSIC, PRESETS[ALL_ON]
 RULES = [
     *PRESETS.values(),
-    *(twin.CLASSIC._replace(**{s: getattr(twin.HARDENED, s)}) for s in SWITCHES),  # each alone
-    *(twin.HARDENED._replace(**{s: getattr(twin.CLASSIC, s)}) for s in SWITCHES),  # each left out
+    *(OFF._replace(**{s: getattr(ON, s)}) for s in SWITCHES),  # each alone
+    *(ON._replace(**{s: getattr(OFF, s)}) for s in SWITCHES),  # each left out
 ]
+CLASSIC, MIXED, MIXED_LIFTABLE = "classic", "mixed", "mixed, liftable"  # rules of random play
 
 
 # --- play under all rules --------------------------------------------------------------------------------------------
 
 
 def rules_of(many: Sequence[twin.Rules]) -> Rules:
-    """The simulator's form of rules, with a leading axis."""
+    """The simulator's form of rules, with a leading axis; that they are `liftable` is in its Dims."""
     classic = jax.tree.map(np.asarray, rules.rules("classic"))
-    switched = {s: np.asarray([getattr(r, s) for r in many], getattr(classic, s).dtype) for s in SWITCHES}
+    own = [s for s in SWITCHES if s != "liftable"]
+    switched = {s: np.asarray([getattr(r, s) for r in many], getattr(classic, s).dtype) for s in own}
     return jax.tree.map(lambda x: np.broadcast_to(x, (len(many), *x.shape)), classic)._replace(**switched)
 
 
-def all_rules(rng: np.random.Generator, count: int) -> list[twin.Rules]:
-    """Each switch alone and each left out, then any mix of them, again and again."""
-    pairs = list(zip(twin.CLASSIC, twin.HARDENED, strict=True))
-    mixed = [twin.Rules._make(pair[rng.integers(2)] for pair in pairs) for _ in range(count)]
-    return [RULES[e % 60] if e % 60 < len(RULES) else mixed[e] for e in range(count)]
+def all_rules(rng: np.random.Generator, count: int, liftable: bool) -> list[twin.Rules]:
+    """Each switch alone and each left out, then any mix of them."""
+    choices = [[*pair] for pair in zip(OFF, ON, strict=True)]
+    choices[SWITCHES.index("believable_paths")].append(1.0)
+    mixed = [twin.Rules._make(c[rng.integers(len(c))] for c in choices) for _ in range(count)]
+    return [*(r for r in RULES if r.liftable == liftable), *(r._replace(liftable=liftable) for r in mixed)][:count]
 
 
-def random_plans(rng: np.random.Generator, episodes: int, ticks: int) -> np.ndarray:
+def random_plans(rng: np.random.Generator, dims: Dims, episodes: int, ticks: int) -> np.ndarray:
     """Plans from passive to frantic, (E, T), one action in ten of the frantic ones outside the table."""
     busy = rng.choice([0.0, 0.1, 0.3, 1.0], (episodes, 1))
-    drawn = rng.integers(-2, DIMS.actions + 2, (episodes, ticks))
+    drawn = rng.integers(-2, dims.actions + 2, (episodes, ticks))
     return np.where(rng.random((episodes, ticks)) < busy, drawn, 0).astype(np.int32)
 
 
-def focused_plans(rng: np.random.Generator, name: str, episodes: int, ticks: int) -> np.ndarray:
+def focused_plans(rng: np.random.Generator, dims: Dims, name: str, episodes: int, ticks: int) -> np.ndarray:
     """Random plans on three entities each, which are found out and contained again and again."""
-    plans, entities = random_plans(rng, episodes, ticks), actions.table(DIMS)[1]
-    there = [i for i, entity in enumerate(entity_names(SCENARIOS[name], DIMS)) if entity]
+    plans, entities = random_plans(rng, dims, episodes, ticks), actions.table(dims)[1]
+    there = [i for i, entity in enumerate(entity_names(SCENARIOS[name], dims)) if entity]
     for plan in plans:
         few = np.flatnonzero(np.isin(entities, rng.choice(there, min(3, len(there)), replace=False)))
         plan[plan > 0] = rng.choice(few, (plan > 0).sum())
     return plans
 
 
+def orderly_plans(rng: np.random.Generator, dims: Dims, name: str, episodes: int, ticks: int) -> np.ndarray:
+    """Entity after entity, from some tick on: looked at, contained in every way and, where that goes, restored."""
+    plans, entities = np.zeros((episodes, ticks), np.int32), actions.table(dims)[1]
+    there = [i for i, entity in enumerate(entity_names(SCENARIOS[name], dims)) if entity]
+    for plan in plans:
+        course = np.concatenate([np.flatnonzero(entities == e) for e in rng.choice(there, ticks)])
+        busy = rng.random(ticks) < np.where(np.arange(ticks) < rng.integers(ticks // 3), 0.0, rng.choice([0.5, 1.0]))
+        plan[busy] = course[: busy.sum()]
+    return plans
+
+
 class RandomPlay(NamedTuple):
     """Episodes of random plans, as NumPy arrays."""
 
+    reader: Reader
     plans: np.ndarray
     rules: list[twin.Rules]
     played: Played
 
 
-def random_play(name: str, personality: str, classic: bool) -> RandomPlay:
-    """Episodes of a cell, under classic rules or under rules of every kind."""
-    ticks = max(s.horizon for s in SCENARIOS.values())
+def random_play(name: str, personality: str, under: str) -> RandomPlay:
+    """Episodes of a cell, under classic rules or under rules of every kind, without RESTORE or with it."""
+    ticks, dims = max(s.horizon for s in SCENARIOS.values()), LIFTABLE_DIMS if under == MIXED_LIFTABLE else DIMS
     rng = np.random.default_rng(CELLS.index((name, personality)))
-    if classic:
-        plans, each = random_plans(rng, EPISODES, ticks), [twin.CLASSIC] * EPISODES
+    if under == CLASSIC:
+        plans, each = random_plans(rng, dims, EPISODES, ticks), [twin.CLASSIC] * EPISODES
     else:
-        halves = random_plans(rng, SWITCHED // 2, ticks), focused_plans(rng, name, SWITCHED // 2, ticks)
-        plans, each = np.stack(halves, axis=1).reshape(SWITCHED, ticks), all_rules(rng, SWITCHED)
+        size = SWITCHED // 3, ticks
+        thirds = random_plans(rng, dims, *size), *(f(rng, dims, name, *size) for f in (focused_plans, orderly_plans))
+        plans, each = np.stack(thirds, axis=1).reshape(SWITCHED, ticks), all_rules(rng, SWITCHED, dims.restore)
     params = params_of(name, personality)._replace(rules=rules_of(each))
-    keys = episode_keys(jax.random.key(11 + classic), len(each))
-    played = play(DIMS, params, three_rewards(), keys, jnp.asarray(plans))
-    return RandomPlay(plans, each, jax.tree.map(np.asarray, played))
+    keys = episode_keys(jax.random.key((MIXED, CLASSIC, MIXED_LIFTABLE).index(under) + 11), len(each))
+    played = play(dims, params, all_rewards(), keys, jnp.asarray(plans))
+    reader = Reader(SCENARIOS[name], personality, dims)
+    return RandomPlay(reader, plans, each, jax.tree.map(np.asarray, played))
 
 
 # --- tick by tick ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("classic", [True, False])
+@pytest.mark.parametrize("under", [CLASSIC, MIXED, MIXED_LIFTABLE])
 @pytest.mark.parametrize(("name", "personality"), CELLS)
-def test_every_tick_equals_the_twin(name: str, personality: str, classic: bool) -> None:
-    """State, alerts in arrival order, forensics, signals, channels and totals of every tick, under three rewards."""
-    plans, each, played = random_play(name, personality, classic)
+def test_every_tick_equals_the_twin(name: str, personality: str, under: str) -> None:
+    """State, alerts in arrival order, forensics, signals, channels and totals of every tick, under four rewards."""
+    reader, plans, each, played = random_play(name, personality, under)
     assert (played.state.end[:, -1] != RUNNING).all()
-    assert skipped(Reader(SCENARIOS[name], personality), plans, played, each) < 0.01 * EPISODES
+    assert skipped(reader, plans, played, each) < 0.01 * EPISODES
 
 
 def test_random_play_leaves_nothing_out() -> None:
     """Over all cells every signal, end and control occurs, and views run over."""
     signals, ends, marks, most = np.zeros(len(Signals._fields)), set[int](), np.zeros(4, bool), (0, 0)
     for cell in CELLS:
-        played = random_play(*cell, classic=True).played
+        played = random_play(*cell, CLASSIC).played
         signals += [x.sum() for x in played.signals]
         ends |= set(played.state.end.ravel().tolist())
         marks |= played.state.marks.any(axis=(0, 1, 3))
@@ -136,7 +168,19 @@ def test_random_play_leaves_nothing_out() -> None:
     assert most[0] > DIMS.alerts and most[1] > DIMS.forensics
 
 
-@pytest.mark.parametrize("switch", [s for s in SWITCHES if s != "hide_personality"])
+def test_liftable_random_play_lifts_and_rebuilds() -> None:
+    """All marks but a patch go again, what fell is won back, and stages are freed."""
+    gone, won_back, freed = np.zeros(4, int), 0, 0
+    for cell in CELLS:
+        state = random_play(*cell, MIXED_LIFTABLE).played.state
+        gone += (state.marks[:, :-1] & ~state.marks[:, 1:]).sum(axis=(0, 1, 3))
+        won_back += (state.compromised[:, :-1] & ~state.compromised[:, 1:]).sum()
+        freed += ((state.status[:, :-1] == STATUS.index("blocked")) & (state.status[:, 1:] == 0)).sum()
+    assert gone[PATCHED] == 0 and min(*gone[[CUT_OFF, EGRESS_BLOCKED, CONFIRMED]], won_back, freed) > 20
+
+
+# Not who knows the personality, and not how roles are dealt: an episode is read as it was dealt.
+@pytest.mark.parametrize("switch", [s for s in SWITCHES if s not in ("hide_personality", "believable_paths")])
 @pytest.mark.parametrize("personality", ["stealthy", "opportunistic"])
 def test_a_wrong_switch_is_noticed(switch: str, personality: str) -> None:
     """In random play each switch makes a difference that the comparison sees, in one scenario or another."""
@@ -145,12 +189,11 @@ def test_a_wrong_switch_is_noticed(switch: str, personality: str) -> None:
 
 def is_noticed(name: str, switch: str, personality: str) -> bool:
     """Whether the twin with the switch off differs somewhere from an episode with the switch on."""
-    plans, each, played = random_play(name, personality, classic=False)
-    reader = Reader(SCENARIOS[name], personality)
+    reader, plans, each, played = random_play(name, personality, MIXED_LIFTABLE)
     for e, own in enumerate(each):
-        if getattr(own, switch) == getattr(twin.HARDENED, switch):
+        if getattr(own, switch) == getattr(ON, switch):
             episode = rows(jax.tree.map(lambda x, e=e: x[e], played), int(played.state.tick[e, -1]))
-            flipped = own._replace(**{switch: getattr(twin.CLASSIC, switch)})
+            flipped = own._replace(**{switch: getattr(OFF, switch)})
             try:
                 if first_difference(reader, plans[e].tolist(), episode, flipped) is not None:
                     return True
@@ -161,7 +204,7 @@ def is_noticed(name: str, switch: str, personality: str) -> bool:
 
 WATCHED = (
     *("tick", "end", "acted", "status", "stage", "compromised", "marks", "load"),
-    *("attack", "targets", "next_start", "exfil", "earned"),
+    *("attack", "targets", "next_start", "exfil", "earned", "touched", "counted"),
     *("alerts.code", "alerts.severity", "alerts.tick", "alerts.count"),
     *("forensics.entity", "forensics.compromised", "forensics.confidence", "forensics.tick", "forensics.count"),
 )
@@ -170,10 +213,11 @@ WATCHED = (
 def test_a_difference_is_noticed() -> None:
     """The comparison itself: one number changed anywhere in the record of one tick must be reported."""
     personality, middle = "opportunistic", 15
-    plans, each, played = random_play("branching", personality, classic=False)
+    reader, plans, each, played = random_play("branching", personality, MIXED_LIFTABLE)
     attacked = played.state.attack[:, 0] & [r.run_to_horizon and r.unknown_path for r in each]
+    attacked &= played.state.stage[:, middle] + 1 < len(reader.stages)  # so that there is a next one
     e = int(np.argmax(attacked * np.minimum(played.state.alerts.count, played.state.forensics.count)[:, middle]))
-    reader, length = Reader(SCENARIOS["branching"], personality), int(played.state.tick[e, -1])
+    length = int(played.state.tick[e, -1])
     episode = jax.tree.map(lambda x: x[e], played)
 
     def goes_unnoticed(changed: Played) -> bool:
@@ -203,9 +247,9 @@ def spoil(tree: Any, path: str, tick: int) -> Any:
 
 def test_presets_are_the_twins() -> None:
     for name, preset in PRESETS.items():
-        ours = rules.rules(name)
+        ours = rules.rules(name)._asdict() | {"liftable": rules.restores(name)}
         for switch in SWITCHES:
-            np.testing.assert_allclose(getattr(ours, switch), getattr(preset, switch), rtol=1e-6, err_msg=switch)
+            np.testing.assert_allclose(ours[switch], getattr(preset, switch), rtol=1e-6, err_msg=switch)
 
 
 def test_episodes_are_dealt_evenly() -> None:
@@ -224,6 +268,28 @@ def test_episodes_are_dealt_evenly() -> None:
         assert is_even(np.hstack([a, b]), n * m)
     for values, n in parts:
         assert is_even(values[attack], n) and is_even(values[~attack], n)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_believable_episodes_are_dealt_evenly_among_those_alike(share: float) -> None:
+    """Two services of the edge, two hosts of the office and two clerks play for each other, each pair for itself."""
+    episodes, scenario = 40_000, SCENARIOS["branching"]
+    hardened = rules.rules("hardened")._replace(believable_paths=jnp.float32(share))
+    params = params_of("branching", "stealthy")._replace(rules=hardened)
+    dealt = jax.tree.map(np.asarray, deal(DIMS, params, episode_keys(jax.random.key(62), episodes)))
+    mailer, proxy, ledger, desktop = dealt.targets[:, 0, [0, 1, 2, 3]].T
+    bob, alice = dealt.targets[:, 1, [1, 4]].T - DIMS.assets
+    pairs = np.stack([mailer, desktop, alice], axis=1)
+    believable = (ledger == 3) & (bob == 1) & np.isin(mailer, [0, 1]) & np.isin(proxy, [0, 1])
+    believable &= np.isin(desktop, [2, 4]) & np.isin(alice, [0, 2])
+    # Of those dealt among all, 4 of 5! casts of assets and 2 of 3! of identities are so by luck.
+    chance = share + (1 - share) / 90
+    for some in (dealt.attack, ~dealt.attack):
+        assert abs(believable[some].mean() - chance) <= 5 * math.sqrt(chance * (1 - chance) / some.sum())
+        assert is_even(pairs[believable & some], 8)
+    order = np.argsort(dealt.order[:, : len(scenario.stages)], axis=1, kind="stable")[:, [0, 1]]
+    assert is_even(np.hstack([pairs, order])[believable], 8 * 30)
+    assert share == 1 or is_even(order[~believable], 30)
 
 
 def is_even(values: np.ndarray, kinds: int) -> bool:
@@ -261,8 +327,10 @@ class SubSteps(NamedTuple):
     progressed: State
     started: State
     blocked: State
+    counted: State
     joined: State  # by the background alert
-    acted: jax.Array
+    acted: jax.Array  # so that the attacker may pause
+    investigation: jax.Array
     confirmed: jax.Array
     containment: jax.Array
     evidence_backed: jax.Array
@@ -284,12 +352,14 @@ def sub_steps(dims: Dims, params: Params, state: State, action: jax.Array, block
     c, active, exfil = attacker.progress(dims, b, live, block, params)
     s, started = attacker.start(dims, c, live, d.acted, block, params)
     s = s._replace(pending=telemetry.raise_alerts(dims, s, started, block, params))
-    blocked, preemptive = attacker.block_contained(s, live)
+    blocked, idle = attacker.block_contained(s, live)
+    counted, active, preemptive = attacker.count(blocked, b.stage, active, idle)
     # The background alert alone: what the stages raised has surfaced already.
-    extra = telemetry.background(dims, blocked, live, block, params)
-    alone = telemetry.surface(dims, blocked._replace(pending=landed), live, extra)
-    reported = (d.acted, d.confirmed, d.containment, d.evidence_backed, d.false_positive, d.invalid)
-    return SubSteps(a, b, c, s, blocked, blocked._replace(alerts=alone), *reported, active, exfil, preemptive)
+    extra = telemetry.background(dims, counted, live, block, params)
+    alone = telemetry.surface(dims, counted._replace(pending=landed), live, extra)
+    joined = counted._replace(alerts=alone)
+    reported = (d.acted, d.investigation, d.confirmed, d.containment, d.evidence_backed, d.false_positive, d.invalid)
+    return SubSteps(a, b, c, s, blocked, counted, joined, *reported, active, exfil, preemptive)
 
 
 class Bank(NamedTuple):
@@ -302,20 +372,17 @@ class Bank(NamedTuple):
 
 
 def bank(name: str, personality: str, size: int) -> Bank:
-    """Drawn from random play."""
+    """Drawn from random play under rules that bring RESTORE."""
     rng = np.random.default_rng(99)
-    _, each, played = random_play(name, personality, classic=False)
+    _, _, each, played = random_play(name, personality, MIXED_LIFTABLE)
     state = played.state
     e, t = np.nonzero(state.end == RUNNING)
     chosen = rng.choice(len(e), size)
     picked = jax.tree.map(lambda x: x[e[chosen], t[chosen]], state)
     # Half of the actions on states with a confirmed entity are aimed at one.
-    table = actions.table(DIMS)[1]
+    table, many = actions.table(LIFTABLE_DIMS)[1], LIFTABLE_DIMS.actions
     aimed = (table >= 0) & picked.marks[:, CONFIRMED][:, table]
-    drawn = [
-        rng.choice(np.flatnonzero(a)) if a.any() and rng.random() < 0.5 else rng.integers(-1, DIMS.actions)
-        for a in aimed
-    ]
+    drawn = [rng.choice(np.flatnonzero(a)) if a.any() and rng.random() < 0.5 else rng.integers(-1, many) for a in aimed]
     firsts = jax.tree.map(lambda x: x[e[chosen], 0], state)
     return Bank([each[i] for i in e[chosen]], firsts, picked, np.asarray(drawn, np.int32))
 
@@ -325,7 +392,7 @@ def sub_stepped(name: str, personality: str, size: int) -> tuple[Bank, np.ndarra
     begun = bank(name, personality, size)
     blocks = jax.vmap(lambda key: tick_noise(key, jnp.int32(1)))(episode_keys(jax.random.key(31), size))
     params = params_of(name, personality)._replace(rules=rules_of(begun.rules))
-    steps = sub_steps(DIMS, params, begun.states, jnp.asarray(begun.actions), blocks)
+    steps = sub_steps(LIFTABLE_DIMS, params, begun.states, jnp.asarray(begun.actions), blocks)
     return begun, np.asarray(blocks), jax.tree.map(np.asarray, steps)
 
 
@@ -336,7 +403,7 @@ SUB_STEPPED = 100  # states of each cell
 def test_every_sub_step_equals_the_twin(name: str, personality: str) -> None:
     """The sub-steps one by one, from the same states on the same fresh noise."""
     begun, blocks, steps = sub_stepped(name, personality, SUB_STEPPED)
-    reader, left_out = Reader(SCENARIOS[name], personality), 0
+    reader, left_out = Reader(SCENARIOS[name], personality, LIFTABLE_DIMS), 0
     firsts, befores, afters = (rows(tree, SUB_STEPPED) for tree in (begun.firsts, begun.states, steps))
     chosen = zip(begun.rules, firsts, befores, begun.actions.tolist(), blocks.tolist(), afters, strict=True)
     for own, first, before, action, block, after in chosen:
@@ -351,7 +418,7 @@ def test_every_sub_step_equals_the_twin(name: str, personality: str) -> None:
 
 def test_the_sub_steps_do_something() -> None:
     """Over all cells: every event that a sub-step reports, and every outcome of a stage."""
-    happened, moves = dict.fromkeys(SubSteps._fields[6:], 0), set[tuple[int, int]]()
+    happened, moves = dict.fromkeys(SubSteps._fields[7:], 0), set[tuple[int, int]]()
     arrived, joined = 0, 0
     for cell in CELLS:
         begun, _, steps = sub_stepped(*cell, SUB_STEPPED)
@@ -359,48 +426,69 @@ def test_the_sub_steps_do_something() -> None:
             happened[field] += int(getattr(steps, field).sum())
         arrived += int((steps.surfaced.alerts.count - begun.states.alerts.count).sum())
         joined += int((steps.joined.alerts.count - steps.blocked.alerts.count).sum())
-        for a, b in itertools.pairwise((steps.surfaced, steps.progressed, steps.started, steps.blocked)):
+        for a, b in itertools.pairwise((begun.states, *steps[:5])):
             moves |= set(zip(a.status.ravel().tolist(), b.status.ravel().tolist(), strict=True))
     assert [field for field, n in happened.items() if n == 0] == []
     assert min(arrived, joined) > 100
     idle, going, *ends = range(len(STATUS))
-    assert {(idle, going), (going, idle), (idle, ends[-1]), *((going, end) for end in ends)} <= moves
+    back_and_forth = {(idle, going), (going, idle), (idle, ends[-1]), (ends[-1], idle)}
+    assert {*back_and_forth, *((going, end) for end in ends)} <= moves
 
 
 def check_sub_steps(reader: Reader, before: State, action: int, u: twin.Draws, ours: SubSteps) -> None:
     state, tick = reader.read(before), twin.Tick()
     state.tick += 1
 
-    def agree(after: State, what: str, in_flight: bool = False) -> None:
+    def agree(after: State, what: str, in_flight: bool = False, over: bool = False) -> None:
         # Alerts in flight are laid out by age, which counts up when the next stage has had its chance to start.
-        # Whether the clean bonus is earned is put down when the tick is over.
-        theirs = dataclasses.replace(state, earned=after.earned, pending=state.pending if in_flight else [])
-        assert differences(reader.read(after, in_flight), theirs) == [], what
+        # What has counted, and whether the clean bonus is earned, is put down when the tick is over.
+        ours = reader.read(after, in_flight)
+        later = {f: getattr(ours, f) for f in ("active_counted", "preemptive_counted") if not over}
+        later |= {"earned": ours.earned, "pending": state.pending if in_flight else []}
+        assert differences(ours, dataclasses.replace(state, **later)) == [], what
 
     moved = twin.defend(state, named_action(reader.scenario, reader.dims, action), u, tick)
     agree(ours.defended, "defend")
     reported = (
         moved,
+        tick.investigations,
         tick.newly_confirmed,
         tick.containments,
         tick.evidence_backed,
         tick.false_positives,
         tick.invalid,
     )
-    assert ours[6:12] == reported
+    assert ours[7:14] == reported
     twin.surface_alerts(state)
     agree(ours.surfaced, "surface")
     twin.progress_stage(state, u, tick)
     agree(ours.progressed, "progress")
-    assert (ours.active, ours.exfil) == (tick.active_blocks, tick.exfil)
+    assert ours.exfil == tick.exfil
     if state.current is None:
         twin.start_stage(state, moved, u)
     agree(ours.started, "start", in_flight=True)
     twin.block_contained(state, tick)
     agree(ours.blocked, "block_contained", in_flight=True)
-    assert ours.preemptive == tick.preemptive_blocks
+    agree(ours.counted, "count", in_flight=True, over=True)
+    assert (ours.active, ours.preemptive) == (tick.active_blocks, tick.preemptive_blocks)
+    assert of_stages(ours.blocked, len(state.stages)) == [
+        (
+            twin.is_contained(state, stage),
+            stage.asset in state.patched,
+            stage.compromises_asset and stage.asset in state.compromised,
+            stage.compromises_identity and stage.identity in state.compromised,
+            twin.is_supported(state, stage),
+        )
+        for stage in state.stages.values()
+    ]
     twin.background(state, u)
     agree(ours.joined, "background")
+
+
+def of_stages(s: State, many: int) -> list[tuple[bool, ...]]:
+    """What the simulator keeps of each stage and the twin works out: contained, patched, taken, supported."""
+    contained = map(any, zip(*s.controls, strict=True))
+    return list(zip(contained, s.patched, *s.taken, s.supported, strict=True))[:many]
 
 
 # --- what the baselines choose ---------------------------------------------------------------------------------------
@@ -424,19 +512,19 @@ def choose(dims: Dims, policy: policies.Policy, params: Params, key: jax.Array) 
     return chosen
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_every_choice_of_a_policy_equals_the_twins(policy: str) -> None:
+@pytest.mark.parametrize(("policy", "dims"), [*((policy, DIMS) for policy in POLICIES), ("random", LIFTABLE_DIMS)])
+def test_every_choice_of_a_policy_equals_the_twins(policy: str, dims: Dims) -> None:
     """On the same state and noise, at every tick of every cell."""
     episodes, left_out, verbs = 60, 0, set[str]()
-    keys = episode_keys(jax.random.key(41), episodes)
+    keys, own = episode_keys(jax.random.key(41), episodes), twin.CLASSIC._replace(liftable=dims.restore)
     for name, personality in CELLS:
         scenario = SCENARIOS[name]
-        chosen, blocks = map(np.asarray, choose(DIMS, POLICIES[policy], params_of(name, personality), keys))
+        chosen, blocks = map(np.asarray, choose(dims, POLICIES[policy], params_of(name, personality), keys))
         for e in range(episodes):
-            state, memory = twin.reset(scenario, personality), set[str]()
+            state, memory = twin.reset(scenario, personality, own), set[str]()
             while not state.done:
                 u = twin.Draws._make(blocks[e, state.tick].tolist())
-                ours = named_action(scenario, DIMS, int(chosen[e, state.tick]))
+                ours = named_action(scenario, dims, int(chosen[e, state.tick]))
                 theirs = twin_policy(name, policy)(state, memory, u)
                 if ours != theirs or on_an_edge(scenario, state.personality, u):
                     edge = is_close_call(state, u) or on_an_edge(scenario, state.personality, u)
@@ -446,4 +534,4 @@ def test_every_choice_of_a_policy_equals_the_twins(policy: str) -> None:
                 verbs.add(ours[0])
                 twin.step(state, theirs, u)
     assert left_out < 0.01 * episodes * len(CELLS)
-    assert verbs == set(twin.VERBS)
+    assert verbs == set(twin.VERBS) - ({twin.RESTORE} if not dims.restore else set())

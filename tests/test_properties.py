@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from parity import Played, Reader, play, skipped, three_rewards
+from parity import Played, Reader, all_rewards, play, skipped
 
 import scenarios
-from jaxsim import env, names, reward, rules
+from jaxsim import env, names, reward, rules, twin
 from jaxsim.compile import compile_scenario
 from jaxsim.replays import load_record, play_record
 from jaxsim.rollouts import episode_keys
@@ -42,6 +42,9 @@ from jaxsim.version import SIMULATOR_VERSION
 
 DIMS = Dims(assets=4, identities=3, stages=5, max_lag=4)
 EPISODES, TICKS = 3, 24  # of each example
+NEW = "classic+foothold+liftable+eradication"
+RULES = {"classic": twin.CLASSIC, NEW: twin.CLASSIC._replace(foothold=True, liftable=True, eradication=True)}
+ACTIONS = DIMS._replace(restore=True).actions
 
 # --- random scenarios -------------------------------------------------------------------------------------------------
 
@@ -107,6 +110,7 @@ class Example(NamedTuple):
     """A random scenario, and what the defender does in it; three episodes of it."""
 
     scenario: scenarios.Scenario
+    rules: str
     personality: str
     plan: list[int]
     seed: int
@@ -115,8 +119,9 @@ class Example(NamedTuple):
 examples = st.builds(
     Example,
     small_scenarios(),
+    st.sampled_from(list(RULES)),
     st.sampled_from(list(rules.PERSONALITIES)),
-    st.lists(st.one_of(st.just(0), st.integers(-1, DIMS.actions)), max_size=TICKS),
+    st.lists(st.one_of(st.just(0), st.integers(-1, ACTIONS)), max_size=TICKS),
     st.integers(0, 2**31),
 )
 
@@ -125,19 +130,21 @@ class Run(NamedTuple):
     """What was played, NumPy arrays (E, T), and the arrays of the scenario."""
 
     example: Example
+    rules: twin.Rules
     plans: np.ndarray
     played: Played
     arrays: ScenarioArrays
 
 
 def run(example: Example) -> Run:
-    params = env.make_params(example.scenario, DIMS, "classic", "evidence", example.personality)
+    dims = DIMS._replace(restore=rules.restores(example.rules))
+    params = env.make_params(example.scenario, dims, example.rules, "evidence", example.personality)
     plan = np.zeros(TICKS, np.int32)
     plan[: len(example.plan)] = example.plan
     plans = np.tile(plan, (EPISODES, 1))
     keys = episode_keys(jax.random.key(example.seed), EPISODES)
-    played = jax.tree.map(np.asarray, play(DIMS, params, three_rewards(), keys, jnp.asarray(plans)))
-    return Run(example, plans, played, compile_scenario(example.scenario, DIMS))
+    played = jax.tree.map(np.asarray, play(dims, params, all_rewards(), keys, jnp.asarray(plans)))
+    return Run(example, RULES[example.rules], plans, played, compile_scenario(example.scenario, DIMS))
 
 
 def before(x: np.ndarray, first: Any) -> np.ndarray:
@@ -151,7 +158,8 @@ def before(x: np.ndarray, first: Any) -> np.ndarray:
 @given(examples)
 def test_every_tick_equals_the_twin(example: Example) -> None:
     r = run(example)
-    assert skipped(Reader(example.scenario, example.personality, DIMS), r.plans, r.played) <= 1
+    reader = Reader(example.scenario, example.personality, DIMS._replace(restore=r.rules.liftable))
+    assert skipped(reader, r.plans, r.played, (r.rules,)) <= 1
 
 
 @given(examples)
@@ -176,9 +184,11 @@ def test_time_passes_by_one_until_the_end(example: Example) -> None:
 
 @given(examples)
 def test_controls_stay_and_cost_their_load(example: Example) -> None:
+    """Until they are lifted, both that an entity may have at once; only a patch is for good."""
     r = run(example)
     state, scenario = r.played.state, example.scenario
-    assert (state.marks >= before(state.marks, False)).all()
+    gone = before(state.marks, False) & ~state.marks
+    assert gone.any(axis=2).sum(axis=2).max() <= r.rules.liftable and not gone[:, :, PATCHED].any()
     cut_off, egress = state.marks[:, :, CUT_OFF], state.marks[:, :, EGRESS_BLOCKED]
     a, i = len(scenario.assets), len(scenario.identities)
     criticality = np.asarray([x.criticality for x in scenario.assets])
@@ -196,6 +206,13 @@ def test_controls_stay_and_cost_their_load(example: Example) -> None:
 
 MOVES = {(s, s) for s in range(5)} | {(IDLE, IN_PROGRESS), (IDLE, BLOCKED)}
 MOVES |= {(IN_PROGRESS, end) for end in (SUCCEEDED, FAILED, BLOCKED)}
+NEW_MOVES = {(BLOCKED, IDLE), (BLOCKED, IN_PROGRESS), (IN_PROGRESS, IDLE)}
+
+
+def moves(r: Run) -> set[tuple[int, int]]:
+    """From status to status within a tick."""
+    status, first = r.played.state.status, np.where(r.arrays.stage_exists, IDLE, BLOCKED)
+    return set(zip(before(status, first).ravel().tolist(), status.ravel().tolist(), strict=True))
 
 
 @given(examples)
@@ -203,21 +220,29 @@ def test_stages_run_one_at_a_time_and_in_their_order(example: Example) -> None:
     r = run(example)
     state, x = r.played.state, r.arrays
     status, earlier = state.status, before(state.status, np.where(x.stage_exists, IDLE, BLOCKED))
-    assert set(zip(earlier.ravel().tolist(), status.ravel().tolist(), strict=True)) <= MOVES
+    assert moves(r) <= (MOVES | NEW_MOVES if r.rules.liftable else MOVES)
     going, won = status == IN_PROGRESS, status == SUCCEEDED
     assert going.sum(axis=2).max() <= 1
     assert np.array_equal(state.stage, np.where(going.any(axis=2), going.argmax(axis=2), -1))
     assert np.array_equal(state.succeeded, won.sum(axis=2))
 
-    started = going & (earlier == IDLE)
-    lacking = np.einsum("etj,ji->eti", ~won, x.required_by)
-    choice = np.einsum("etj,ji->eti", won, x.option_of) | ~x.has_options
-    assert not (started & (lacking | ~choice)).any()
-    assert np.array_equal(state.unmet, np.einsum("etj,ji->eti", (~won).astype(int), x.required_by.astype(int)))
-    assert np.array_equal(state.option_met, choice)
+    gives = won
+    if r.rules.foothold:
+        held = np.pad(state.compromised & ~state.marks[:, :, CUT_OFF], [(0, 0), (0, 0), (0, 1)])  # entity -1 is not
+        takes = [held[..., x.targets[kind, : DIMS.stages]] & x.stage_compromises[:, kind] for kind in (0, 1)]
+        gives = won & (takes[0] | takes[1] | ~x.stage_compromises.any(axis=1))
+    stages = example.scenario.stages
+    index = {stage.id: i for i, stage in enumerate(stages)}
+    met = [gives[..., [index[p] for p in stage.prerequisites]].all(axis=2) for stage in stages]
+    choice = [
+        gives[..., [index[p] for p in s.any_prerequisites]].any(axis=2) | (not s.any_prerequisites) for s in stages
+    ]
+    supported = np.stack(met, axis=2) & np.stack(choice, axis=2)
+    assert np.array_equal(state.supported[..., : len(stages)], supported)
+    assert not (going & (earlier != IN_PROGRESS) & ~state.supported).any()
 
     live = state.tick > before(state.tick, 0)
-    ready = (status == IDLE) & (state.unmet == 0) & choice
+    ready = (status == IDLE) & state.supported
     assert not (live & (state.end == RUNNING) & ~going.any(axis=2) & ~ready.any(axis=2)).any()
 
 
@@ -229,17 +254,23 @@ def test_what_is_contained_is_blocked_and_what_falls_is_compromised(example: Exa
     target = x.targets[:, : DIMS.stages]
     on_asset, on_identity = padded[..., target[0]], padded[..., target[1]]
     contained = on_asset[:, :, CUT_OFF] | on_identity[:, :, CUT_OFF] | (on_asset[:, :, EGRESS_BLOCKED] & x.stage_exfil)
-    assert np.array_equal(state.contained, contained)
+    assert np.array_equal(state.controls.any(axis=2), contained)
     assert np.array_equal(state.patched, on_asset[:, :, PATCHED])
     assert not (contained & (state.status == IDLE)).any()
     # In progress on what is contained: never, for the defender's action comes first.
     assert not (contained & (state.status == IN_PROGRESS)).any()
+    assert not (~contained & (state.status == BLOCKED) & x.stage_exists).any()
 
     fallen = np.zeros_like(padded[:, :, 0])
     for s in range(len(example.scenario.stages)):
         for entity, takes in zip(target[:, s], x.stage_compromises[s], strict=True):
             fallen[..., entity] |= (state.status[..., s] == SUCCEEDED) & takes
+    if r.rules.eradication:  # rebuilt assets
+        assert not (state.compromised & ~fallen[..., :-1]).any()
+        fallen &= np.pad(state.compromised | (np.arange(DIMS.entities) >= DIMS.assets), [(0, 0), (0, 0), (0, 1)])
     assert np.array_equal(state.compromised, fallen[..., :-1])
+    taken = np.stack([fallen[..., target[kind]] & x.stage_compromises[:, kind] for kind in (0, 1)], axis=2)
+    assert np.array_equal(state.taken, taken)
 
 
 @given(examples)
@@ -278,29 +309,33 @@ def test_the_reward_is_the_clipped_sum_of_its_channels(example: Example) -> None
         s.load, np.where(r.played.state.tick > before(r.played.state.tick, 0), r.played.state.load, 0)
     )
     assert (s.evidence_backed <= s.containments).all() and (s.false_positives <= s.containments).all()
-    assert (s.confirmed + s.containments + s.invalid <= 1).all() and (s.active_blocks <= 1).all()
+    assert (s.investigations + s.containments + s.invalid <= 1).all() and (s.active_blocks <= 1).all()
+    assert (s.confirmed <= s.investigations).all()
+    # A stage counts once as blocked in progress, and before that once as blocked while idle.
+    for counted, blocks in ((0, s.active_blocks), (1, s.preemptive_blocks)):
+        assert np.array_equal(blocks.cumsum(axis=1), r.played.state.counted[:, :, counted].sum(axis=2))
     # No stage is blocked without a control on it being new.
     blocked = (r.played.state.status == BLOCKED) & r.arrays.stage_exists
     new = blocked.sum(axis=2) - before(blocked.sum(axis=2), 0)
-    assert np.array_equal(s.active_blocks + s.preemptive_blocks, new)
+    assert r.rules.liftable or np.array_equal(s.active_blocks + s.preemptive_blocks, new)
 
 
 def test_random_play_reaches_what_the_properties_speak_of() -> None:
     """A property of what never happens would always hold."""
-    seen = {"end": set[int](), "status": set[int](), "signals": np.zeros(len(Signals._fields))}
+    seen = {"end": set[int](), "moves": set[tuple[int, int]](), "signals": np.zeros(len(Signals._fields))}
     rng = np.random.default_rng(0)
     evidence = "MONITOR;" * 6 + "INVESTIGATE ann;" * 3 + "REVOKE_IDENTITY ann"
     backed = names.parse_plan(evidence, TWO_WAYS, DIMS).tolist()
     for seed in range(40):
-        example = Example(TWO_WAYS, ("stealthy", "aggressive", "opportunistic")[seed % 3], [], seed)
+        example = Example(TWO_WAYS, [*RULES][seed % 2], ("stealthy", "aggressive", "opportunistic")[seed % 3], [], seed)
         busy = rng.random(TICKS) < rng.choice([0.0, 0.2, 0.6])
-        plan = np.where(busy, rng.integers(-1, DIMS.actions + 1, TICKS), 0)
+        plan = np.where(busy, rng.integers(-1, ACTIONS + 1, TICKS), 0)
         r = run(example._replace(plan=plan.tolist() if seed % 4 else backed))
         seen["end"] |= set(r.played.state.end[:, -1].tolist())
-        seen["status"] |= set(r.played.state.status[:, :, : len(TWO_WAYS.stages)].ravel().tolist())
+        seen["moves"] |= moves(r)
         seen["signals"] += [x.sum() for x in r.played.signals]
     assert seen["end"] == {EXFIL, ATTACKER_DONE, HORIZON}
-    assert seen["status"] == {IDLE, IN_PROGRESS, SUCCEEDED, FAILED, BLOCKED}
+    assert seen["moves"] == MOVES | NEW_MOVES
     assert [f for f, n in zip(Signals._fields, seen["signals"], strict=True) if n == 0] == []
 
 
@@ -320,7 +355,9 @@ class Worked(NamedTuple):
 
 WORKED = [
     Worked("linear", {}, {}, 0.0),
-    Worked("linear", {"confirmed": 1}, {"detection": 1.5}, 1.5),
+    # Looking is free in every preset.
+    Worked("linear", {"confirmed": 1, "investigations": 1}, {"detection": 1.5}, 1.5),
+    Worked("operational", {"investigations": 1}, {}, 0.0),
     # An isolation that stops the stage in progress: 2.5 - 0.15.
     Worked("linear", {"active_blocks": 1, "containments": 1}, {"containment": 2.35}, 2.35),
     # One that only forestalls three idle stages: 3 x 0.4 - 0.15.
@@ -400,6 +437,8 @@ def test_the_worked_ticks_use_every_signal_and_channel() -> None:
 def test_a_weight_can_be_changed_by_name() -> None:
     changed = reward.weights("evidence", clip=1.0)
     assert float(changed.clip) == 1.0 and float(changed.detection) == 1.5
+    looked = jax.tree.map(jnp.float32, NOTHING._replace(confirmed=1.0, investigations=1.0))
+    assert float(reward.channels(looked, reward.weights("evidence", investigation=-0.25)).detection) == 1.25
     with pytest.raises(TypeError, match="clap"):
         reward.weights("evidence", clap=1.0)
 
@@ -450,6 +489,10 @@ stages:
     ("text", "says"),
     [
         ("", "verb '' is unknown; choose one of MONITOR, INVESTIGATE, .*REVOKE_IDENTITY"),
+        (
+            "RESTORE store",
+            r"verb 'RESTORE' is none under these rules; add \+liftable to them, or choose one of MONITOR",
+        ),
         ("isolate_asset store", "verb 'isolate_asset' is unknown; did you mean ISOLATE_ASSET\\?"),
         ("MONITOR store", "MONITOR takes no target; leave out 'store'"),
         ("PATCH_ASSET", r"PATCH_ASSET takes exactly one target, as in 'PATCH_ASSET assets\[0\]'"),
@@ -465,6 +508,14 @@ stages:
 def test_a_bad_action_is_named_with_a_remedy(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=f"action {re.escape(repr(text))}: .*{says}"):
         names.parse_action(text, TWO_WAYS, DIMS)
+
+
+def test_restore_is_a_verb_where_the_rules_bring_it() -> None:
+    dims = DIMS._replace(restore=True)
+    action = names.parse_action("RESTORE ann", TWO_WAYS, dims)
+    assert action == DIMS.actions + DIMS.assets and names.action_text(action, TWO_WAYS, dims) == "RESTORE ann"
+    with pytest.raises(ValueError, match="verb 'RESTOR' is unknown; did you mean RESTORE\\?"):
+        names.parse_action("RESTOR ann", TWO_WAYS, dims)
 
 
 def test_a_bad_plan_is_named_with_a_remedy() -> None:

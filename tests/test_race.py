@@ -13,6 +13,7 @@ from jaxsim.audit.arena import Arena, make_arenas
 from jaxsim.audit.budgets import BUDGETS, Budget, lineage
 from jaxsim.audit.race import bound, differences, race, rounds
 from jaxsim.rollouts import episode_keys, returns_many, rollout_many
+from jaxsim.types import INVESTIGATE, PATCH_ASSET, RESTORE
 
 NOISE, PAYS = 3.0, 1.0  # points: standard deviation of a return, and what the needle earns
 
@@ -144,10 +145,22 @@ def test_a_larger_budget_contains_a_smaller_one() -> None:
         assert set(smaller.ticks) <= set(larger.ticks)
 
 
-def test_a_family_begins_with_the_smaller_one() -> None:
-    small, large = search.sample_family(64, 5), search.sample_family(256, 5)
-    for a, b in zip(small, large, strict=True):
+@pytest.mark.parametrize("restore", [False, True])
+def test_a_family_begins_with_the_smaller_one(restore: bool) -> None:
+    small, large = (search.sample_family(many, 5, restore) for many in (64, 256))
+    for name, a, b, default in zip(small._fields, small, large, policies.DEFAULT_EVIDENCE, strict=True):
         np.testing.assert_array_equal(a, b[:64])
+        assert a[0] == default and a.dtype == default.dtype
+        assert len(set(b.tolist())) > 1 if restore or name not in search.RECOVERY else (b == default).all()
+
+
+def test_what_only_restore_has_a_use_for_changes_nothing_without_it(arena: Arena) -> None:
+    family = search.sample_family(8, 0)
+    other = family._replace(rebuild=~family.rebuild, clean_at=family.clean_at + 2, hold=family.hold * 0 + 1)
+    keys = episode_keys(jax.random.key(7), 32)
+    one, two = (rollout_many(arena.env, arena.params, policies.EVIDENCE, p, keys)[0] for p in (family, other))
+    np.testing.assert_array_equal(one.episode_return, two.episode_return)
+    assert one.verbs[:, :, [PATCH_ASSET, RESTORE]].sum() == 0 < one.verbs[:, :, INVESTIGATE].sum()
 
 
 def test_what_a_smaller_budget_found_takes_part(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:

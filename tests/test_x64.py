@@ -25,6 +25,7 @@ from jaxsim.audit import ppo
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ppo.Settings(lanes=8, minibatches=2, epochs=1)
+ALL_ON = "hardened+foothold+liftable+eradication+believable_paths"
 
 
 def digest(tree: Any) -> str:
@@ -33,20 +34,22 @@ def digest(tree: Any) -> str:
     return hashlib.sha256(b"".join(str((x.dtype, x.shape)).encode() + x.tobytes() for x in leaves)).hexdigest()
 
 
-def network(key: jax.Array) -> recurrent.Learned:
+def network(key: jax.Array, restore: bool = False) -> recurrent.Learned:
     """Of one policy."""
-    learned = recurrent.Learned(recurrent.init_weights(key), np.bool_(False))
+    learned = recurrent.Learned(recurrent.init_weights(key, restore=restore), np.bool_(False))
     return jax.tree.map(lambda x: np.asarray(x)[None], learned)
 
 
 def digests() -> dict[str, str]:
-    """What a user gets: a rollout, the recurrent policy's play, a bank, a short fork of its states."""
+    """What a user gets: rollouts, the recurrent policy's play, a bank, a short fork of its states."""
     env, params = jaxsim.make("supply_chain_token_drift")
     key, many = jax.random.key(3), bank.stack([params])
     policy, parameters = jaxsim.BASELINES["random"]
     seeing, keys = recurrent.POLICIES[recurrent.SEEING], rollouts.episode_keys(key, 8)
     states = bank.collect_heuristic(env, many, policy, parameters, key, 2, 2)
+    liftable = jaxsim.make("supply_chain_token_drift", rules=ALL_ON)
     return {
+        "liftable": digest(jaxsim.rollout(*liftable, *jaxsim.BASELINES["evidence"], key, 16)),
         "rollout": digest(jaxsim.rollout(env, params, policy, parameters, key, 16)),
         "recurrent": digest(jaxsim.rollout_many(env, params, seeing, network(key), keys, record=True)),
         "bank": digest(states),
@@ -56,11 +59,11 @@ def digests() -> dict[str, str]:
 
 def wide() -> list[str]:
     """Operations of the traced programs whose result is of 64 bits; integers are exact, whatever their width."""
-    env, params = jaxsim.make("supply_chain_token_drift")
+    env, params = jaxsim.make("supply_chain_token_drift", rules=ALL_ON)
     dims, key, many = env.dims, jax.random.key(3), bank.stack([params])
     keys = rollouts.episode_keys(key, 2)
     played = [(policy, jax.tree.map(lambda x: np.asarray(x)[None], p)) for policy, p in jaxsim.BASELINES.values()]
-    played += [(policy, network(key)) for policy in recurrent.POLICIES.values()]
+    played += [(policy, network(key, restore=True)) for policy in recurrent.POLICIES.values()]
     plans, batch, impl = np.zeros((1, 3), np.int32), jax.random.key_data(keys)[None], "threefry2x32"
     swap = rollouts.donors(2)[None], rollouts.named_channels(("alerts",))
 
@@ -77,7 +80,7 @@ def wide() -> list[str]:
     programs = [jax.make_jaxpr(lambda k, a=a: tick(*a, k))(batch) for a in played]
     programs.append(jax.make_jaxpr(lambda k: rollouts._begin(dims, params, k, impl))(batch))
     programs.append(jax.make_jaxpr(lambda k: rollouts._plan_returns(dims, plans, params, k, impl))(batch))
-    both = recurrent.init_weights(key), recurrent.init_critic(key)
+    both = recurrent.init_weights(key, restore=True), recurrent.init_critic(key)
 
     def learn(many: Any, key: jax.Array) -> Any:
         batch = ppo.collect(dims, recurrent.SEEING, None, (), ppo.Learner(*both, ()), many, key, 5, SETTINGS)

@@ -28,6 +28,11 @@ class Checkpoint(NamedTuple):
         return self.about["view"]
 
     @property
+    def restores(self) -> bool:
+        """Whether it knows RESTORE: it was trained under rules that bring it."""
+        return bool(self.weights.act_bias.size > HEADS)
+
+    @property
     def learned(self) -> Learned:
         """The policy's parameters; it plays its likeliest action."""
         return Learned(self.weights, np.bool_(True))

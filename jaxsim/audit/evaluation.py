@@ -98,6 +98,10 @@ def learned(name: str, rules: str, reward: str) -> tuple[Policy, Any]:
         made = checkpoint.load(checkpoint.own(rules, reward, name) if name in recurrent.VIEWS else name)
     except ValueError as error:
         cli.fail(f"--policy: {error}")
+    if made.restores and not restores(rules):
+        cli.fail(
+            f"--policy: {name!r} was trained to RESTORE, which --rules {rules} do not bring; add +liftable to them"
+        )
     return recurrent.POLICIES[made.view], made.learned
 
 

@@ -84,6 +84,8 @@ def relist(scenario: ScenarioArrays, dims: Dims, seed: int) -> ScenarioArrays:
     return scenario._replace(
         value=jnp.asarray(scenario.value)[old],
         exists=jnp.asarray(scenario.exists)[old],
+        group=jnp.asarray(scenario.group)[old],
+        members=jnp.asarray(place)[scenario.members],
         targets=jnp.asarray(np.where(targets >= 0, place[targets], targets)),
     )
 

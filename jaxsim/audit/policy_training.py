@@ -123,6 +123,11 @@ def begun(args: Any) -> checkpoint.Checkpoint | None:
         cli.fail(f"--start: {error}")
     if args.view != [start.view]:
         cli.fail(f"--start: {str(args.start)!r} is a {start.view} policy; give --view {start.view}")
+    if start.restores != restores(args.rules):
+        with_or_without = "with" if start.restores else "without"
+        cli.fail(
+            f"--start: {str(args.start)!r} was trained {with_or_without} RESTORE; give --rules {start.about['rules']}"
+        )
     return start
 
 

@@ -297,7 +297,7 @@ def returns_figure(rows: list[dict[str, Any]]) -> Any:
 def weights_figure(cloud: Cloud) -> Any:
     """EVG against each weight: median and central 80 % over all other weights."""
     names = list(cloud.weights)
-    figure, axes = plt.subplots(3, 5, figsize=(12.5, 6.6), sharey=True)
+    figure, axes = plt.subplots(4, 4, figsize=(10.5, 8.6), sharey=True)
     low, high = np.percentile(cloud.evg, [1, 99])
     for axis, name in zip(axes.ravel(), names, strict=True):
         value, finite = cloud.weights[name], np.isfinite(cloud.weights[name])

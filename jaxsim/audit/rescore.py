@@ -105,7 +105,7 @@ def sobol_weights(many: int, seed: int) -> RewardWeights:
 def grid_weights(base: RewardWeights, points: int) -> tuple[RewardWeights, list[tuple[str, float]]]:
     """Each weight of `base` in turn at `points` values over its range, the others as they are.
 
-    Returns the (15 * points,) weightings and, for each, which weight it moves and to what.
+    Returns the (16 * points,) weightings and, for each, which weight it moves and to what.
     """
     moves = [(n, float(v)) for n, (lo, hi) in RANGES.items() for v in np.linspace(lo, hi, points)]
     columns = {n: np.full(len(moves), float(v), np.float32) for n, v in base._asdict().items()}
