@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ModelError as error:
         cli.fail(f"--model: {error}")
     prompts, inventory = states(args.batch)
-    ids = [decode.chat_tokens(loaded.tokenizer, prompting.chat(text)) for text in prompts]
+    ids = [decode.chat_tokens(loaded.tokenizer, prompting.chat(text, inventory)) for text in prompts]
     ways = ways_of(loaded, ids, inventory, args.tokens)
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for way, many in ways.values():

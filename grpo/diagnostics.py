@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grpo.rows import Campaigns, Rows, confirmed, in_force
+from grpo.rows import Campaigns, Rows, confirmed, in_force, inventory_of
 from grpo.signals import CONTAINMENT, MARGIN, Completion
 from jaxsim.actions import INVALID, table
 from jaxsim.names import positional_text
@@ -39,8 +39,7 @@ def tables(game: Campaigns, rows: Rows) -> Tables:
 
 def completion(known: Tables, row: int, group: int, text: str) -> tuple[Completion, Parsed]:
     """A completion at a row, as the signals see it."""
-    inventory = known.game.inventories[int(known.rows.bank.params_index[row])]
-    parsed = parse(text, inventory)
+    parsed = parse(text, inventory_of(known.game, known.rows, row))
     a = parsed.action
     legal = a != INVALID
     verbs, entities = table(known.game.dims)

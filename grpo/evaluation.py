@@ -311,10 +311,12 @@ def load(args: Any, adapter: Path | None) -> Speaker:
 
     def respond_in(campaign: Campaign, opening: str) -> Respond:
         if not settle:  # nothing that was said at another tick may matter, or a resumed run would differ
-            decoder.pin(decode.chat_tokens(loaded.tokenizer, prompting.chat(opening)))
+            decoder.pin(decode.chat_tokens(loaded.tokenizer, prompting.chat(opening, campaign.inventory)))
         rules = grammar.matcher(loaded.tokenizer, campaign.inventory) if args.constrained else None
         likely = play.likely_answers(loaded.tokenizer, [campaign.inventory])
-        return play.responder(decoder, sampling, matcher=rules, seed=args.seed, batch=args.batch, likely=likely)
+        return play.responder(
+            decoder, sampling, campaign.inventory, matcher=rules, seed=args.seed, batch=args.batch, likely=likely
+        )
 
     def count(texts: Sequence[str]) -> int:
         return sum(map(len, loaded.tokenizer(list(texts), add_special_tokens=False)["input_ids"])) if texts else 0

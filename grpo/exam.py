@@ -69,7 +69,7 @@ def answering(
 
     def answer(prompts: Sequence[str], inventory: prompting.Inventory, bound: bool) -> Sequence[str]:
         matcher = grammar.matcher(tokenizer, inventory) if bound else None
-        return play.responder(decoder, SAID, matcher=matcher, batch=batch)(prompts, range(len(prompts)), 0)
+        return play.responder(decoder, SAID, inventory, matcher=matcher, batch=batch)(prompts, range(len(prompts)), 0)
 
     return answer
 
@@ -108,8 +108,13 @@ def weights_off(model: Any, folder: Path) -> float:
     return worst
 
 
+def chat_texts(tokenizer: Any, states: Exam) -> list[str]:
+    """What a model is given in each state."""
+    each = zip(states.inventories, states.prompts, strict=True)
+    return [decode.chat_text(tokenizer, prompting.chat(text, inventory)) for inventory, own in each for text in own]
+
+
 def same_tokens(tokenize: Callable[[str], Sequence[int]], tokenizer: Any, states: Exam) -> float:
     """The share of the exam's prompts that are cut into the tokens that the tokenizer cuts them into."""
-    texts = [decode.chat_text(tokenizer, prompting.chat(prompt)) for prompts in states.prompts for prompt in prompts]
-    same = [list(tokenize(text)) == decode.token_ids(tokenizer, text) for text in texts]
+    same = [list(tokenize(text)) == decode.token_ids(tokenizer, text) for text in chat_texts(tokenizer, states)]
     return sum(same) / len(same)

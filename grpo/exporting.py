@@ -414,11 +414,7 @@ def in_llama_cpp(
     program: str, path: Path, tokenizer: Any, states: exams.Exam, wanted: dict[str, exams.Answers]
 ) -> dict[str, Any]:
     """What a llama-server does with the file. Raises ModelError when it does not answer."""
-    longest = max(
-        len(decode.token_ids(tokenizer, decode.chat_text(tokenizer, prompting.chat(p))))
-        for q in states.prompts
-        for p in q
-    )
+    longest = max(len(decode.token_ids(tokenizer, text)) for text in exams.chat_texts(tokenizer, states))
     with llama_server.serving(program, path, longest + exams.SAID.max_new_tokens + 64) as address:
         row = exams.agreement(
             f"{path.name} in llama.cpp", exams.examine(llama_server.served(address, tokenizer), states), wanted

@@ -74,7 +74,7 @@ def served(address: str, tokenizer: Any) -> Callable[[Sequence[str], prompting.I
     def answer(prompts: Sequence[str], inventory: prompting.Inventory, bound: bool) -> Sequence[str]:
         legal = [json.dumps(text) for text in prompting.answers(inventory)]
         rule = {"grammar": f"root ::= {' | '.join(legal)}"} if bound else {}
-        chats = [decode.chat_text(tokenizer, prompting.chat(prompt)) for prompt in prompts]
+        chats = [decode.chat_text(tokenizer, prompting.chat(prompt, inventory)) for prompt in prompts]
         return [str(asked(address, "completion", prompt=chat, **greedy, **rule)["content"]) for chat in chats]
 
     return answer

@@ -22,10 +22,10 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-import prompting
 from grpo import diagnostics, finite, signals, speed
 from grpo.diagnostics import Tables
 from grpo.embedded import ModelError
+from grpo.rows import chat_of
 from grpo.settings import Settings
 from jaxsim_soc import write
 
@@ -154,8 +154,7 @@ def optimise(
         shuffle_dataset=True,
         gradient_checkpointing=settings.gradient_checkpointing,  # on by default
     )
-    texts = known.rows.prompts
-    data = Dataset.from_list([{"prompt": prompting.chat(texts[r]), "row": int(r)} for r in rows])
+    data = Dataset.from_list([{"prompt": chat_of(known.game, known.rows, r), "row": int(r)} for r in rows])
     book = Book(known, settings.weights)
     reward_funcs: list[Any] = [book]
     follow = Follow(book, log, settings.alarm)

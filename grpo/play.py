@@ -158,6 +158,7 @@ def likely_answers(tokenizer: Any, inventories: Sequence[Inventory]) -> list[lis
 def responder(
     decoder: decode.Decoder,
     sampling: decode.Sampling,
+    inventory: Inventory,
     *,
     matcher: Any = None,
     seed: int = 0,
@@ -165,7 +166,7 @@ def responder(
     likely: Sequence[list[int]] = (),
     examples: tuple[tuple[str, str], ...] = (),
 ) -> Respond:
-    """A model's answers, `batch` prompts at a time, those of like length together.
+    """A model's answers in a network, `batch` prompts at a time, those of like length together.
 
     `matcher`: the grammar of the legal answers, see `grammar.matcher`; `likely`: as for `decode.decode`. Sampled
     answers depend on seed, episode and tick, and on nothing else.
@@ -175,7 +176,7 @@ def responder(
         # Greedily, equal prompts have equal answers; early in an episode most prompts are equal.
         same = sampling.temperature == 0
         wanted = list(dict.fromkeys(prompts)) if same else list(prompts)
-        ids = [decode.chat_tokens(decoder.tokenizer, prompting.chat(prompt, examples)) for prompt in wanted]
+        ids = [decode.chat_tokens(decoder.tokenizer, prompting.chat(prompt, inventory, examples)) for prompt in wanted]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         texts = [""] * len(ids)
         for first in range(0, len(order), batch):

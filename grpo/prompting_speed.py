@@ -23,6 +23,7 @@ from jaxsim import env
 from jaxsim.compile import dims_of
 from jaxsim.policies import Policy
 from jaxsim.rollouts import episode_keys, start, tick_noise
+from jaxsim.rules import restores
 from jaxsim.types import Dims, Observation, Params, State
 from jaxsim_soc import cli
 
@@ -48,10 +49,14 @@ def _play(dims: Dims, policy: Policy, ticks: int, parameters: Any, keys: Array, 
 
 
 def played(name: str, policy: str, episodes: int, rules: str = "hardened", seed: int = 0) -> Observation:
-    """What a baseline policy sees in episodes of a built-in scenario, NumPy arrays (episodes x TICKS, ...) of DIMS."""
-    params = env.make_params(scenarios.load(name), DIMS, rules, "operational", "any")
+    """What a baseline policy sees in episodes of a built-in scenario, NumPy arrays (episodes x TICKS, ...) of DIMS.
+
+    With RESTORE where the rules have it.
+    """
+    dims = DIMS._replace(restore=restores(rules))
+    params = env.make_params(scenarios.load(name), dims, rules, "operational", "any")
     act, parameters = jaxsim.BASELINES[policy]
-    seen = _play(DIMS, act, TICKS, parameters, episode_keys(jax.random.key(seed), episodes), params)
+    seen = _play(dims, act, TICKS, parameters, episode_keys(jax.random.key(seed), episodes), params)
     flat: Observation = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), seen)
     return flat
 

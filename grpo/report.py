@@ -54,7 +54,8 @@ COLOURS = {
     "learned": "#CC79A7", "base": "#0072B2", "trained": "#D55E00",
 }
 # fmt: on
-VERB_COLOURS = ("#999999", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#000000")
+# Of SAID.
+VERB_COLOURS = ("#999999", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#000000")
 PICTURES = {
     "returns.png": "Mean return and IQM with 95 % bands",
     "campaigns.png": "Mean return on each campaign",

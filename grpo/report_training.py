@@ -9,14 +9,13 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from grpo.report import campaigns_figure, number, returns_figure
+from grpo.report import SAID, VERB_COLOURS, campaigns_figure, number, returns_figure
 from grpo.settings import Settings
-from jaxsim.types import VERBS
 from jaxsim_soc import cli
+from prompting import FORMAT_VERSION
 
 Row = dict[str, Any]
 PAIRED = ("monitor", "random", "base", "trained")
-COLOURS = ("#999999", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#000000")  # the verbs, then invalid
 
 
 def write(out: Path, chosen: Settings, log: Sequence[Row], rows: Sequence[Row], manifest: Row, alarm: str) -> None:
@@ -148,8 +147,8 @@ def card(chosen: Settings, verdict: Sequence[Row], alarm: str) -> str:
             paid_in_words(chosen, verdict),
             *([f"**The alarm stopped the training: {alarm}.**"] if alarm else []),
             "",
-            "It answers the prompts of `prompting` (one JSON action) and knows nothing of real networks: use it for "
-            "research, not to defend anything.",
+            f"It answers the prompts of `prompting`, format {FORMAT_VERSION} (one JSON action), and knows nothing of "
+            "real networks: use it for research, not to defend anything.",
             "",
         ]
     )
@@ -205,10 +204,9 @@ def diagnostics_figure(log: Sequence[Row]) -> Figure:
     axes[2].plot(at, [x["zero_variance_groups"] for x in steps], color="#D55E00", label="share without spread")
     axes[2].set_title("what there is to learn from", fontsize=10, loc="left")
     axes[2].legend(fontsize=8, frameon=False)
-    names = (*VERBS, "INVALID")
-    counts = [[x["actions"].get(v, 0) / x["completions"] for x in steps] for v in names]
+    counts = [[x["actions"].get(said, 0) / x["completions"] for x in steps] for said in SAID]
     if steps:
-        axes[3].stackplot(at, *counts, colors=COLOURS, labels=[v.lower().replace("_", " ") for v in names])
+        axes[3].stackplot(at, *counts, colors=VERB_COLOURS, labels=[x.lower().replace("_", " ") for x in SAID])
         axes[3].legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     axes[3].set_title("actions", fontsize=10, loc="left")
     axes[4].plot(at, [x["valid_rate"] for x in steps], color="#0072B2")

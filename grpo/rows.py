@@ -23,11 +23,12 @@ from jaxsim.env import make_params
 from jaxsim.noise import draw
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE, Policy
 from jaxsim.rules import restores
-from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED, INVESTIGATE, MONITOR, PATCHED, Dims, Params
+from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED, INVESTIGATE, MONITOR, PATCH_ASSET, PATCHED, Dims, Params
 from jaxsim_soc.write import whole
 from prompting import Inventory
 
 REFERENCE_EPISODES = 64  # per campaign, of the behaviour that the beliefs are drawn from
+SETS = np.asarray([-1, -1, CUT_OFF, EGRESS_BLOCKED, PATCHED, CUT_OFF, -1])  # the mark that a verb sets, -1 for none
 
 
 class Campaigns(NamedTuple):
@@ -83,15 +84,15 @@ WAITS = DEFAULT_EVIDENCE._replace(investigate_at=np.float32(np.inf), contain_at=
 
 
 def from_teacher(game: Campaigns, policy: tuple[Policy, Any], many: int, seed: int) -> Bank:
-    """At most `many` states from a policy's play, half of them, if there are so many, where it contains something.
+    """At most `many` states from a policy's play, half of them, if there are so many, where it sets or lifts a control.
 
     `Bank.action` is what it did. Waiting is most of the work, and would be all that a beginner learns.
     """
     episodes = max(1, 4 * many // len(game.names))
     every = banks.collect_heuristic(game.env, game.params, *policy, noise.root(seed), episodes, 16)
-    contains = table(game.dims)[0][np.asarray(every.action)] > INVESTIGATE
+    acts = table(game.dims)[0][np.asarray(every.action)] > INVESTIGATE
     rng = np.random.default_rng(seed)
-    busy, idle = (rng.permutation(np.flatnonzero(x)) for x in (contains, ~contains))
+    busy, idle = (rng.permutation(np.flatnonzero(x)) for x in (acts, ~acts))
     busy = busy[: many // 2]
     return banks.take(every, np.sort(np.concatenate([busy, idle[: many - len(busy)]])))
 
@@ -106,13 +107,13 @@ def from_model(
     layout: str,
     asking: str,
     pasts: Sequence[Sequence[play.Turn]],
-    opening: Any = lambda prompt: None,
+    opening: Any = lambda campaign, prompt: None,
     advance: Any = lambda campaign, turn: None,
 ) -> tuple[Bank, list[play.Played]]:
     """At most `many` states at which a model was asked in its own play, and that play.
 
     `respond(campaign)` gives the play's `Respond`; `pasts` are turns of each campaign that are known already;
-    `opening` and `advance` as for `play.play`, the latter with the campaign before the turn.
+    `opening` and `advance` as for `play.play`, with the campaign before the prompt or the turn.
     """
     parts: list[Bank] = []
     played = []
@@ -133,7 +134,7 @@ def from_model(
                 respond(p),
                 layout=layout,
                 asking=asking,
-                opening=opening,
+                opening=partial(opening, p),
                 past=pasts[p],
                 advance=partial(advance, p),
                 watch=watch,
@@ -197,6 +198,16 @@ def prompts_of(game: Campaigns, bank: Bank, layout: str) -> list[str]:
     return texts
 
 
+def inventory_of(game: Campaigns, rows: Rows, row: int) -> Inventory:
+    """That of a row's campaign."""
+    return game.inventories[int(rows.bank.params_index[row])]
+
+
+def chat_of(game: Campaigns, rows: Rows, row: int) -> list[dict[str, str]]:
+    """The messages of a row."""
+    return prompting.chat(rows.prompts[row], inventory_of(game, rows, row))
+
+
 @partial(jax.jit, static_argnames=("dims",))
 def _one_step(dims: Dims, params: Params, bank: Bank, key: jax.Array) -> jax.Array:
     def one(state: Any, p: jax.Array, r: jax.Array) -> jax.Array:
@@ -231,11 +242,12 @@ def labels(rows: Rows) -> np.ndarray:
 
 
 def in_force(game: Campaigns, bank: Bank) -> np.ndarray:
-    """(R, A) bool: containments and patches that would repeat a control in force."""
+    """(R, A) bool: containments and patches that would repeat a control in force. A rebuild is no repeated patch."""
     verbs, entities = table(game.dims)
-    row = np.asarray([-1, -1, CUT_OFF, EGRESS_BLOCKED, PATCHED, CUT_OFF])[verbs]
+    row, entity = SETS[verbs], np.maximum(entities, 0)
     marks = np.asarray(bank.state.marks)
-    return np.where(row >= 0, marks[:, np.maximum(row, 0), np.maximum(entities, 0)], False)
+    rebuilds = np.asarray(game.params.rules.eradication)[bank.params_index][:, None] & marks[:, CUT_OFF][:, entity]
+    return (row >= 0) & marks[:, np.maximum(row, 0), entity] & ~(rebuilds & (verbs == PATCH_ASSET))
 
 
 def confirmed(game: Campaigns, bank: Bank) -> np.ndarray:

@@ -37,12 +37,17 @@ def begin(out: Path, chosen: Settings, args: Any, verdict: list[dict[str, Any]])
     if path.exists():
         try:
             manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            had, held = manifest["settings"], manifest.get("contents", {})
+            had, held, prompts = manifest["settings"], manifest.get("contents", {}), manifest["versions"]["prompts"]
             differ = [k for k in wanted if k not in (*MAY_CHANGE, *contents) and had.get(k) != wanted[k]]
             # Of a folder or a file it is the content that counts, and neither its path nor how that is spelled.
             differ += [k for k, v in contents.items() if (held[k] != v if held.get(k) else had.get(k) != wanted[k])]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             cli.fail(f"{path}: not the manifest of a run ({error}); give another --out, or --restart")
+        if prompts != prompting.FORMAT_VERSION:
+            cli.fail(
+                f"{path}: prompts of format {prompts!r} there, {prompting.FORMAT_VERSION!r} here; "
+                "give another --out, or --restart to delete it"
+            )
         if differ:
             k = differ[0]
             changed = f"{k} = {had.get(k)!r} there, {wanted[k]!r} here"

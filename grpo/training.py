@@ -351,10 +351,10 @@ def own_play(
 
     def respond(p: int) -> play.Respond:
         likely = play.likely_answers(tokenizer, [game.inventories[p]])
-        return play.responder(decoder, sampling, seed=seed + p, likely=likely)
+        return play.responder(decoder, sampling, game.inventories[p], seed=seed + p, likely=likely)
 
-    def opening(prompt: str) -> None:
-        decoder.pin(decode.chat_tokens(tokenizer, prompting.chat(prompt)))
+    def opening(p: int, prompt: str) -> None:
+        decoder.pin(decode.chat_tokens(tokenizer, prompting.chat(prompt, game.inventories[p])))
 
     ticks = int(np.max(game.params.scenario.horizon)) * len(game.names)
     with cli.progress(ticks, done=sum(map(len, pasts)), quiet=console.quiet) as step:
@@ -392,8 +392,8 @@ def warm_up(
     """Show the model answers at the teacher's states, those of the rows `taught`."""
     labels = rows.labels(found)
     which = np.random.default_rng(chosen.seed).permutation(taught[labels[taught] >= 0])[: chosen.warm_rows]
-    verbs = [prompting.encode(int(labels[r]), game.inventories[int(found.bank.params_index[r])]) for r in which]
-    chats = [prompting.chat(found.prompts[r]) for r in which]
+    verbs = [prompting.encode(int(labels[r]), rows.inventory_of(game, found, r)) for r in which]
+    chats = [rows.chat_of(game, found, r) for r in which]
     counts = {v: sum(f'"{v}"' in text for text in verbs) for v in VERBS}
     console.print("warm start: " + ", ".join(f"{n} {v}" for v, n in counts.items() if n))
     with cli.progress(quiet=console.quiet) as told:
@@ -421,7 +421,7 @@ def checked(
     known: diagnostics.Tables, which: list[int], chosen: Settings, model: Any, tokenizer: Any
 ) -> dict[str, Any]:
     """The shuffle drop of the model's greedy answers at rows that it was not trained on."""
-    chats = [decode.chat_tokens(tokenizer, prompting.chat(known.rows.prompts[r])) for r in which]
+    chats = [decode.chat_tokens(tokenizer, rows.chat_of(known.game, known.rows, r)) for r in which]
     sampling = decode.Sampling(max_new_tokens=chosen.max_completion, settle_ties=False)
     decoder, texts = decode.Decoder(model, tokenizer), []
     likely = play.likely_answers(tokenizer, known.game.inventories)

@@ -217,7 +217,7 @@ def page(record: dict[str, Any]) -> str:
         ]
         body.append("<tr>" + "".join(cells) + "</tr>")
     heads = "".join(f'<th class="number">{name.replace("_", " ")}</th>' for name in Channels._fields)
-    system = shown(prompting.system_prompt())
+    system = shown(prompting.system_prompt(inventory))
     title = f"{scenario.id}, episode {record['episode']}"
     return "\n".join(
         [

@@ -27,7 +27,6 @@ from typing import Any, Literal
 
 from safetensors.torch import load_file, save_file
 
-import prompting
 from grpo import models
 from grpo.embedded import ModelError
 from grpo.settings import Settings
@@ -148,7 +147,7 @@ def work(folder: Path, tell: Callable[[dict[str, Any]], None]) -> None:
         raise ModelError(f"{folder.parent / 'rows'} has no whole set of rows; start training again to collect them")
     place, _ = models.find(settings.model, offline=True)  # the other process has just loaded it
     tokenizer = models.load_tokenizer(place, settings.model)
-    prompts = [decode.chat_tokens(tokenizer, prompting.chat(found.prompts[r])) for r in job["rows"]]
+    prompts = [decode.chat_tokens(tokenizer, rows.chat_of(game, found, r)) for r in job["rows"]]
     room = max(map(len, prompts)) + settings.max_completion
     model = student(settings, place, job, room)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from jaxsim import check
 from jaxsim.actions import INVALID, table
-from jaxsim.types import MONITOR, VERBS
+from jaxsim.types import MONITOR, RESTORE, VERBS
 from prompting.inventory import Inventory
 
 NO_JSON, BROKEN_JSON, WRONG_SCHEMA = "no JSON", "broken JSON", "wrong schema"
@@ -108,7 +108,7 @@ def parse(text: str, inventory: Inventory) -> Parsed:
 
 
 def _why_not(verb: str, target: str | None, inventory: Inventory) -> str:
-    if verb not in VERBS:
+    if verb not in VERBS or (verb == VERBS[RESTORE] and not inventory.dims.restore):
         return UNKNOWN_VERB
     if verb == VERBS[MONITOR]:
         return FORBIDDEN_TARGET

@@ -6,7 +6,7 @@ between 0 and 1 are written as whole percent. Texts are bounded whatever the siz
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -33,11 +33,19 @@ _PIECES = re.compile(r"[A-Za-z]{1,5}|\d|[^A-Za-z\d]")
 _AT_ONCE = 256  # episodes; few live objects keep the garbage collector away
 
 
+class Entity(NamedTuple):
+    """An asset or an identity, in plain Python."""
+
+    name: str
+    labels: tuple[str, ...]  # kind and segment of an asset, role of an identity
+    value: int  # criticality or privilege in percent
+
+
 class Network(NamedTuple):
     """What does not change in an episode, in plain Python."""
 
-    assets: list[tuple[str, int]]  # name and criticality in percent, as listed, at most MAX_LISTED
-    identities: list[tuple[str, int]]  # name and privilege in percent
+    assets: list[Entity]  # in the order of the arrays, at most MAX_LISTED
+    identities: list[Entity]
     unlisted: int  # entities of the network that are not among those
 
 
@@ -48,7 +56,7 @@ class View(NamedTuple):
     tick: int
     horizon: int
     attacker: str | None  # the attacker's personality where the rules show it
-    also: list[tuple[str, int]]  # name and value in percent of unlisted entities that alerts and forensics name
+    also: list[Entity]  # unlisted ones that alerts and forensics name, by name
     marks: dict[str, list[str]]  # names by kind of mark, at most MAX_MARKED each
     more: dict[str, int]  # how many more of that mark
     # Newest first: signal, asset or '', identity or '', severity in percent, age in ticks.
@@ -123,11 +131,11 @@ def _views(obs: Any, inventory: Inventory) -> Iterator[View]:
     ):
         seen = [(signals[s], names[asset], names[identity], v, t) for s, asset, identity, v, t in its_alerts]
         found = [(names[entity], verdict, sure, t) for entity, verdict, sure, t in its_results]
-        also: list[tuple[str, int]] = []
+        also: list[Entity] = []
         if network.unlisted:
             named = {name for x in seen for name in x[1:3] if name} | {x[0] for x in found}
-            named -= {name for name, _ in (*network.assets, *network.identities)}
-            also = [(name, int(percent[inventory.entities[name]])) for name in sorted(named)]
+            named -= {entity.name for entity in (*network.assets, *network.identities)}
+            also = _described([inventory.entities[name] for name in sorted(named)], percent, inventory)
         yield View(network, tick, horizon, ATTACKERS[who] if who >= 0 else None, also, *marks, seen, found)
 
 
@@ -151,8 +159,12 @@ def _network(there: np.ndarray, percent: np.ndarray, inventory: Inventory) -> tu
     a = inventory.dims.assets
     assets, identities = np.flatnonzero(there[:a]), a + np.flatnonzero(there[a:])
     kept = [_most_valuable(x, percent, MAX_LISTED) for x in (assets, identities)]
-    rows = [[(inventory.names[i], int(percent[i])) for i in x] for x in kept]
-    return Network(rows[0], rows[1], int(there.sum()) - sum(map(len, kept))), percent
+    listed = [_described(x, percent, inventory) for x in kept]
+    return Network(listed[0], listed[1], int(there.sum()) - sum(map(len, kept))), percent
+
+
+def _described(entities: Iterable[int], percent: np.ndarray, inventory: Inventory) -> list[Entity]:
+    return [Entity(inventory.names[i], inventory.labels[i], int(percent[i])) for i in entities]
 
 
 def _most_valuable(entities: np.ndarray, value: np.ndarray, many: int) -> np.ndarray:
@@ -197,12 +209,12 @@ def _newest(number: np.ndarray, many: int, *columns: np.ndarray) -> Iterator[lis
 
 
 def compact_network(network: Network) -> str:
-    """Lists on lines."""
+    """A line for the entities of each kind and segment, or role."""
     lines = []
     if network.assets:
-        lines.append("Assets (criticality %): " + _valued(network.assets))
+        lines += ["Assets (kind, segment: criticality %):", *_grouped(network.assets)]
     if network.identities:
-        lines.append("Identities (privilege %): " + _valued(network.identities))
+        lines += ["Identities (role: privilege %):", *_grouped(network.identities)]
     if network.unlisted:
         lines.append(f"and {network.unlisted} less valuable ones")
     return "\n".join([*lines, ""])
@@ -267,12 +279,16 @@ def compact_tick(view: View) -> str:
         if len(results) < len(view.forensics):
             lines.append(f"and {len(view.forensics) - len(results)} older")
     if view.also:
-        lines.append("Also named (value %): " + _valued(view.also))
+        lines += ["Also named (value %):", *_grouped(view.also)]
     return "\n".join(lines)
 
 
-def _valued(entities: list[tuple[str, int]]) -> str:
-    return ", ".join([f"{name} {value}" for name, value in entities])
+def _grouped(entities: list[Entity]) -> list[str]:
+    """A line for each group of entities with the same labels, where the first of them stands."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, labels, value in entities:
+        groups.setdefault(labels, []).append(f"{name} {value}")
+    return [f"{', '.join(labels)}: {', '.join(names)}" for labels, names in groups.items()]
 
 
 @lru_cache(65536)
@@ -284,11 +300,16 @@ def tokens(name: str) -> int:
 def json_network(network: Network) -> str:
     """The beginning of one JSON object with everything spelled out, as agent environments commonly show it."""
     fields = {
-        "assets": [{"id": name, "criticality": value / 100} for name, value in network.assets],
-        "identities": [{"id": name, "privilege": value / 100} for name, value in network.identities],
+        "assets": [_spelled(asset, "criticality") for asset in network.assets],
+        "identities": [_spelled(identity, "privilege") for identity in network.identities],
         "unlisted_entities": network.unlisted,
     }
     return json.dumps(fields).removesuffix("}") + ", "
+
+
+def _spelled(entity: Entity, value: str) -> dict[str, str | float]:
+    kinds = ("kind", "segment") if len(entity.labels) == 2 else ("role",)
+    return {"id": entity.name, **dict(zip(kinds, entity.labels, strict=True)), value: entity.value / 100}
 
 
 def json_tick(view: View) -> str:
@@ -305,7 +326,7 @@ def json_tick(view: View) -> str:
         f'"confidence": {confidence / 100}, "ticks_ago": {age}}}'
         for name, compromised, confidence, age in view.forensics
     ]
-    also = [{"id": name, "value": value / 100} for name, value in view.also]
+    also = [_spelled(entity, "value") for entity in view.also]
     return (
         f'"tick": {view.tick}, "horizon": {view.horizon}, "attacker_personality": {_quoted(view.attacker or "")}, '
         f'"controls": {json.dumps(controls)}, "more_controls": {json.dumps(more)}, '

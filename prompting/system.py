@@ -1,26 +1,40 @@
 """The system prompt, and the messages of a chat."""
 
 from jaxsim import check
+from prompting.inventory import Inventory
 
-FORMAT_VERSION = "2"  # of everything that `prompting` writes and reads; changes when a text or its meaning does
+FORMAT_VERSION = "3"  # of everything that `prompting` writes and reads; changes when a text or its meaning does
 
-SYSTEM = """You are a SOC analyst. Each tick you see the network and answer with one action.
+# How long a control costs, and what else is said of PATCH_ASSET, where there is RESTORE.
+RESTORE = (
+    "RESTORE",
+    """ While isolated it may also be rebuilt: no longer compromised.
+RESTORE an asset or identity: lifts isolation, egress block and revocation. The attack can use it again.""",
+)
+
+
+def system_prompt(inventory: Inventory) -> str:
+    """The system message: the same for every scenario, but it speaks of RESTORE where `inventory` has it.
+
+    Each sentence is true under all rules and rewards with these verbs. Raises ValueError for what is no inventory.
+    """
+    check.kind("inventory", inventory, Inventory, "that of prompting.inventory")
+    until, more = RESTORE if inventory.dims.restore else ("the end", "")
+    return f"""You are a SOC analyst. Each tick (30 minutes) you see the network and answer with one action.
 MONITOR: wait. Free.
-INVESTIGATE an asset or identity: forensics next tick, sometimes wrong. Free.
-ISOLATE_ASSET or REVOKE_IDENTITY: cut it off. Stops attack stages on it, costs its value every tick until the end.
+INVESTIGATE an asset or identity: forensics next tick, sometimes wrong. May have a price.
+ISOLATE_ASSET or REVOKE_IDENTITY: cut it off. Stops attack stages on it, costs its value every tick until {until}.
 BLOCK_EGRESS of an asset: stops data leaving through it, at less cost.
-PATCH_ASSET: attacks on it fail more often.
+PATCH_ASSET: attacks on it fail more often.{more}
 Many alerts are false, and there may be no attack. Contain only what alerts and forensics point to. Stop data theft.
-Answer with JSON only: {"action": "MONITOR"} or {"action": "INVESTIGATE", "target": "NAME"}"""
+Answer with JSON only: {{"action": "MONITOR"}} or {{"action": "INVESTIGATE", "target": "NAME"}}"""
 
 
-def system_prompt() -> str:
-    """The system message; the same for every scenario."""
-    return SYSTEM
+def chat(user: str, inventory: Inventory, examples: tuple[tuple[str, str], ...] = ()) -> list[dict[str, str]]:
+    """The messages of one decision, in the roles of a chat template. `examples` are turns shown before it.
 
-
-def chat(user: str, examples: tuple[tuple[str, str], ...] = ()) -> list[dict[str, str]]:
-    """The messages of one decision, in the roles of a chat template. `examples` are turns shown before it."""
+    Raises ValueError for a `user` that is no text, what is no inventory, and examples that are no pairs of texts.
+    """
     check.kind("user", user, str, "the text of prompting.render")
     if not all(isinstance(x, tuple | list) and len(x) == 2 and all(isinstance(y, str) for y in x) for x in examples):
         raise ValueError(f"examples = {check.said(examples)} are no turns; give pairs of texts, (shown, answer)")
@@ -29,4 +43,4 @@ def chat(user: str, examples: tuple[tuple[str, str], ...] = ()) -> list[dict[str
         for shown, answer in examples
         for message in ({"role": "user", "content": shown}, {"role": "assistant", "content": answer})
     ]
-    return [{"role": "system", "content": SYSTEM}, *turns, {"role": "user", "content": user}]
+    return [{"role": "system", "content": system_prompt(inventory)}, *turns, {"role": "user", "content": user}]

@@ -27,7 +27,7 @@ ENV, PARAMS = jaxsim.make(SCENARIO)
 KEY = jax.random.key(0)
 KEYS = episode_keys(KEY, 2)
 KEY_DATA = np.asarray(jax.random.key_data(KEYS))
-INVENTORY = prompting.inventory(SCENARIO)
+INVENTORY = prompting.inventory(SCENARIO, ENV.dims)
 POLICY, PARAMETERS = jaxsim.BASELINES["monitor"]
 OBSERVATION, STATE = ENV.reset(KEY, PARAMS)
 GAME = rows.campaigns([SCENARIO.id], "hardened", "operational")
@@ -124,8 +124,10 @@ CASES: list[tuple[Any, str, Call, list[Any]]] = [
     (prompting.encode, "inventory", lambda x: prompting.encode(0, x), [None, SCENARIO]),
     (prompting.answers, "inventory", prompting.answers, [None, SCENARIO]),
     (prompting.schema, "inventory", prompting.schema, [None, SCENARIO]),
-    (prompting.chat, "user", prompting.chat, [None, 3]),
-    (prompting.chat, "examples", lambda x: prompting.chat("a", x), [("ab", "c"), (("a",),), ((1, 2),)]),
+    (prompting.chat, "user", lambda x: prompting.chat(x, INVENTORY), [None, 3]),
+    (prompting.chat, "inventory", lambda x: prompting.chat("a", x), [None, SCENARIO, (("a", "b"),)]),
+    (prompting.chat, "examples", lambda x: prompting.chat("a", INVENTORY, x), [("ab", "c"), (("a",),), ((1, 2),)]),
+    (prompting.system_prompt, "inventory", prompting.system_prompt, [None, SCENARIO, ENV.dims]),
     (prompting.render, "observation", lambda x: prompting.render(x, INVENTORY), [None, (), OBSERVATION]),
     (prompting.render, "observation.tick", lambda x: prompting.render(MANY._replace(tick=x), INVENTORY), [np.zeros(3)]),
     (
@@ -185,7 +187,7 @@ for _field in WEIGHTS:
         ),
         (reward.weights, f"reward weight {_field}", lambda x, f=_field: reward.weights("evidence", **{f: x}), _bad),
     ]
-FREE = {prompting.system_prompt, scenarios.load}  # no argument; the same as load_scenario
+FREE = {scenarios.load}  # the same as load_scenario
 
 
 @pytest.mark.parametrize("module", [jaxsim, prompting])

@@ -40,6 +40,10 @@ def inventory() -> prompting.Inventory:
     return prompting.inventory(jaxsim.load_scenario("supply_chain_token_drift"))
 
 
+def with_restore(inventory: prompting.Inventory) -> prompting.Inventory:
+    return prompting.inventory(jaxsim.load_scenario("supply_chain_token_drift"), inventory.dims._replace(restore=True))
+
+
 def prompts(many: int = 8, shared: int = 30, seed: int = 0) -> list[list[int]]:
     """Random tokens of many lengths after a shared beginning."""
     draw = random.Random(seed)
@@ -377,18 +381,23 @@ def language(start: Any, tokenizer: Any) -> set[str]:
     return found
 
 
-def test_the_language_is_what_encode_writes(inventory):
+@pytest.mark.parametrize("restore", [False, True])
+def test_the_language_is_what_encode_writes(inventory, restore):
+    inventory = with_restore(inventory) if restore else inventory
     tokenizer = tiny_tokenizer()
     legal = {prompting.encode(action, inventory) for action in inventory.actions.values()}
     assert language(grammar.matcher(tokenizer, inventory), tokenizer) == legal
+    assert sum("RESTORE" in text for text in legal) == restore * inventory.dims.entities
 
 
-def test_the_schema_has_the_same_language(inventory):
+@pytest.mark.parametrize("restore", [False, True])
+def test_the_schema_has_the_same_language(inventory, restore):
     """Who constrains by `prompting.schema` elsewhere gets the same answers."""
     import json
 
     from llguidance import LLMatcher
 
+    inventory = with_restore(inventory) if restore else inventory
     tokenizer = tiny_tokenizer()
     spaces = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     schema = LLMatcher.grammar_from_json_schema(json.dumps(prompting.schema(inventory)), defaults=spaces)

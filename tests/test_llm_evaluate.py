@@ -496,13 +496,23 @@ def test_a_record_without_texts_has_a_page(tmp_path: Path, capsys: pytest.Captur
     assert "JSON object" in capsys.readouterr().err
 
 
-def test_an_own_scenario_has_pages_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("restore", [False, True])
+def test_an_own_scenario_has_pages_too(tmp_path: Path, restore: bool) -> None:
+    """RESTORE is asked for, counted and shown where the rules have it."""
+    rules = "hardened" + "+foothold+liftable+eradication+believable_paths" * restore
     own = jaxsim.load_scenario(SUPPLY).model_copy(update={"id": "own-network", "horizon": 12})
     (tmp_path / "own.yaml").write_text(evaluation.scenarios.dump(own))
-    evaluation.main(command(tmp_path / "out", "--no-shuffle", scenario=str(tmp_path / "own.yaml"), episodes=2))
-    (path,) = (tmp_path / "out" / "transcripts").glob("*.json")
+    out, argv = tmp_path / "out", ["--no-shuffle", "--rules", rules]
+    evaluation.main(command(out, *argv, scenario=str(tmp_path / "own.yaml"), episodes=12))
+    (path,) = (out / "transcripts").glob("*.json")
     record = load_record(path)
     assert float(play_record(record)[2].reward.sum()) == pytest.approx(record["return"], abs=1e-4)
+    lines = (out / "parts" / "own-network-base.jsonl").read_text().splitlines()
+    said = [text for line in lines for text in json.loads(line)["texts"]]
+    (base,) = (row for row in rows_in(out) if row["policy"] == "base")
+    many = sum("RESTORE" in text for text in said)
+    assert many == base["actions_before_alert"]["RESTORE"] + base["actions_after_alert"]["RESTORE"]
+    assert bool(many) == ("RESTORE an asset" in Page(path.with_suffix(".html").read_text()).text) == restore
 
 
 # --- a model --------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import prompting
+import scenarios
 from grpo import decode, embedded, models, portable
 from grpo.models import ModelError, load
 
@@ -348,21 +349,27 @@ def with_template(folder: Path, template: str) -> Path:
     return folder
 
 
+INVENTORY = prompting.inventory(scenarios.load("supply_chain_token_drift"))
+
+
 def chat_of(folder: Path) -> str:
     """What the model is shown, and what a trainer and a copy of the tokenizer would show it."""
     tokenizer = load(str(folder)).tokenizer
-    text = decode.chat_text(tokenizer, prompting.chat("Tick 3 of 60"))
+    text = decode.chat_text(tokenizer, prompting.chat("Tick 3 of 60", INVENTORY))
     tokenizer.save_pretrained(folder / "again")
     again = models.load_tokenizer(folder / "again", "again")
     assert again.chat_template == tokenizer.chat_template
-    examples = decode.chat_text(tokenizer, prompting.chat("Tick 4", (("Tick 3 of 60", '{"action": "MONITOR"}'),)))
-    assert prompting.system_prompt() in examples and "Tick 4" in examples and "MONITOR" in examples
+    shown = (("Tick 3 of 60", '{"action": "MONITOR"}'),)
+    examples = decode.chat_text(tokenizer, prompting.chat("Tick 4", INVENTORY, shown))
+    assert prompting.system_prompt(INVENTORY) in examples and "Tick 4" in examples and "MONITOR" in examples
     return text
 
 
 @pytest.mark.parametrize("template", [REFUSES + TURNS + SPEAKS, DROPS + SPEAKS])
 def test_a_template_without_a_system_role_shows_the_rules(copy, template):
-    wanted = f"<|im_start|>user\n{prompting.system_prompt()}\n\nTick 3 of 60<|im_end|>\n<|im_start|>assistant\n"
+    wanted = (
+        f"<|im_start|>user\n{prompting.system_prompt(INVENTORY)}\n\nTick 3 of 60<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert chat_of(with_template(copy, template)) == wanted
 
 
@@ -375,7 +382,7 @@ def test_a_template_that_needs_nothing_is_left_alone(copy):
 @pytest.mark.parametrize("template", [TURNS + OPENS, TURNS + SWITCH, REFUSES + TURNS + OPENS])
 def test_a_template_that_begins_a_thought_has_it_ended(copy, template):
     text = chat_of(with_template(copy, template))
-    assert text.endswith("Tick 3 of 60<|im_end|>\n" + NO_THOUGHT) and prompting.system_prompt() in text
+    assert text.endswith("Tick 3 of 60<|im_end|>\n" + NO_THOUGHT) and prompting.system_prompt(INVENTORY) in text
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ import scenarios
 from grpo.prompting_speed import BUILT_IN, DIMS
 from jaxsim import parse_action
 from jaxsim.actions import INVALID, legal_mask
-from jaxsim.compile import compile_scenario
+from jaxsim.compile import compile_scenario, dims_of
 from prompting import Inventory, parse
 from prompting.parse import (
     BROKEN_JSON,
@@ -55,8 +55,9 @@ def scenario_of(name: str) -> scenarios.Scenario:
 
 
 @cache
-def inventory_of(name: str, padded: bool = False) -> Inventory:
-    return prompting.inventory(scenario_of(name), DIMS if padded else None)
+def inventory_of(name: str, padded: bool = False, restore: bool = False) -> Inventory:
+    dims = DIMS if padded else dims_of([scenario_of(name)])
+    return prompting.inventory(scenario_of(name), dims._replace(restore=restore))
 
 
 SMALL = "supply_chain_token_drift"
@@ -66,10 +67,11 @@ ANY_SIZE = [*BUILT_IN, "0/10", "1/20", "2/60", "3/300"]
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("restore", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_every_action_is_read_back(name: str, padded: bool) -> None:
-    inventory, scenario = inventory_of(name, padded), scenario_of(name)
+def test_every_action_is_read_back(name: str, padded: bool, restore: bool) -> None:
+    inventory, scenario = inventory_of(name, padded, restore), scenario_of(name)
     legal = np.flatnonzero(legal_mask(inventory.dims, compile_scenario(scenario, inventory.dims).exists))
     assert sorted(inventory.actions.values()) == legal.tolist()
     for action in legal.tolist():
@@ -79,16 +81,18 @@ def test_every_action_is_read_back(name: str, padded: bool) -> None:
         assert parse_action(" ".join(said.values()), scenario, inventory.dims) == action
 
 
-@given(st.integers(0, 2**31), st.integers(10, 120))
-def test_every_action_of_a_generated_network_is_read_back(seed: int, entities: int) -> None:
-    inventory = prompting.inventory(generate(seed, entities))
+@given(st.integers(0, 2**31), st.integers(10, 120), st.booleans())
+def test_every_action_of_a_generated_network_is_read_back(seed: int, entities: int, restore: bool) -> None:
+    scenario = generate(seed, entities)
+    inventory = prompting.inventory(scenario, dims_of([scenario], restore))
     assert len(inventory.actions) == inventory.dims.actions
     for action in range(inventory.dims.actions):
         assert parse(prompting.encode(action, inventory), inventory) == (action, "")
 
 
-def test_what_is_not_legal_has_no_answer() -> None:
-    inventory = inventory_of(SMALL, padded=True)
+@pytest.mark.parametrize("restore", [False, True])
+def test_what_is_not_legal_has_no_answer(restore: bool) -> None:
+    inventory = inventory_of(SMALL, padded=True, restore=restore)
     illegal = set(range(-2, inventory.dims.actions + 2)) - set(inventory.actions.values())
     assert len(illegal) > 4
     for action in illegal:
@@ -96,7 +100,21 @@ def test_what_is_not_legal_has_no_answer() -> None:
             prompting.encode(action, inventory)
 
 
-# Of the scenario SMALL.
+def test_names_and_labels_are_those_of_the_scenario() -> None:
+    for name in ANY_SIZE:
+        scenario, inventory = scenario_of(name), inventory_of(name, padded=name in BUILT_IN)
+        pairs = [*zip(inventory.names, inventory.labels, strict=True)]
+        wanted = [(x.id, (x.kind, x.segment)) for x in scenario.assets] + [
+            (x.id, (x.role,)) for x in scenario.identities
+        ]
+        assert [pair for pair in pairs if pair != ("", ())] == wanted
+        assert inventory.entities == {x: i for i, (x, _) in enumerate(pairs) if x}
+        assert all(
+            parse_action(f"INVESTIGATE {x}", scenario, inventory.dims) == 1 + i for x, i in inventory.entities.items()
+        )
+
+
+# Of the scenario SMALL, where there is no RESTORE.
 EXAMPLES = {
     NO_JSON: [
         "",
@@ -149,7 +167,9 @@ EXAMPLES = {
         '{"action": ""}',
         '{"action": "monitor"}',
         '{"action": "MONITOR "}',
+        '{"action": "RESTORE"}',
         '{"action": "RESTORE", "target": "ci-runner-01"}',
+        '{"action": "RESTORE", "target": "no-such"}',
     ],
     UNKNOWN_TARGET: [
         '{"action": "INVESTIGATE", "target": ""}',
@@ -174,6 +194,30 @@ def test_the_examples_cover_every_reason() -> None:
 @pytest.mark.parametrize(("reason", "text"), [(r, t) for r, texts in EXAMPLES.items() for t in texts])
 def test_why_an_answer_is_refused(reason: str, text: str) -> None:
     assert parse(text, inventory_of(SMALL)) == (INVALID, reason)
+
+
+@pytest.mark.parametrize(("reason", "text"), [(r, t) for r, texts in EXAMPLES.items() for t in texts])
+def test_where_there_is_restore_the_rest_is_refused_as_elsewhere(reason: str, text: str) -> None:
+    found = parse(text, inventory_of(SMALL, restore=True))
+    assert found == (INVALID, reason) or '"RESTORE"' in text
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        (', "target": "ci-runner-01"', ""),
+        (', "target": "svc-ci-deploy"', ""),
+        ("", MISSING_TARGET),
+        (', "target": null', MISSING_TARGET),
+        (', "target": "no-such"', UNKNOWN_TARGET),
+        (', "target": 3', WRONG_SCHEMA),
+    ],
+)
+def test_restore_where_there_is_one(target: str, reason: str) -> None:
+    inventory = inventory_of(SMALL, restore=True)
+    action, why = parse(f'{{"action": "RESTORE"{target}}}', inventory)
+    assert why == reason
+    assert (action >= inventory_of(SMALL).dims.actions) if not reason else (action == INVALID)
 
 
 ISOLATE = '{"action": "ISOLATE_ASSET", "target": "ci-runner-01"}'
@@ -230,9 +274,10 @@ def test_a_target_may_be_null_where_there_is_none() -> None:
     assert parse('{"action": "MONITOR", "target": null}', inventory_of(SMALL)) == (0, "")
 
 
+@pytest.mark.parametrize("restore", [False, True])
 @pytest.mark.parametrize("name", [*BUILT_IN, "1/20"])
-def test_the_schema_allows_the_legal_answers_and_no_others(name: str) -> None:
-    inventory = inventory_of(name)
+def test_the_schema_allows_the_legal_answers_and_no_others(name: str, restore: bool) -> None:
+    inventory = inventory_of(name, restore=restore)
     schema = prompting.schema(inventory)
     jsonschema.Draft202012Validator.check_schema(schema)
     valid = jsonschema.Draft202012Validator(schema).is_valid
@@ -266,6 +311,7 @@ PIECES += [
     '"}',
 ]
 LEGAL = ['{"action": "MONITOR"}', '{"action": "INVESTIGATE", "target": "ci-runner-01"}']
+RESTORES = ['{"action": "RESTORE"}', '{"action": "RESTORE", "target": "ci-runner-01"}']
 NESTS = [
     "{",
     "[",
@@ -307,7 +353,18 @@ def any_answer(rng: random.Random, valid: list[str]) -> str:
 
 def any_object(rng: random.Random, valid: list[str]) -> str:
     """Objects with the right keys and odd values, and keys that are said twice."""
-    values = ["MONITOR", "INVESTIGATE", "REVOKE_IDENTITY", "", "ci-runner-01", "svc-ci-deploy", "\ud83d", None, True]
+    values = [
+        "MONITOR",
+        "INVESTIGATE",
+        "REVOKE_IDENTITY",
+        "RESTORE",
+        "",
+        "ci-runner-01",
+        "svc-ci-deploy",
+        "\ud83d",
+        None,
+        True,
+    ]
     values += [0, -1.5, 10 ** rng.choice([3, 30, 300]), float("nan"), float("-inf"), [], {}, [[["MONITOR"]]]]
     keys = ["action", "action", "target", "target", "why", "Action", ""]
     pairs = [f"{json.dumps(rng.choice(keys))}: {json.dumps(rng.choice(values))}" for _ in range(rng.randrange(5))]
@@ -331,9 +388,9 @@ class Fuzzed(NamedTuple):
     exceptions: list[str]  # the strings that raised one, or that gave something impossible
 
 
-def fuzz(count: int, seed: int) -> Fuzzed:
+def fuzz(count: int, seed: int, restore: bool = False) -> Fuzzed:
     """Parse `count` strings of every kind. Strings of all lengths up to some 200,000 characters."""
-    rng, inventory = random.Random(seed), inventory_of(SMALL)
+    rng, inventory = random.Random(seed), inventory_of(SMALL, restore=restore)
     valid = [prompting.encode(action, inventory) for action in inventory.actions.values()]
     legal = set(inventory.actions.values())
     kinds: list[Callable[[random.Random], str]] = [any_text, any_tokens]
@@ -354,8 +411,9 @@ def fuzz(count: int, seed: int) -> Fuzzed:
     return Fuzzed(time.perf_counter() - began, slowest, reasons, exceptions)
 
 
-def test_no_string_makes_parse_raise() -> None:
-    found = fuzz(20_000, seed=1)
+@pytest.mark.parametrize("restore", [False, True])
+def test_no_string_makes_parse_raise(restore: bool) -> None:
+    found = fuzz(40_000, seed=1, restore=restore)
     assert found.exceptions == []
     assert set(found.reasons) == {"", *prompting.REASONS}, "every reason comes up"
 
@@ -371,10 +429,13 @@ def test_the_fuzzer_would_notice_an_exception(monkeypatch: pytest.MonkeyPatch) -
 of_any_characters = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 
 
-@given(of_any_characters | st.lists(st.sampled_from([*PIECES, *NESTS, *LEGAL])).map("".join))
+@given(of_any_characters | st.lists(st.sampled_from([*PIECES, *NESTS, *LEGAL, *RESTORES])).map("".join))
 def test_any_text_is_parsed(text: str) -> None:
+    """RESTORE changes what texts say that speak of it, and nothing else."""
     action, reason = parse(text, inventory_of(SMALL))
     assert (action == INVALID) == bool(reason) and (not reason or reason in prompting.REASONS)
+    with_restore = parse(text, inventory_of(SMALL, restore=True))
+    assert with_restore == (action, reason) or (reason == UNKNOWN_VERB and "RESTORE" in text)
 
 
 json_values = st.recursive(
@@ -389,10 +450,13 @@ json_values = st.recursive(
     st.text(),
     st.dictionaries(st.text().filter(lambda key: key not in ("action", "target")), json_values, max_size=3),
     st.sampled_from(BUILT_IN),
+    st.booleans(),
     st.data(),
 )
-def test_an_answer_among_anything_is_read(before: str, after: str, more: dict[str, Any], name: str, data: Any) -> None:
-    inventory = inventory_of(name)
+def test_an_answer_among_anything_is_read(
+    before: str, after: str, more: dict[str, Any], name: str, restore: bool, data: Any
+) -> None:
+    inventory = inventory_of(name, restore=restore)
     action = data.draw(st.sampled_from(sorted(inventory.actions.values())))
     items = data.draw(st.permutations([*json.loads(prompting.encode(action, inventory)).items(), *more.items()]))
     assert parse(before + json.dumps(dict(items)) + after, inventory) == (action, "")

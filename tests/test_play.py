@@ -19,7 +19,7 @@ from grpo.play import Played, Turn
 from jaxsim import env, policies, rollouts
 from jaxsim.actions import INVALID
 from jaxsim.policies import BASELINES
-from jaxsim.types import CONFIRMED, HORIZON, MONITOR
+from jaxsim.types import CONFIRMED, HORIZON, MONITOR, RESTORE
 
 SUPPLY, TICKS, EPISODES = "supply_chain_token_drift", 70, 6
 NONSENSE = ("", "I would wait and see.", '{"action": "ISOLATE_ASSET"}', '{"action": "PANIC"}', "{" * 50)
@@ -47,12 +47,18 @@ class Game(NamedTuple):
 def game(rules: str, reward: str) -> Game:
     scenario = jaxsim.load_scenario(SUPPLY)
     keys = rollouts.episode_keys(jax.random.key(11), EPISODES)
-    return Game(scenario, *jaxsim.make(scenario, rules=rules, reward=reward), prompting.inventory(scenario), keys)
+    env_, params = jaxsim.make(scenario, rules=rules, reward=reward)
+    return Game(scenario, env_, params, prompting.inventory(scenario, env_.dims), keys)
 
 
 @pytest.fixture(scope="module")
 def hardened() -> Game:
     return game("hardened", "operational")
+
+
+@pytest.fixture(scope="module")
+def lifting() -> Game:
+    return game("hardened+foothold+liftable+eradication+believable_paths", "operational")
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +92,13 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("rules", ["hardened", "classic"])
+@pytest.mark.parametrize("rules", ["hardened", "classic", "lifting"])
 def test_a_plan_that_is_said_is_the_plan_that_is_played(rules: str, seed: int, request: pytest.FixtureRequest) -> None:
     game: Game = request.getfixturevalue(rules)
     actions = plan(seed, game)
     assert INVALID in actions
     played, (stats, done) = game.play(speaker(actions, game)), game.rollout(policies.PLAN, actions)
+    assert (stats.verbs[:, RESTORE] > 0).all() == (rules == "lifting")
     assert_same(played.stats, stats)
     ticks = len(played.actions)
     live = np.arange(TICKS)[:, None] < stats.length

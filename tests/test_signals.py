@@ -22,28 +22,29 @@ AGAIN = ISOLATE._replace(repeated=True, step_reward=-4.0)
 PATCH = Completion(True, True, 20, types.PATCH_ASSET, 0, False, True, 0.0, 0, -3.0, -3.0)
 REVOKE = Completion(True, True, 30, types.REVOKE_IDENTITY, 9, False, True, 0.0, 0, 0.0, -3.0)
 BLOCK = Completion(True, True, 12, types.BLOCK_EGRESS, 0, False, True, 0.0, 0, 0.0, -3.0)
-BATCH = [NOTHING, BROKEN, WRONG, MONITOR, LOOK, ISOLATE, AGAIN, PATCH, REVOKE, BLOCK]
+RESTORE = Completion(True, True, 40, types.RESTORE, 0, False, True, -0.2, 0, 0.75, -3.0)
+BATCH = [NOTHING, BROKEN, WRONG, MONITOR, LOOK, ISOLATE, AGAIN, PATCH, REVOKE, BLOCK, RESTORE]
 QUIET = [c._replace(alerts=False) for c in BATCH]
 
 BY_HAND = {
-    "json_valid": [0, 1, 1, 1, 1, 1, 1, 1, 1, 1],
-    "schema_valid": [0, 0, 1, 1, 1, 1, 1, 1, 1, 1],
-    "target_in_valid_targets": [0, 0, 0, 1, 1, 1, 1, 1, 1, 1],
-    "no_redundant_containment": [0, 0, 1, 0.5, 1, 1, 0, 1, 1, 1],
-    "step_total": [-1, -1, -0.6, -0.1, 1.5, 2, -2, 0, 0, 0],
-    "avoids_exfil_path": [0, 0, 0.5, 0, 0.3, 0.5, 0.5, 0, 0.5, 0.5],
-    "observation_aware": [0, 0, 0, 0, 1, 1, 1, 1, 1, 1],
-    "evidence_containment": [0, 0, 0.8, 0, 0.4, 0.8, 0, 0, 0.8, 0.8],
-    "return_to_go": [-3, -3, -3, -1, 0.5, 1.25, 1.25, -3, 0, 0],
-    "format": [-1, -1, -1, 0, 0, 0, 0, 0, 0, 0],
+    "json_valid": [0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+    "schema_valid": [0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+    "target_in_valid_targets": [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1],
+    "no_redundant_containment": [0, 0, 1, 0.5, 1, 1, 0, 1, 1, 1, 1],
+    "step_total": [-1, -1, -0.6, -0.1, 1.5, 2, -2, 0, 0, 0, -0.2],
+    "avoids_exfil_path": [0, 0, 0.5, 0, 0.3, 0.5, 0.5, 0, 0.5, 0.5, 0],
+    "observation_aware": [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1],
+    "evidence_containment": [0, 0, 0.8, 0, 0.4, 0.8, 0, 0, 0.8, 0.8, 0],
+    "return_to_go": [-3, -3, -3, -1, 0.5, 1.25, 1.25, -3, 0, 0, 0.75],
+    "format": [-1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0],
     # ISOLATE and AGAIN say the same.
-    "action_diversity": [0, 0, 1, 1, 1, 0.5, 0.5, 1, 1, 1],
-    "batch_action_entropy": [0, 0, 2, 2, 2, *[2 * math.log(5) / math.log(10)] * 2, 2, 2, 2],
+    "action_diversity": [0, 0, 1, 1, 1, 0.5, 0.5, 1, 1, 1, 1],
+    "batch_action_entropy": [0, 0, 2, 2, 2, *[2 * math.log(5.5) / math.log(11)] * 2, 2, 2, 2, 2],
 }
 WHEN_QUIET = BY_HAND | {
-    "avoids_exfil_path": [0] * 10,
-    "observation_aware": [0, 0, 0, 0.7, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4],
-    "evidence_containment": [0] * 10,
+    "avoids_exfil_path": [0] * 11,
+    "observation_aware": [0, 0, 0, 0.7, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4],
+    "evidence_containment": [0] * 11,
 }
 
 
@@ -84,16 +85,16 @@ def test_profiles_and_totals() -> None:
         [sum(BY_HAND[n][i] for n in signals.PROFILES["published"]) for i in range(len(BATCH))]
     )
     returns = signals.total(BATCH, signals.PROFILES["returns"])
-    assert returns == pytest.approx([-4, -4, -4, -1, 0.5, 1.25, 1.25, -3, 0, 0])
+    assert returns == pytest.approx([-4, -4, -4, -1, 0.5, 1.25, 1.25, -3, 0, 0, 0.75])
     assert max(returns[:3]) < min(returns[3:]), "nothing legal is worse than what is not"
     weighted = signals.total(BATCH, {"json_valid": 0.5, "step_total": -2.0})
-    assert weighted == pytest.approx([2, 2.5, 1.7, 0.7, -2.5, -3.5, 4.5, 0.5, 0.5, 0.5])
+    assert weighted == pytest.approx([2, 2.5, 1.7, 0.7, -2.5, -3.5, 4.5, 0.5, 0.5, 0.5, 0.9])
     assert signals.total(BATCH, {}) == [0.0] * len(BATCH)
     assert signals.values(BATCH, ["schema_valid"]) == {"schema_valid": BY_HAND["schema_valid"]}
 
 
 def test_what_an_audit_of_the_return_covers() -> None:
-    legal = [MONITOR, LOOK, ISOLATE, AGAIN, PATCH, REVOKE, BLOCK]
+    legal = [MONITOR, LOOK, ISOLATE, AGAIN, PATCH, REVOKE, BLOCK, RESTORE]
     for name in signals.SIGNALS:
         alike = all(len(set(signals.SIGNALS[name](b))) == 1 for b in (legal, [c._replace(alerts=False) for c in legal]))
         assert alike == (name in signals.FORMAT_ONLY), name

@@ -47,11 +47,13 @@ from grpo.contents import place
 from grpo.embedded import ModelError
 from jaxsim.names import parse_plan
 from jaxsim.policies import BASELINES, PLAN
-from jaxsim.types import INVESTIGATE, MONITOR
+from jaxsim.types import CUT_OFF, EGRESS_BLOCKED, INVESTIGATE, MONITOR, PATCHED
+from prompting import FORMAT_VERSION
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 CAMPAIGN = "supply_chain_token_drift"
+INVENTORY = prompting.inventory(scenarios.load(CAMPAIGN))
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +171,24 @@ def test_shuffle_drop_at_rows_by_hand(game: rows.Campaigns, found: rows.Rows) ->
     assert diagnostics.rows_shuffle_drop(known, [0, 23], ["nonsense"] * 2)["own"] == pytest.approx((-1 + 3) / 2)
 
 
+def test_what_is_in_force_is_not_what_is_restored_or_rebuilt() -> None:
+    """A control repeated is one in force; RESTORE repeats none, nor does the patch that rebuilds an isolated asset."""
+    rebuilt, patched = (
+        rows.campaigns((CAMPAIGN,), f"hardened+liftable{x}", "operational") for x in ("+eradication", "")
+    )
+    dims, inventory = rebuilt.dims, rebuilt.inventories[0]
+    marks = np.zeros((2, 4, dims.entities), bool)
+    marks[:, CUT_OFF, [0, dims.assets]] = marks[:, PATCHED, [0, 1]] = marks[:, EGRESS_BLOCKED, 2] = True
+    marks[1] = False
+    bank: Any = SimpleNamespace(state=SimpleNamespace(marks=marks), params_index=np.zeros(2, np.int32))
+    again, names = [("ISOLATE_ASSET", 0), ("REVOKE_IDENTITY", dims.assets), ("BLOCK_EGRESS", 2)], inventory.names
+    for game, patches in ((rebuilt, [1]), (patched, [0, 1])):
+        wanted = {(verb, names[i]) for verb, i in [*again, *(("PATCH_ASSET", i) for i in patches)]}
+        found = rows.in_force(game, bank)
+        assert found.shape == (2, dims.actions) and not found[1].any()
+        assert {said for said, action in inventory.actions.items() if found[0, action]} == wanted
+
+
 def step(**change: Any) -> dict[str, Any]:
     calm = {
         "completions": 8,
@@ -232,7 +252,7 @@ def student(folder: Path) -> tuple[Any, Any]:
 
 def test_a_warm_start_learns_and_continues_exactly(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "model")
-    chats = [prompting.chat(f"Tick {i} of 70") for i in range(8)]
+    chats = [prompting.chat(f"Tick {i} of 70", INVENTORY) for i in range(8)]
     answers = ['{"action": "MONITOR"}', '{"action": "INVESTIGATE", "target": "idp-okta"}'] * 4
 
     def run(name: str, stop: int = 0) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -263,7 +283,7 @@ def test_a_warm_start_that_loses_its_numbers_keeps_nothing(tmp_path: Path, monke
     folder = tiny(tmp_path / "model")
     model, tokenizer = student(folder)
     examples = warm.pairs(
-        tokenizer, [prompting.chat(f"Tick {i} of 70") for i in range(4)], ['{"action": "MONITOR"}'] * 4
+        tokenizer, [prompting.chat(f"Tick {i} of 70", INVENTORY) for i in range(4)], ['{"action": "MONITOR"}'] * 4
     )
     steps: list[int] = []
 
@@ -300,7 +320,10 @@ def test_a_model_of_nan_is_not_trained(tmp_path: Path) -> None:
 def test_only_the_answer_is_learned(tmp_path: Path) -> None:
     model, tokenizer = student(tiny(tmp_path / "model"))
     model.eval()
-    prompt, answer = decode.chat_tokens(tokenizer, prompting.chat("Tick 1 of 70")), [5, 6, tokenizer.eos_token_id]
+    prompt, answer = (
+        decode.chat_tokens(tokenizer, prompting.chat("Tick 1 of 70", INVENTORY)),
+        [5, 6, tokenizer.eos_token_id],
+    )
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].float().log_softmax(-1)
         wanted = -np.mean([logits[len(prompt) - 1 + i, t].item() for i, t in enumerate(answer)])
@@ -574,6 +597,16 @@ def test_what_only_the_evaluation_needs_may_change(tmp_path: Path, capsys: pytes
         assert ("--restart" in run_evaluation.options(tmp_path / "out", chosen)) == anew
 
 
+def test_a_run_on_prompts_of_another_format_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(tmp_path / "out")
+    monkeypatch.setattr(prompting, "FORMAT_VERSION", "next")
+    with pytest.raises(SystemExit):
+        begun(tmp_path / "out")
+    assert f"prompts of format {FORMAT_VERSION!r} there, 'next' here; give another --out" in capsys.readouterr().err
+
+
 def test_a_model_or_network_is_known_again_by_its_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -625,7 +658,7 @@ def test_what_is_paid_is_said_beside_the_certificate(
         return report_training.card(chosen, verdict, ""), manifest["paid"]
 
     card, paid = told()
-    assert "Paid for: return_to_go x 1, format x 1." in card
+    assert "Paid for: return_to_go x 1, format x 1." in card and f"`prompting`, format {FORMAT_VERSION} (" in card
     assert "rules `hardened` (supply_chain_token_drift: certified). What was paid is that return, and" in card
     assert paid == {"signals": {"return_to_go": 1.0, "format": 1.0}, "not_covered_by_the_audit": []}
     assert not capsys.readouterr().err
