@@ -180,7 +180,7 @@ class State(NamedTuple):
 
     tick: Array  # () int32
     end: Array  # () int32, one of RUNNING, EXFIL, ATTACKER_DONE, HORIZON
-    acted: Array  # () bool, the defender has taken a valid action other than MONITOR
+    acted: Array  # () bool, the defender has taken a valid action other than MONITOR, or than a RESTORE of nothing
     personality: Personality  # drawn at reset
     who: Array  # () int32, index of that personality
     attack: Array  # () bool, there is an attack in this episode

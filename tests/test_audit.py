@@ -10,7 +10,7 @@ import pytest
 
 import scenarios
 from jaxsim import reward
-from jaxsim.audit import bootstrap, plans, rescore, search, verdict, witness
+from jaxsim.audit import bootstrap, plans, rescore, reward_search, search, verdict, witness
 from jaxsim.audit.arena import PLAN as PLAN_KIND
 from jaxsim.audit.arena import Arena, Candidate, make_arenas, returns_of
 from jaxsim.audit.budgets import Budget
@@ -190,6 +190,16 @@ def test_grid_moves_one_weight_at_a_time() -> None:
         for other, column in grid._asdict().items():
             expected = value if other == name else float(getattr(base, other))
             assert float(column[i]) == pytest.approx(expected)
+
+
+def test_linear_weights_are_in_the_order_of_the_signals() -> None:
+    """A return of the reward search, which is a dot product, is what the reward pays."""
+    rng = np.random.default_rng(0)
+    values = {name: rng.random(1) for name in reward_search.RANGES}
+    signals = rng.random(len(Signals._fields)).astype(np.float32)
+    weights = reward_search.as_weights({name: float(x[0]) for name, x in values.items()})
+    paid = reward.total(reward.channels(Signals(*signals), weights), weights)
+    assert (reward_search.matrix(values) @ signals).tolist() == [pytest.approx(float(paid), abs=1e-5)]
 
 
 def test_gaps_select_on_one_ledger_and_measure_on_the_other() -> None:

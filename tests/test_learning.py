@@ -405,7 +405,7 @@ HELD_OUT = [s.id for s in (scenarios.load(n) for g in scenarios.GROUPS for n in 
     [
         *((["--scenario", name], ["--scenario", name, "held out"]) for name in HELD_OUT),
         (["--scenario", "nope"], ["--scenario", "nope", "built-in are"]),
-        (["--view", "blind"], ["--view", "'blind'", "seeing, masked, privileged"]),
+        (["--view", "blind"], ["--view", "'blind'", "seeing, alerts, masked, privileged"]),
         (["--rules", "modern"], ["--rules", "'modern'", "classic, hardened"]),
         (["--reward", "operatonal"], ["--reward", "did you mean operational?"]),
         (["--lanes", "6"], ["--lanes 6", "multiple of 4"]),

@@ -245,6 +245,21 @@ def spoil(tree: Any, path: str, tick: int) -> Any:
     return tree._replace(**{head: x.reshape(old.shape)})
 
 
+@pytest.mark.parametrize("personality", ["stealthy", "opportunistic"])
+def test_what_failed_last_is_preferred_as_by_the_twin(personality: str) -> None:
+    """Three ways in fail again and again: one attacker insists on the last of them, the other tries what did not."""
+    persistent = rules.rules("classic+persistence")
+    params = params_of("routine", personality)._replace(rules=persistent)
+    reader = Reader(SCENARIOS["routine"], personality)
+    theirs = twin.reset(reader.scenario, personality, twin.CLASSIC._replace(persistence=True))
+    state, fails = start(DIMS, jax.random.key(0), params), jnp.full(16, 0.999, jnp.float32)
+    progress = jax.jit(lambda s: attacker.progress(DIMS, s, jnp.bool_(True), fails, params)[0])
+    for k in (1, 2, 0, 1, 1, 0):
+        state = progress(state._replace(stage=jnp.int32(k)))
+        twin.reorder(theirs, theirs.stages[reader.stages[k]])
+        assert reader.order(jax.tree.map(lambda x: x.tolist(), state)) == theirs.order
+
+
 def test_presets_are_the_twins() -> None:
     for name, preset in PRESETS.items():
         ours = rules.rules(name)._asdict() | {"liftable": rules.restores(name)}
