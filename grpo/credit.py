@@ -25,7 +25,7 @@ from jaxsim import actions, check, env, reward, telemetry
 from jaxsim.noise import Noise
 from jaxsim.policies import BASELINES, EVIDENCE, HEURISTIC, Handled, Policy
 from jaxsim.rollouts import episode_keys, tick_noise
-from jaxsim.types import CUT_OFF, HORIZON, PATCHED, RUNNING, Dims, Observation, Params, State
+from jaxsim.types import CONFIRMED, CUT_OFF, HORIZON, PATCHED, RUNNING, Dims, Observation, Params, State
 
 REDEAL = 2**31 - 1  # folded into a future's key for the roles; no tick is so late
 ROUNDING = 1e-4  # points: float32 sums of a whole episode may differ by so much where nothing differs
@@ -113,7 +113,8 @@ def memory_at(dims: Dims, policy: Policy, parameters: Any, obs: Observation) -> 
     counts = jnp.zeros(dims.entities, jnp.int32).at[obs.forensics.entity].add(shown)
     if policy == HEURISTIC:
         return counts > 0
-    return Handled(counts, jnp.zeros_like(counts), obs.marks[PATCHED] & obs.marks[CUT_OFF] & dims.restore)
+    rebuilt = obs.marks[PATCHED] & obs.marks[CUT_OFF] & ~obs.marks[CONFIRMED] & dims.restore
+    return Handled(counts, jnp.zeros_like(counts), rebuilt)
 
 
 class _Row(NamedTuple):

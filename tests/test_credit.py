@@ -298,7 +298,8 @@ def test_memory_of_a_policy_switched_on_late() -> None:
     memory = credits.memory_at(DIMS, EVIDENCE, PARAMETERS, obs)
     assert memory.counts.tolist() == [2 if e == 3 else 1 if e == 7 else 0 for e in range(DIMS.entities)]
     assert not memory.since.any() and not memory.rebuilt.any()
-    isolated = obs._replace(marks=obs.marks.at[CUT_OFF, 1:3].set(True).at[PATCHED, 2:4].set(True))
+    marks = obs.marks.at[CUT_OFF, 1:4].set(True).at[PATCHED, 2:5].set(True).at[CONFIRMED, 3].set(True)
+    isolated = obs._replace(marks=marks)
     rebuilt = credits.memory_at(DIMS._replace(restore=True), EVIDENCE, PARAMETERS, isolated).rebuilt
     assert np.flatnonzero(rebuilt).tolist() == [2]
     assert np.flatnonzero(credits.memory_at(DIMS, HEURISTIC, None, obs)).tolist() == [3, 7]
