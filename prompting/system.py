@@ -5,12 +5,9 @@ from prompting.inventory import Inventory
 
 FORMAT_VERSION = "3"  # of everything that `prompting` writes and reads; changes when a text or its meaning does
 
-# How long a control costs, and what else is said of PATCH_ASSET, where there is RESTORE.
-RESTORE = (
-    "RESTORE",
-    """ While isolated it may also be rebuilt: no longer compromised.
-RESTORE an asset or identity: lifts isolation, egress block and revocation. The attack can use it again.""",
-)
+# Where there is RESTORE, after what is said of PATCH_ASSET.
+LIFECYCLE = """ While isolated it may also be rebuilt: no longer compromised.
+RESTORE an asset or identity: lifts isolation, egress block and revocation. The attack can use it again."""
 
 
 def system_prompt(inventory: Inventory) -> str:
@@ -19,7 +16,7 @@ def system_prompt(inventory: Inventory) -> str:
     Each sentence is true under all rules and rewards with these verbs. Raises ValueError for what is no inventory.
     """
     check.kind("inventory", inventory, Inventory, "that of prompting.inventory")
-    until, more = RESTORE if inventory.dims.restore else ("the end", "")
+    until, more = ("RESTORE", LIFECYCLE) if inventory.dims.restore else ("the end", "")
     return f"""You are a SOC analyst. Each tick (30 minutes) you see the network and answer with one action.
 MONITOR: wait. Free.
 INVESTIGATE an asset or identity: forensics next tick, sometimes wrong. May have a price.

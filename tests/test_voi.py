@@ -77,20 +77,34 @@ def test_voi_is_over_the_best_that_never_investigates() -> None:
     luck = np.random.default_rng(0).normal(size=400)
     worth = {"monitor": -2.0, "open-loop": -1.5, "positional": -1.7, "briefed": -1.6, "heuristic": -1.0}
     worth |= {"evidence": 1.0, "alerts only": 0.0, recurrent.ALERTS: 0.25, "farming": -1.9, "farming x1": -1.9}
-    found = verdict.compare([played(n, x + luck) for n, x in worth.items()], 0, 0, "evidence")
+    found = verdict.compare([played(n, x + luck) for n, x in worth.items()], 0, 0, "evidence", "evidence")
     assert list(worth)[found.unlooking] == recurrent.ALERTS
     assert found.voi == pytest.approx((0.75, 0.75, 0.75)) and found.voi_norm == pytest.approx((0.25, 0.25, 0.25))
     assert found.evg.value == pytest.approx(2.5) and found.evg_norm.value == pytest.approx(2.5 / 3.0)
     # Where the best never investigates, investigating is worth nothing: not less.
     best = verdict.compare(
-        [played(n, x + luck) for n, x in (worth | {"alerts only": 1.5}).items()], 0, 0, "alerts only"
+        [played(n, x + luck) for n, x in (worth | {"alerts only": 1.5}).items()], 0, 0, "alerts only", "alerts only"
     )
     assert best.voi.value == 0.0 and best.voi_norm.value == 0.0
 
 
 def test_who_reads_best_may_be_one_that_never_investigates() -> None:
     some = [played(n, np.full(4, x)) for n, x in (("evidence", 0.1), ("alerts only", 0.3), ("open-loop", 9.0))]
-    assert verdict.choose_seeing(some, 0) == "alerts only"
+    assert verdict.choose(some, 0) == ("alerts only", "alerts only")
+
+
+def test_what_learning_is_worth_is_no_voi() -> None:
+    worth = {"monitor": -2.0, "open-loop": -1.5, "positional": -1.7, "briefed": -1.6, "heuristic": -1.0}
+    worth |= {"evidence": 0.25, "alerts only": 0.0, recurrent.SEEING: 2.0, "farming": -1.9, "farming x1": -1.9}
+    some = [played(n, np.random.default_rng(0).normal(size=400) + x) for n, x in worth.items()]
+    assert verdict.choose(some, 0) == (recurrent.SEEING, "evidence")
+    found = verdict.compare(some, 0, 0, *verdict.choose(some, 0))
+    assert found.voi.value == pytest.approx(0.25) and found.voi_norm.value == pytest.approx(0.25 / 2.25)
+    assert found.evg.value == pytest.approx(3.5)
+    # With a learned one that reads alerts only, like is compared with like.
+    some.append(played(recurrent.ALERTS, np.random.default_rng(0).normal(size=400) + 1.5))
+    assert verdict.choose(some, 0) == (recurrent.SEEING, recurrent.SEEING)
+    assert verdict.compare(some, 0, 0, *verdict.choose(some, 0)).voi.value == pytest.approx(0.5)
 
 
 def ground() -> reward_search.Ground:

@@ -1,6 +1,6 @@
 """Train the policies that the audit pits against each other: `recurrent.VIEWS`, one that sees and others.
 
-    jaxsim-soc train-policy                         all three on the training scenarios, a few minutes each
+    jaxsim-soc train-policy                         all views on the training scenarios, a few minutes each
     jaxsim-soc train-policy --view masked --scenario my_network.yaml --out out/policies
 
 Checkpoints are safetensors files <rules>-<reward>-<view>.safetensors; the sweep uses those of its rules and reward.

@@ -217,7 +217,7 @@ def markdown(document: dict[str, Any], clouds: list[Cloud], out: Path) -> str:
         if r["unmet"] and not r["exploits"]:
             lines.append(f"- not certified, for want of: {'; '.join(r['unmet'])}")
         lines.append(
-            f"- worth of investigating over the best that reads alerts only ({r['best_alerts_only_name']}): VOI "
+            f"- worth of investigating, {r['voi_of'][0]} over {r['voi_of'][1]}: VOI "
             f"{r['voi']:+.2f} {interval(r['voi_ci'])}, VOI_norm {share(r, 'voi_norm')}; of the containments of "
             f"{r['best_evidence_name']} {returns[r['best_evidence_name']]['tells']['evidence_backed_share']:.0%} are "
             "evidence-backed"

@@ -17,6 +17,7 @@ from jaxsim.audit.arena import BRIEFED, EVIDENCE, PLAN, Arena, Candidate, stack_
 from jaxsim.rollouts import rollout_many
 from jaxsim.types import RewardWeights, Signals
 
+AT_ONCE = 64  # weightings scored together
 CERTIFIED_EVG_NORM = 0.25  # the share of what a defender can gain that has to come from the evidence
 CERTIFIED_VOI_NORM = 0.15  # and from investigating
 
@@ -117,16 +118,19 @@ def grid_weights(base: RewardWeights, points: int) -> tuple[RewardWeights, list[
 @jax.jit
 def _score(rows: jax.Array, counts: jax.Array, weights: RewardWeights) -> jax.Array:
     signals = Signals(*rows.T)
-
-    def one(w: RewardWeights) -> jax.Array:
-        return counts @ reward.total(reward.channels(signals, w), w)
-
-    return jax.lax.map(one, weights, batch_size=64)
+    return jax.vmap(lambda w: counts @ reward.total(reward.channels(signals, w), w))(weights)
 
 
 def score(ledger: Ledger, weights: RewardWeights) -> np.ndarray:
     """(C, P) mean return of every policy under every weighting."""
-    return np.asarray(_score(jnp.asarray(ledger.rows), jnp.asarray(ledger.counts), weights))
+    many = len(weights.clip)
+    # As many at once for every C: a ledger has one program, whether a grid is scored or thousands of weightings.
+    padded = [np.pad(np.asarray(w), (0, -many % AT_ONCE), mode="edge") for w in weights]
+    rows, counts = jnp.asarray(ledger.rows), jnp.asarray(ledger.counts)
+    scored = [
+        _score(rows, counts, RewardWeights(*(w[i : i + AT_ONCE] for w in padded))) for i in range(0, many, AT_ONCE)
+    ]
+    return np.concatenate(scored)[:many]
 
 
 def gaps(select: Ledger, report: Ledger, weights: RewardWeights) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
 """From the best policies found to a verdict, on episodes that the search has never seen.
 
 Names: J(p) mean return; EVG = J(best evidence-using) - J(best open-loop); EVG_norm = EVG / (J(best evidence-using) -
-J(monitor)); VOI = J(best evidence-using) - J(best evidence-using that reads no forensics), VOI_norm likewise.
+J(monitor)); VOI = J(best evidence-using) - J(best evidence-using that reads no forensics), VOI_norm likewise; both
+are of hand-made policies alone where no learned one is at hand that reads alerts only: learning is not investigating.
 """
 
 from collections.abc import Hashable, Mapping
@@ -32,6 +33,8 @@ HARM_EPISODES = 512
 CHOICE = 4  # a verdict plays 1 episode for each so many of its report to choose the policy that reads
 
 WITHOUT_FORENSICS = ("alerts only", recurrent.ALERTS)  # finalists that read alerts and never investigate
+HAND_MADE = ("evidence", "heuristic", "alerts only")  # finalists that read their evidence, learned ones apart
+READING = (*HAND_MADE, recurrent.SEEING, recurrent.ALERTS)
 OPEN_LOOP, FARMING, HARM_SEEKING = "open-loop", "farming", "harm-seeking"
 DEGENERATE, CERTIFIED, UNDECIDED = "degenerate", "certified", "undecided"
 
@@ -68,11 +71,13 @@ def apart(played: list[Played], episodes: int) -> tuple[list[Played], list[Playe
     return first, others
 
 
-def choose_seeing(played: list[Played], r: int) -> str:
-    """The finalist that reads its evidence and earns the most under reward r: the family's best, the heuristic, or the
-    learned policy that sees."""
-    names = ("evidence", "heuristic", recurrent.SEEING, *WITHOUT_FORENSICS)
-    return max((p for p in played if p.name in names), key=lambda p: float(p.stats.episode_return[:, r].mean())).name
+def choose(played: list[Played], r: int) -> tuple[str, str]:
+    """The finalist that reads its evidence and earns the most under reward r, and the one whose VOI is measured: the
+    same, or the best hand-made one, if only such ones are at hand without forensics."""
+    earned = {p.name: float(p.stats.episode_return[:, r].mean()) for p in played if p.name in READING}
+    best = max(earned, key=earned.__getitem__)
+    alike = earned if recurrent.ALERTS in earned else earned.keys() & {*HAND_MADE}
+    return best, max(alike, key=earned.__getitem__)
 
 
 def identity(candidate: Candidate) -> Hashable:
@@ -166,9 +171,10 @@ class Comparison(NamedTuple):
 
     mean: np.ndarray  # (P,) mean returns
     boot: np.ndarray  # (RESAMPLES, P) resampled mean returns
-    seeing: int  # chosen on other episodes, see `choose_seeing`
+    seeing: int  # the best that reads its evidence, chosen on other episodes, see `choose`
     blind: int  # the best of the open-loop, the positional and the briefed plan and the learned policy that is masked
     gain: float  # of `seeing` over monitor
+    looking: int  # whose VOI it is, chosen likewise
     unlooking: int  # the best that reads no forensics
     evg: Estimate
     evg_norm: Estimate
@@ -180,8 +186,8 @@ class Comparison(NamedTuple):
     harm: tuple[int, int] | None  # harm-seeking policy, and the mildest good one instead of which it pays
 
 
-def compare(played: list[Played], r: int, seed: int, chosen: str) -> Comparison:
-    """All differences that matter for reward r, paired over episodes; `chosen`: by `choose_seeing`."""
+def compare(played: list[Played], r: int, seed: int, reading: str, looking: str) -> Comparison:
+    """All differences that matter for reward r, paired over episodes; `reading`, `looking`: by `choose`."""
     at = {p.name: i for i, p in enumerate(played)}
     returns = np.stack([p.stats.episode_return[:, r] for p in played], axis=1)  # (E, P)
     stages = np.stack([p.stats.succeeded for p in played], axis=1).astype(np.float32)
@@ -197,29 +203,30 @@ def compare(played: list[Played], r: int, seed: int, chosen: str) -> Comparison:
         return max((at[n] for n in names if n in at), key=lambda i: mean[i])
 
     hand_made = best("evidence", "heuristic")
-    seeing = at[chosen]
+    seeing = at[reading]
     blind = best("open-loop", "positional", "briefed", recurrent.MASKED)
     unlooking = best(*WITHOUT_FORENSICS)
-    gain = difference(seeing, at["monitor"])
 
-    def share(less: int) -> Estimate:
-        """Of the gain over doing nothing, what `seeing` has over a policy."""
+    def share(more: int, less: int) -> Estimate:
+        """Of what one policy gains over doing nothing, the part that another does not."""
+        gain = difference(more, at["monitor"])
         if gain.low <= 0:  # reading the evidence gains nothing over doing nothing: there is no share of a gain
             return NONE
-        boot_gain = boot[:, seeing] - boot[:, at["monitor"]]
-        return estimate((mean[seeing] - mean[less]) / gain.value, (boot[:, seeing] - boot[:, less]) / boot_gain)
+        boot_gain = boot[:, more] - boot[:, at["monitor"]]
+        return estimate((mean[more] - mean[less]) / gain.value, (boot[:, more] - boot[:, less]) / boot_gain)
 
     return Comparison(
         mean=mean,
         boot=boot,
         seeing=seeing,
         blind=blind,
-        gain=gain.value,
+        gain=float(mean[seeing] - mean[at["monitor"]]),
+        looking=at[looking],
         unlooking=unlooking,
         evg=difference(seeing, blind),
-        evg_norm=share(blind),
-        voi=difference(seeing, unlooking),
-        voi_norm=share(unlooking),
+        evg_norm=share(seeing, blind),
+        voi=difference(at[looking], unlooking),
+        voi_norm=share(at[looking], unlooking),
         farming_growth=difference(at["farming"], at["farming x1"]),
         farming_surplus=difference(at["farming"], seeing),
         learned_gain=difference(at[recurrent.SEEING], hand_made) if recurrent.SEEING in at else NONE,
@@ -237,7 +244,7 @@ def judge(
     """
     choosing, played = apart(played, len(keys) // (CHOICE + 1))
     keys = keys[-len(played[0].stats.length) :]
-    c = compare(played, r, seed, choose_seeing(choosing, r))
+    c = compare(played, r, seed, *choose(choosing, r))
     farms = c.farming_growth.low > 0
     harm_pays = [
         (ticks, metrics.harm_monotonicity(arena, played[harmful].candidate, keys[:HARM_EPISODES], r, ticks))
@@ -289,7 +296,7 @@ def judge(
         "voi_ci": list(c.voi[1:]),
         "voi_norm": c.voi_norm.value,
         "voi_norm_ci": list(c.voi_norm[1:]),
-        "best_alerts_only_name": played[c.unlooking].name,
+        "voi_of": [played[c.looking].name, played[c.unlooking].name],
         "farming_growth": c.farming_growth.value,
         "farming_growth_ci": list(c.farming_growth[1:]),
         "farming_surplus": c.farming_surplus.value,
