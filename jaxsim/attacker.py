@@ -58,7 +58,7 @@ def deal(dims: Dims, bits: Array, params: Params) -> Dealt:
 
 
 class Started(NamedTuple):
-    """The stage begun this tick. `telemetry` turns it into alerts."""
+    """The stage begun this tick, not one that goes on. `telemetry` turns it into alerts."""
 
     any: Array  # () bool
     stage: Array  # () int32, 0 if none
@@ -104,6 +104,11 @@ def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params
     this = jnp.arange(dims.stages, dtype=jnp.int32) == k
     # Nothing starts on the tick of a setback, so its draw of a dwell is free.
     setback = ended & ~success & rules.persistence
+    if dims.restore:
+        suspended = blocked & rules.resumption
+        left = jnp.maximum(1, state.stage_end - state.tick)
+        state = state._replace(left=jnp.where(suspended & this, left, state.left))
+        setback &= ~suspended
     rest = integer(noise[Noise.DWELL], rules.retry_delay[0], rules.retry_delay[1])
     # One that insists prefers this stage to all others, those too on which it insisted before.
     ahead = (jnp.minimum(jnp.min(state.order), 0) >> INDEX_BITS) - 1
@@ -137,12 +142,19 @@ def start(dims: Dims, state: State, live: Array, acted: Array, noise: Array, par
     dwell = jnp.round(params.scenario.stage_dwell[k].astype(jnp.float32) * state.personality.dwell)
     lo = jnp.maximum(1, dwell[0].astype(jnp.int32))
     hi = jnp.maximum(lo, dwell[1].astype(jnp.int32))
+    ticks, anew = integer(noise[Noise.DWELL], lo, hi), begins
+    this = begins & (jnp.arange(dims.stages, dtype=jnp.int32) == k)
+    if dims.restore:
+        # What goes on where it was stopped keeps its dwell, and is no event to be seen.
+        left = state.left[k]
+        ticks, anew = jnp.where(left > 0, left, ticks), begins & (left == 0)
+        state = state._replace(left=jnp.where(this, 0, state.left))
     state = state._replace(
-        status=jnp.where(begins & (jnp.arange(dims.stages, dtype=jnp.int32) == k), IN_PROGRESS, state.status),
+        status=jnp.where(this, IN_PROGRESS, state.status),
         stage=jnp.where(begins, k, state.stage),
-        stage_end=jnp.where(begins, state.tick + integer(noise[Noise.DWELL], lo, hi), state.stage_end),
+        stage_end=jnp.where(begins, state.tick + ticks, state.stage_end),
     )
-    return state, Started(begins, k)
+    return state, Started(anew, k)
 
 
 def block_contained(state: State, live: Array) -> tuple[State, Array]:

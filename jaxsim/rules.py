@@ -10,7 +10,7 @@ from chex import Array
 from jaxsim.check import known, said
 from jaxsim.types import Personality, Rules
 
-Value = float | bool | tuple[int, int]
+Value = float | bool | tuple[int, int] | tuple[float, float]
 
 
 class Switch(NamedTuple):
@@ -41,6 +41,8 @@ _CLASSIC: dict[str, Value] = {
     "foothold": False,
     "eradication": False,
     "believable_paths": 0.0,
+    "resumption": False,
+    "background_severity": (0.10, 0.45),
 }
 SWITCHES: dict[str, Switch] = {
     "run_to_horizon": Switch(
@@ -98,6 +100,16 @@ SWITCHES: dict[str, Switch] = {
         {"believable_paths": 0.5},
         "names and kinds mean nothing, so that nothing known of networks helps",
         "in a small network few entities are alike, so that a list of targets is worth something again",
+    ),
+    "resumption": Switch(
+        {"resumption": True},
+        "with RESTORE, to cut off for one tick throws an attack back by a whole stage, whoever is compromised",
+        "an attacker that is cut off loses nothing but time, however long it lasts",
+    ),
+    "severe_background": Switch(
+        {"background_severity": (0.10, 0.90)},
+        "a severe alert is of an attack, or of benign activity where the network has some, and needs no second look",
+        "severity says nothing of background alerts, where a tuned sensor would rank them lower",
     ),
 }
 PRESETS: dict[str, tuple[str, ...]] = {
@@ -160,7 +172,9 @@ def rules(name: str) -> Rules:
 def _array(value: Value) -> Array:
     if isinstance(value, bool):
         return jnp.bool_(value)
-    return jnp.asarray(value, jnp.int32) if isinstance(value, tuple) else jnp.float32(value)
+    if isinstance(value, tuple):
+        return jnp.asarray(value, jnp.float32 if isinstance(value[0], float) else jnp.int32)
+    return jnp.float32(value)
 
 
 def personalities(name: str) -> tuple[Personality, Array]:

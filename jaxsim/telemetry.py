@@ -65,7 +65,8 @@ def background(dims: Dims, state: State, live: Array, noise: Array, params: Para
     asset = jnp.where(named & is_asset, index, -1)
     identity = jnp.where(named & ~is_asset, index + dims.assets, -1)
     code = pack(dims, signal, asset, identity)
-    severity = 0.10 + noise[Noise.BACKGROUND_SEVERITY] * 0.35
+    least, most = params.rules.background_severity[0], params.rules.background_severity[1]
+    severity = least + noise[Noise.BACKGROUND_SEVERITY] * (most - least)
 
     # The draw that fires no background alert picks a benign activity, or none: [rate, 1) is cut up among them.
     edge = rate

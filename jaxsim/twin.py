@@ -76,6 +76,8 @@ class Rules(NamedTuple):
     liftable: bool  # RESTORE is an action, and lifts isolation, egress block and revocation
     eradication: bool  # a patch of an isolated asset also rids it of the attacker
     believable_paths: float  # chance that under unknown_path only like plays like
+    resumption: bool  # with RESTORE, a stage that was stopped in progress goes on where it was
+    background_severity: tuple[float, float]  # least and most of a background alert
 
 
 CLASSIC = Rules(
@@ -92,6 +94,8 @@ CLASSIC = Rules(
     liftable=False,
     eradication=False,
     believable_paths=0.0,
+    resumption=False,
+    background_severity=(0.10, 0.45),
 )
 HARDENED = Rules(
     run_to_horizon=True,
@@ -107,6 +111,8 @@ HARDENED = Rules(
     liftable=False,
     eradication=False,
     believable_paths=0.0,
+    resumption=False,
+    background_severity=(0.10, 0.45),
 )
 
 Target = tuple[str | None, str | None]  # an asset and an identity
@@ -244,6 +250,7 @@ class State:
     done: bool = False
     end: str | None = None  # exfil, attacker_done or horizon
     current: Any = None  # the stage in progress
+    left: dict[str, int] = field(default_factory=dict)  # by stage that was stopped: ticks of its dwell that are left
     stage_end: int = 0  # tick on which its dwell is over
     out: bool = False  # the data got out
     earned: bool = False  # a stage was blocked in progress or a containment was evidence-backed
@@ -476,7 +483,10 @@ def progress_stage(state: State, u: Draws, tick: Tick) -> bool:
         state.earned = True
         tick.active_blocks += stage.id not in state.active_counted
         state.active_counted.add(stage.id)
-        hold_off(state, u)
+        if state.rules.resumption and state.rules.liftable:
+            state.left[stage.id] = max(1, state.stage_end - state.tick)
+        else:
+            hold_off(state, u)
     elif state.tick < state.stage_end:
         return False
     elif u.stage_success < success_chance(state, stage):
@@ -538,6 +548,9 @@ def start_stage(state: State, defender_moved: bool, u: Draws) -> None:
     high = max(low, round(high * state.personality.dwell))
     state.status[stage.id] = "in_progress"
     state.current = stage
+    if stage.id in state.left:  # it goes on, which is no event to be seen
+        state.stage_end = state.tick + state.left.pop(stage.id)
+        return
     state.stage_end = state.tick + integer(u.dwell, low, high)
 
     strength = clip(stage.detection * state.personality.detection, 0.0, 1.0)
@@ -574,7 +587,7 @@ def background(state: State, u: Draws) -> None:
     if u.background < rate:
         signal = pick(u.background / rate, SIGNALS)
         asset, identity = background_entity(state, u.background_entity)
-        severity = real(u.background_severity, 0.10, 0.45)
+        severity = real(u.background_severity, *state.rules.background_severity)
         show_routine(state, Alert(signal, asset, identity, severity, state.tick + BACKGROUND_DELAY))
         return
     for activity in state.benign:

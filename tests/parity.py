@@ -133,11 +133,18 @@ TOLERANCE = 1e-5  # single against double precision
 EDGE = 1e-6  # draws this near to a threshold may fall on either side of it
 STATUS = ("idle", "in_progress", "succeeded", "failed", "blocked")
 END = (None, "exfil", "attacker_done", "horizon")
-ALL_ON = "hardened+foothold+liftable+eradication+believable_paths"
+ALL_ON = "hardened+foothold+liftable+eradication+believable_paths+resumption+severe_background"
 PRESETS = {
     "classic": twin.CLASSIC,
     "hardened": twin.HARDENED,
-    ALL_ON: twin.HARDENED._replace(foothold=True, liftable=True, eradication=True, believable_paths=0.5),
+    ALL_ON: twin.HARDENED._replace(
+        foothold=True,
+        liftable=True,
+        eradication=True,
+        believable_paths=0.5,
+        resumption=True,
+        background_severity=(0.10, 0.90),
+    ),
 }
 SWITCHES = twin.Rules._fields
 LOOKING = {"investigation": -0.25}  # what no preset charges for
@@ -287,6 +294,7 @@ class Reader:
             end=END[s.end],
             current=self.fresh.stages[self.stages[s.stage]] if s.stage >= 0 else None,
             stage_end=s.stage_end,
+            left={x: ticks for x, ticks in zip(self.stages, s.left, strict=False) if ticks},
             out=s.exfil,
             earned=s.earned,
             acted=s.acted,
@@ -342,7 +350,7 @@ def rows(tree: Any, length: int) -> list[Any]:
 
 
 EXACT = (
-    *("status", "tick", "done", "end", "current", "stage_end", "acted", "isolated", "egress_blocked"),
+    *("status", "tick", "done", "end", "current", "stage_end", "left", "acted", "isolated", "egress_blocked"),
     *("patched", "revoked", "compromised", "confirmed", "next_start", "out", "earned"),
     *("active_counted", "preemptive_counted", "ever_contained"),
 )

@@ -28,7 +28,7 @@ PUBLIC = {".scenario.horizon", ".scenario.exists", ".scenario.value"}
 HIDDEN = sorted(set(State._fields) - {"tick", "marks", "alerts", "forensics", "end"})
 
 
-ALL_ON = "hardened+foothold+liftable+eradication+believable_paths"
+ALL_ON = "hardened+foothold+liftable+eradication+believable_paths+resumption+severe_background"
 
 
 def dims_under(rules: str) -> Dims:

@@ -204,7 +204,7 @@ def is_noticed(name: str, switch: str, personality: str) -> bool:
 
 WATCHED = (
     *("tick", "end", "acted", "status", "stage", "compromised", "marks", "load"),
-    *("attack", "targets", "next_start", "exfil", "earned", "touched", "counted"),
+    *("attack", "targets", "next_start", "exfil", "earned", "touched", "counted", "left"),
     *("alerts.code", "alerts.severity", "alerts.tick", "alerts.count"),
     *("forensics.entity", "forensics.compromised", "forensics.confidence", "forensics.tick", "forensics.count"),
 )

@@ -58,7 +58,7 @@ def hardened() -> Game:
 
 @pytest.fixture(scope="module")
 def lifting() -> Game:
-    return game("hardened+foothold+liftable+eradication+believable_paths", "operational")
+    return game("hardened+foothold+liftable+eradication+believable_paths+resumption+severe_background", "operational")
 
 
 @pytest.fixture(scope="module")

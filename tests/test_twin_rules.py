@@ -313,6 +313,51 @@ def test_the_time_lost_is_the_same_for_both(action: str, status: str, u: float, 
     assert state.order == list(state.dealt.order)
 
 
+GOES_ON = {"foothold": True, "liftable": True, "resumption": True, "persistence": True, "retry_delay": (3, 8)}
+
+
+def test_what_lost_its_foothold_goes_on_where_it_was() -> None:
+    """`login`, of ticks 2 to 5, stops on tick 4 with one tick to go, and nobody rests over it."""
+    state = waiting(3, **GOES_ON)
+    play(state, "ISOLATE_ASSET door")
+    assert (state.current, state.left, state.next_start) == (None, {"login": 1}, 1)
+    play(state, "MONITOR", "MONITOR", "RESTORE door")
+    assert (state.current.id, state.stage_end, state.left) == ("login", 8, {})
+    play(state, "MONITOR")
+    assert state.status["login"] == "succeeded"
+
+
+def test_what_was_contained_goes_on_when_the_attacker_has_time() -> None:
+    state = waiting(3, **GOES_ON)
+    play(state, "REVOKE_IDENTITY ann")
+    assert (state.current.id, state.left) == ("probe", {"login": 1})
+    play(state, "RESTORE ann", "MONITOR", "MONITOR")  # ticks 5 to 7, on which `probe` succeeds
+    assert (state.current.id, state.stage_end) == ("login", 8)
+
+
+def test_going_on_is_no_event() -> None:
+    state, seen = begin(liftable=True, resumption=True), CALM._replace(alert_1=-1.0)
+    play(state, "MONITOR", "ISOLATE_ASSET door", u=seen)
+    assert len(state.alerts) == 1 and state.left == {"enter": 1}
+    play(state, "RESTORE door", u=seen)
+    assert state.current.id == "enter" and state.stage_end == 4 and not state.pending
+    assert len(state.alerts) == 1
+
+
+def test_without_restore_what_was_stopped_begins_anew() -> None:
+    state = waiting(3, foothold=True, resumption=True)
+    play(state, "ISOLATE_ASSET door")
+    assert state.left == {} and state.status["login"] == "idle"
+
+
+@pytest.mark.parametrize(("range_", "severity"), [((0.10, 0.45), 0.275), ((0.10, 0.90), 0.5)])
+def test_background_severity_is_drawn_from_its_range(range_: tuple[float, float], severity: float) -> None:
+    state = begin(background_severity=range_)
+    state.scenario = state.scenario.model_copy(update={"noise_rate": 1.0})
+    play(state, "MONITOR", u=CALM._replace(background=0.5, background_severity=0.5))
+    assert state.alerts[-1].severity == pytest.approx(severity)
+
+
 def test_only_containment_is_a_preemptive_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """An idle stage is no preemptive block for want of a foothold; whether it can be one without is a reading."""
     state = waiting(2, foothold=True)
@@ -472,8 +517,9 @@ def test_the_random_policy_restores_where_that_is_an_action() -> None:
 
 
 def test_presets_have_the_new_rules_off() -> None:
-    assert twin.Rules._fields[-4:] == ("foothold", "liftable", "eradication", "believable_paths")
-    assert twin.CLASSIC[-4:] == twin.HARDENED[-4:] == (False, False, False, 0.0)
+    new = ("foothold", "liftable", "eradication", "believable_paths", "resumption", "background_severity")
+    assert twin.Rules._fields[-6:] == new
+    assert twin.CLASSIC[-6:] == twin.HARDENED[-6:] == (False, False, False, 0.0, False, (0.10, 0.45))
     assert all(weights["investigation"] == 0.0 for weights in twin.REWARDS.values())
 
 

@@ -25,7 +25,7 @@ from jaxsim.audit import ppo
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ppo.Settings(lanes=8, minibatches=2, epochs=1)
-ALL_ON = "hardened+foothold+liftable+eradication+believable_paths"
+ALL_ON = "hardened+foothold+liftable+eradication+believable_paths+resumption+severe_background"
 
 
 def digest(tree: Any) -> str:
