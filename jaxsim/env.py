@@ -63,7 +63,7 @@ def reset(dims: Dims, key: Array, params: Params) -> State:
         counted=jnp.zeros((2, s), bool),
         stage=jnp.full((), -1, i32),
         stage_end=jnp.zeros((), i32),
-        left=jnp.zeros(s if dims.restore else 0, i32),
+        left=jnp.zeros(s, i32),
         succeeded=jnp.zeros((), i32),
         compromised=jnp.zeros(n, bool),
         touched=jnp.zeros(n, bool),

@@ -1,9 +1,8 @@
 """Every pytree of the simulator, with shape, dtype and unit beside each field.
 
 Shapes are of one episode; `jax.vmap` adds the batch axis. Letters: A assets, I identities, N = A + I entities
-(assets first), S stages, R as many where there is RESTORE and else 0, W words of 32 of them, B benign activities, L
-ticks of the longest alert lag, K alerts in view, F forensic results in view, P personalities. An entity is an int32
-index into 0..N-1; -1 stands for "none".
+(assets first), S stages, W words of 32 of them, B benign activities, L ticks of the longest alert lag, K alerts in
+view, F forensic results in view, P personalities. An entity is an int32 index into 0..N-1; -1 stands for "none".
 """
 
 from typing import NamedTuple
@@ -200,7 +199,7 @@ class State(NamedTuple):
     counted: Array  # (2, S) bool, it has counted as blocked in progress, as blocked while idle
     stage: Array  # () int32, stage in progress or -1
     stage_end: Array  # () int32, tick at which its dwell is over
-    left: Array  # (R,) int32, ticks of its dwell that a stage stopped in progress has left, 0 for the others
+    left: Array  # (S,) int32, ticks of its dwell that a stage stopped in progress has left, 0 for the others
     succeeded: Array  # () int32, stages that succeeded
     compromised: Array  # (N,) bool
     touched: Array  # (N,) bool, a containment has hit it

@@ -294,7 +294,6 @@ SIZES = {
     "I": DIMS.identities,
     "N": DIMS.entities,
     "S": DIMS.stages,
-    "R": DIMS.stages * DIMS.restore,
     "W": DIMS.words,
     "L": DIMS.max_lag,
     "K": DIMS.alerts,
@@ -313,7 +312,7 @@ def check_comments(value: Any, found: list[str]) -> None:
             check_comments(part, found)
             continue
         shape, dtype = written[name]  # a field without a comment fails here
-        sizes = tuple(sum(int(SIZES.get(y.strip(), y)) for y in x.split("+")) for x in shape.split(",") if x.strip())
+        sizes = tuple(sum(SIZES.get(y.strip()) or int(y) for y in x.split("+")) for x in shape.split(",") if x.strip())
         where = f"{type(value).__name__}.{name}"
         assert (part.shape, str(part.dtype)) == (sizes, dtype), where
         found.append(where)
