@@ -285,29 +285,31 @@ def _recovery(dims: Dims, p: EvidenceParams, handled: Handled, obs: Observation,
     return jnp.where(rebuilds, patch, actions.encode(dims, jnp.int32(RESTORE), restore)), rebuilds | restores
 
 
-# --- farming: repeat one containment of one confirmed target --------------------------------------------------------
+# --- farming: repeat one or two actions on one confirmed target -----------------------------------------------------
 
 
 class FarmParams(NamedTuple):
-    """A farming loop: a blind prefix, then investigate one entity until confirmed, then repeat one action."""
+    """A farming loop: a blind prefix, then investigate one entity until confirmed, then two actions in turn."""
 
     prefix: Array  # (T,) int32, actions of the first ticks
     prefix_length: Array  # () int32
     entity: Array  # () int32, investigated until confirmed
-    action: Array  # () int32, repeated from then on
-    repeats: Array  # () int32, at most so often; MONITOR after that
+    action: Array  # () int32, taken from then on
+    other: Array  # () int32, in turn with this one, which may be the same
+    repeats: Array  # () int32, so many actions at most; MONITOR after that
 
 
 def init_repeats(dims: Dims, parameters: Any) -> Array:
-    """() int32: how often the action has been repeated."""
+    """() int32: how many actions of the loop have been taken."""
     return jnp.zeros((), jnp.int32)
 
 
 def act_farm(dims: Dims, p: FarmParams, done: Array, obs: Observation, noise: Array) -> tuple[Array, Array]:
-    """Blind prefix, investigate until confirmed, then the same containment again and again."""
+    """Blind prefix, investigate until confirmed, then the same again and again."""
     confirmed = obs.marks[CONFIRMED, p.entity]
     investigate = actions.encode(dims, jnp.int32(INVESTIGATE), p.entity)
-    loop = jnp.where(confirmed, jnp.where(done < p.repeats, p.action, MONITOR), investigate)
+    turn = jnp.where(done % 2 == 0, p.action, p.other)
+    loop = jnp.where(confirmed, jnp.where(done < p.repeats, turn, MONITOR), investigate)
     in_prefix = obs.tick < p.prefix_length
     blind = p.prefix[jnp.minimum(obs.tick, len(p.prefix) - 1)]
     return jnp.where(in_prefix, blind, loop), done + (confirmed & ~in_prefix).astype(jnp.int32)

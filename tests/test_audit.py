@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+import jaxsim
 import scenarios
-from jaxsim import reward
+from jaxsim import actions, reward
 from jaxsim.audit import bootstrap, plans, rescore, reward_search, search, verdict, witness
 from jaxsim.audit.arena import PLAN as PLAN_KIND
 from jaxsim.audit.arena import Arena, Candidate, make_arenas, returns_of
@@ -17,7 +18,7 @@ from jaxsim.audit.budgets import Budget
 from jaxsim.policies import BASELINES, FARM, PLAN, FarmParams
 from jaxsim.replays import load_record, play_record
 from jaxsim.rollouts import episode_keys, rollout_many
-from jaxsim.types import CONFIRMED, INVESTIGATE, RewardWeights, Signals
+from jaxsim.types import CONFIRMED, INVESTIGATE, MONITOR, RESTORE, RewardWeights, Signals
 
 ROOT = Path(__file__).parent.parent
 SUPPLY = "supply_chain_token_drift"
@@ -138,11 +139,45 @@ def test_farm_loops_only_contain_entities_that_exist(arena: Arena) -> None:
     assert len(farms.entity) == 3 * len(arena.scenario.assets) + len(arena.scenario.identities)
 
 
+def test_where_controls_are_lifted_loops_of_two_actions_on_one_target_are_tried_too() -> None:
+    [lifting] = make_arenas(
+        [scenarios.load(SUPPLY)], "hardened+liftable", {"operational": reward.weights("operational")}
+    )
+    dims, exists = lifting.env.dims, np.ones(lifting.env.dims.entities, bool)
+    verbs, entities = actions.table(dims)
+    pairs = plans.in_turn(verbs, entities, exists)
+    # Of an asset's five verbs any two but INVESTIGATE with RESTORE, of an identity's three likewise.
+    assert len(pairs) == 9 * dims.assets + 2 * dims.identities
+    assert (entities[pairs[:, 0]] == entities[pairs[:, 1]]).all() and (verbs[pairs] != MONITOR).all()
+    assert not np.isin(verbs[pairs], (INVESTIGATE, RESTORE)).all(axis=1).any()
+    assert len(plans.in_turn(verbs, entities, exists & (entities[1] != np.arange(dims.entities)))) == len(pairs) - 9
+    farms = search.farm_loops(lifting, np.zeros((1, 0), np.int32), 2)
+    assert len(farms.entity) == len(pairs) + 3 * dims.assets + dims.identities
+    one_in_turn = plans.turn_plans(pairs[:1], 5)
+    assert one_in_turn.tolist() == [[*pairs[0], *pairs[0], pairs[0, 0]]]
+
+
+def test_a_loop_of_two_actions_takes_them_in_turn() -> None:
+    env, params = jaxsim.make(SUPPLY, rules="hardened+liftable-unknown_attack")
+    off, on = (
+        jaxsim.parse_action(f"{v} svc-ci-deploy", scenarios.load(SUPPLY), env.dims)
+        for v in ("REVOKE_IDENTITY", "RESTORE")
+    )
+    loop = FarmParams(
+        np.zeros(1, np.int32), np.int32(0), np.int32(env.dims.assets), np.int32(off), np.int32(on), np.int32(5)
+    )
+    one = jax.tree.map(lambda x: np.asarray(x)[None], loop)
+    _, record = rollout_many(env, params, FARM, one, episode_keys(jax.random.key(0), 32), record=True)
+    assert record is not None
+    taken = [[int(a) for a in episode if a in (off, on)] for episode in record.action[0]]
+    assert [off, on, off, on, off] in taken and all(t == [off, on, off, on, off][: len(t)] for t in taken)
+
+
 def test_farming_policy_investigates_then_repeats(arena: Arena) -> None:
     prefix = plan(arena, "BLOCK_EGRESS egress-proxy")
     loop = plan(arena, "REVOKE_IDENTITY svc-ci-deploy")[0]
     entity = arena.env.dims.assets
-    once = FarmParams(prefix, np.int32(1), np.int32(entity), loop, np.int32(2))
+    once = FarmParams(prefix, np.int32(1), np.int32(entity), loop, loop, np.int32(2))
     one = jax.tree.map(lambda x: np.asarray(x)[None], once)
     stats, record = rollout_many(arena.env, arena.params, FARM, one, episode_keys(jax.random.key(0), 64), record=True)
     assert record is not None

@@ -48,6 +48,7 @@ LOOP = Candidate(
         prefix_length=np.int32(1),
         entity=np.int32(DIMS.assets),
         action=np.int32(act("REVOKE_IDENTITY svc-ci-deploy")),
+        other=np.int32(act("REVOKE_IDENTITY svc-ci-deploy")),
         repeats=search.FOREVER,
     ),
 )

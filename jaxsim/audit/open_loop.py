@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxsim.actions import table
 from jaxsim.audit import adversary, plans
 from jaxsim.audit.arena import take
 from jaxsim.audit.budgets import Budget
@@ -11,7 +12,8 @@ from jaxsim.audit.course import Course, Finalists, best_rows, merged, plan_retur
 from jaxsim.audit.race import Bound, Raced, bound, differences, race, rounds
 from jaxsim.rollouts import BLOCK
 
-SINGLES, CONSTANT, PAIRS = "single actions", "one action at every tick", "pairs"  # classes searched exhaustively
+# Classes searched exhaustively.
+SINGLES, CONSTANT, TURNS, PAIRS = "single actions", "one action at every tick", "two in turn on one target", "pairs"
 STEADY = 1e-4  # points; float32 sums of equal terms differ by less
 SAMPLES = 128  # plans, BLOCK episodes of each, in a step of the learned adversary
 STARTS = 3  # rewards, at most, from whose best plans the learned adversary begins
@@ -20,7 +22,7 @@ STARTS = 3  # rewards, at most, from whose best plans the learned adversary begi
 class Opened(NamedTuple):
     """The exhaustive classes of plans, raced; the same plans in the same order for every arena of the same `Dims`."""
 
-    plans: np.ndarray  # (M, T) int32: singles, constant ones, pairs
+    plans: np.ndarray  # (M, T) int32: singles, constant ones, two in turn, pairs
     first: np.ndarray  # (M, R) float32, mean returns in the first round
     finalists: Finalists
     moves: np.ndarray  # (N, 2) int, (tick, action) of the best single actions
@@ -72,7 +74,8 @@ def steady_means(course: Course, returns: np.ndarray) -> np.ndarray:
 
 
 def open_plans(course: Course, budget: Budget) -> Opened:
-    """Race all single actions at the budget's ticks, each action at every tick, and as many pairs as it has."""
+    """Race all single actions at the budget's ticks, each action at every tick, and as many pairs as it has; where a
+    control can be lifted, any two actions on one target in turn as well."""
     acts, own, length = np.arange(1, course.arena.env.dims.actions, dtype=np.int32), course.own, course.length
     single = plans.single_plans(acts, budget.ticks, length)
     constant = plans.constant_plans(acts, length)
@@ -82,6 +85,13 @@ def open_plans(course: Course, budget: Budget) -> Opened:
     found = merged(finalists(single, raced), finalists(constant, same))
     bounds = {SINGLES: bound(raced, own), CONSTANT: bound(same, own)}
     first = np.concatenate([raced.first, same.first])
+    turns = np.zeros((0, length), np.int32)
+    if course.arena.env.dims.restore:
+        exists = np.ones(course.arena.env.dims.entities, bool)  # padding too: the same plans in every arena
+        turns = plans.turn_plans(plans.in_turn(*table(course.arena.env.dims), exists), length)
+        cycles = race_plans(course, budget, turns, budget.screen, True)
+        found, bounds[TURNS] = merged(found, finalists(turns, cycles)), bound(cycles, own)
+        first = np.concatenate([first, cycles.first])
     pairs = plans.pair_plans(acts, budget.ticks, length, budget.pairs)
     if len(pairs):
         more = race_plans(course, budget, pairs, min(BLOCK, budget.screen), False)
@@ -92,7 +102,7 @@ def open_plans(course: Course, budget: Budget) -> Opened:
     tick = (single[best] != 0).argmax(axis=1)
     fills = acts[best_rows(same.difference, budget.beam)]
     moves = np.stack([tick, single[best, tick]], axis=1)
-    return Opened(np.concatenate([single, constant, pairs]), first[:, :own], found, moves, fills, bounds)
+    return Opened(np.concatenate([single, constant, turns, pairs]), first[:, :own], found, moves, fills, bounds)
 
 
 def search_plans(course: Course, budget: Budget, opened: Opened, given: np.ndarray, seed: int) -> Finalists:

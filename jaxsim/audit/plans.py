@@ -8,6 +8,8 @@ from itertools import combinations
 
 import numpy as np
 
+from jaxsim.types import INVESTIGATE, MONITOR, RESTORE, VERBS
+
 
 def single_plans(acts: np.ndarray, ticks: Sequence[int], length: int) -> np.ndarray:
     """MONITOR only, and every one of the actions at every one of the ticks: (1 + len(ticks) * len(acts), length)."""
@@ -20,6 +22,25 @@ def single_plans(acts: np.ndarray, ticks: Sequence[int], length: int) -> np.ndar
 def constant_plans(acts: np.ndarray, length: int) -> np.ndarray:
     """Each of the actions at every tick: (len(acts), length)."""
     return np.repeat(acts[:, None].astype(np.int32), length, axis=1)
+
+
+def in_turn(verbs: np.ndarray, entities: np.ndarray, exists: np.ndarray) -> np.ndarray:
+    """Every two actions on one target, one of them a containment at least: (N, 2) int32.
+
+    `verbs` and `entities` are the table of actions, (A,) each; `exists` (N,) bool.
+    """
+    of = np.full((len(VERBS), len(exists)), -1)
+    targeted = (verbs != MONITOR) & exists[entities]
+    of[verbs[targeted], entities[targeted]] = np.flatnonzero(targeted)
+    idle = {MONITOR, INVESTIGATE, RESTORE}
+    both = [of[[a, b]].T for a, b in combinations(range(len(VERBS)), 2) if not {a, b} <= idle]
+    pairs = np.concatenate(both)
+    return pairs[(pairs >= 0).all(axis=1)].astype(np.int32)
+
+
+def turn_plans(pairs: np.ndarray, length: int) -> np.ndarray:
+    """Two actions in turn, at every tick, for each of (N, 2): (N, length)."""
+    return np.tile(pairs.astype(np.int32), (1, -(-length // 2)))[:, :length]
 
 
 def pair_plans(acts: np.ndarray, ticks: Sequence[int], length: int, most: int) -> np.ndarray:

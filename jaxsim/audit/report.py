@@ -73,9 +73,9 @@ def describe(candidate: Candidate, arena: Arena) -> dict[str, Any]:
         return {"params": f"learned, {candidate.kind}"}
     if candidate.kind == FARM:
         prefix = [action_text(int(a), arena.scenario, dims) for a in p.prefix[: p.prefix_length]]
-        loop = action_text(int(p.action), arena.scenario, dims)
-        target = loop.split()[-1]
-        return {"plan": [*prefix, f"INVESTIGATE {target} until confirmed", f"{loop} for ever"]}
+        loop = [action_text(int(a), arena.scenario, dims) for a in dict.fromkeys((int(p.action), int(p.other)))]
+        target = loop[0].split()[-1]
+        return {"plan": [*prefix, f"INVESTIGATE {target} until confirmed", f"{' and '.join(loop)} for ever"]}
     if hasattr(p, "_asdict"):
         return {"params": {k: np.asarray(v).item() for k, v in p._asdict().items()}}
     return {"params": candidate.kind}

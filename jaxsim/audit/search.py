@@ -28,6 +28,7 @@ from jaxsim.audit.course import (
     together,
 )
 from jaxsim.audit.open_loop import Opened, open_plans, play_off, search_plans, steady_means
+from jaxsim.audit.plans import in_turn
 from jaxsim.audit.race import Bound
 from jaxsim.policies import EvidenceParams, FarmParams, Policy
 from jaxsim.rollouts import BLOCK, episode_keys
@@ -43,18 +44,24 @@ LONGEST_PREFIX = 8  # room for the prefix of a farming loop, so that all budgets
 
 
 def farm_loops(arena: Arena, prefixes: np.ndarray, length: int) -> FarmParams:
-    """After each blind prefix, (P, n) int32: every entity, with every containment that may target it, for ever."""
+    """After each blind prefix, (P, n) int32: every entity, with every containment that may target it, for ever; where
+    a control can be lifted, with any two actions on it in turn as well."""
     verbs, entities = table(arena.env.dims)
     exists = np.asarray(arena.params.scenario.exists)
     loops = np.flatnonzero((verbs > INVESTIGATE) & (verbs != RESTORE) & exists[entities])
-    p, loop = (x.ravel() for x in np.meshgrid(np.arange(len(prefixes)), loops, indexing="ij"))
+    loops = np.stack([loops, loops], axis=1)
+    if arena.env.dims.restore:
+        loops = np.concatenate([loops, in_turn(verbs, entities, exists)])
+    p, row = (x.ravel() for x in np.meshgrid(np.arange(len(prefixes)), np.arange(len(loops)), indexing="ij"))
+    first, other = loops[row].astype(np.int32).T
     padded = np.zeros((len(p), length), np.int32)
     padded[:, : prefixes.shape[1]] = prefixes[p]
     return FarmParams(
         prefix=padded,
         prefix_length=np.full(len(p), prefixes.shape[1], np.int32),
-        entity=entities[loop].astype(np.int32),
-        action=loop.astype(np.int32),
+        entity=entities[first].astype(np.int32),
+        action=first,
+        other=other,
         repeats=np.full(len(p), FOREVER),
     )
 
