@@ -14,10 +14,17 @@ RULES_HELP = "classic or hardened, with any +switch or -switch, as in hardened-p
 
 
 def scenario(text: str) -> list[scenarios.Scenario]:
-    """One value of --scenario: a built-in name or a file is a list of one; a group, or `all`, its built-in ones."""
-    groups = scenarios.GROUPS if text == "all" else (text,) if text in scenarios.GROUPS else ()
+    """One value of --scenario: a built-in name or a file is a list of one; a group, or `all`, its built-in ones.
+
+    A queue may stand behind each, as in all@raw.
+    """
+    name, _, queue = text.partition("@")
+    groups = scenarios.GROUPS if name == "all" else (name,) if name in scenarios.GROUPS else ()
     try:
-        return [scenarios.load(name) for name in ([n for g in groups for n in scenarios.names(g)] or [text])]
+        if not groups:
+            return [scenarios.load(text)]
+        many = [scenarios.load(n) for g in groups for n in scenarios.names(g)]
+        return [scenarios.in_queue(s, queue) for s in many] if queue else many
     except scenarios.ScenarioError as error:
         raise argparse.ArgumentTypeError(cli.in_one_line(error.problems)) from None
 
@@ -40,7 +47,7 @@ def add_scenarios(p: argparse.ArgumentParser, default: str = "all") -> None:
         action="extend",
         metavar="NAME|FILE",
         help=f"built-in scenarios ({', '.join(scenarios.names())}, each also with _hardened behind it), scenario "
-        f"files, or published, hardened or all (default: {default})",
+        f"files, or published, hardened or all; each with a queue behind it, as in all@raw (default: {default})",
     )
 
 

@@ -8,7 +8,8 @@
     >>> scenarios.names("hardened")[0]
     'supply_chain_token_drift_hardened'
 
-`load` also takes the path of a YAML or JSON file. The smallest one looks like this:
+`load` also takes the path of a YAML or JSON file, and either with a queue behind it: the files' rates are those of a
+triaged queue, and "insider_repo_pivot@raw" is the same network before triage. The smallest file looks like this:
 
     format: 1
     id: one-step
@@ -33,8 +34,8 @@
 describes every field.
 """
 
-from scenarios.load import GROUPS, ScenarioError, digest, dump, load, loads, names
-from scenarios.model import SIGNALS, Asset, Benign, Identity, Scenario, Stage
+from scenarios.load import GROUPS, ScenarioError, digest, dump, in_queue, load, loads, names
+from scenarios.model import SIGNALS, Asset, Benign, Identity, Queue, Scenario, Stage
 
 __all__ = [
     "GROUPS",
@@ -42,11 +43,13 @@ __all__ = [
     "Asset",
     "Benign",
     "Identity",
+    "Queue",
     "Scenario",
     "ScenarioError",
     "Stage",
     "digest",
     "dump",
+    "in_queue",
     "load",
     "loads",
     "names",

@@ -12,6 +12,7 @@ from scenarios.wording import did_you_mean
 
 Loc = tuple[str | int, ...]
 MAX_PROBLEMS = 20  # reported at a time
+OWN_QUEUE = "triaged"  # that of a scenario's own rates
 
 
 class Problem(NamedTuple):
@@ -38,6 +39,11 @@ class Targets(Named, Protocol):
 
 
 class Benign(Targets, Protocol):
+    @property
+    def rate(self) -> float: ...
+
+
+class Queue(Named, Protocol):
     @property
     def rate(self) -> float: ...
 
@@ -72,6 +78,8 @@ class Scenario(Protocol):
     def stages(self) -> Sequence[Stage]: ...
     @property
     def benign(self) -> Sequence[Benign]: ...
+    @property
+    def queues(self) -> Sequence[Queue]: ...
 
 
 def stage_problems(stage: Stage) -> Iterator[Problem]:
@@ -119,6 +127,7 @@ def scenario_problems(scenario: Scenario) -> Iterator[Problem]:
     references = [*_unique_ids(scenario), *_references(scenario)]
     yield from references
     yield from _rates(scenario)
+    yield from _queues(scenario)
     if references:
         return
     if not any(stage.exfil for stage in scenario.stages):
@@ -204,6 +213,22 @@ def _rates(scenario: Scenario) -> Iterator[Problem]:
             f"noise_rate and the rates of the benign activities add up to {total:.12g}, but at most one such alert is "
             "raised a tick; lower `noise_rate` or a `rate` until the sum is at most 1",
         )
+
+
+def _queues(scenario: Scenario) -> Iterator[Problem]:
+    """Other queues have names of their own, and something to let through."""
+    yield from _same_ids("queues", [queue.id for queue in scenario.queues])
+    quiet = not math.fsum([scenario.noise_rate, *(benign.rate for benign in scenario.benign)])
+    for i, queue in enumerate(scenario.queues):
+        if queue.id == OWN_QUEUE:
+            yield Problem(
+                ("queues", i, "id"), f"{OWN_QUEUE!r} is the queue of noise_rate and benign; choose another name"
+            )
+        if queue.rate and quiet:
+            yield Problem(
+                ("queues", i, "rate"),
+                "scales noise_rate and the rates of benign activities, which are all 0; give a `noise_rate` above 0",
+            )
 
 
 def _unknown(name: str, kind: str, known: dict[str, None], other: str, others: dict[str, None]) -> str:

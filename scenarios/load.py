@@ -1,4 +1,4 @@
-"""Scenario files in and out: `load`, `loads`, `dump`, `digest`, and `ScenarioError`, which says what to change.
+"""Scenario files in and out: `load`, `loads`, `in_queue`, `dump`, `digest`, and `ScenarioError`: what to change.
 
 A file is YAML (.yaml, .yml) or JSON (.json), UTF-8, at most 16 MiB. Its structure is checked first, then its
 fields, then what goes across fields, so correcting one round of problems may bring up the next.
@@ -6,6 +6,7 @@ fields, then what goes across fields, so correcting one round of problems may br
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,8 +18,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from scenarios.checks import Loc, Problem
-from scenarios.model import FORMAT, SIGNALS, Asset, Benign, Identity, Scenario, Stage
+from scenarios.checks import OWN_QUEUE, Loc, Problem
+from scenarios.model import FORMAT, SIGNALS, Asset, Benign, Identity, Queue, Scenario, Stage
 from scenarios.read import Odd, Tree, Unreadable, file_text, plain, printable, read, report
 from scenarios.wording import did_you_mean, show
 
@@ -41,6 +42,7 @@ _SECTIONS: dict[str | int, type[BaseModel]] = {
     "identities": Identity,
     "stages": Stage,
     "benign": Benign,
+    "queues": Queue,
 }
 
 
@@ -75,11 +77,15 @@ def names(group: str = "published") -> tuple[str, ...]:
 def load(name_or_path: str | os.PathLike[str]) -> Scenario:
     """The scenario with this built-in name of any group, or in this .yaml, .yml or .json file.
 
-    Raises ScenarioError when the name is unknown, or the file cannot be read or is not a valid scenario.
+    Behind either may stand `@` and the id of one of its queues, see `in_queue`. Raises ScenarioError when the name or
+    queue is unknown, or the file cannot be read or is not a valid scenario.
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise ScenarioError(f"scenario = {show(name_or_path)} is no name; give that of a built-in one, or of a file")
     name = os.fsdecode(name_or_path)
+    before, at, queue = name.rpartition("@")
+    if at and (before in _BUILT_IN or before.lower().endswith(_SUFFIXES)):
+        return in_queue(load(before), queue)
     if name in _BUILT_IN:
         return _load_built_in(name)
     if not name.lower().endswith(_SUFFIXES):
@@ -89,6 +95,34 @@ def load(name_or_path: str | os.PathLike[str]) -> Scenario:
     except Unreadable as error:
         raise ScenarioError(str(error)) from None
     return loads(text, source=name)
+
+
+def in_queue(scenario: Scenario, queue: str) -> Scenario:
+    """The scenario as another of its queues shows its alerts; its own one is called "triaged".
+
+    What is no attack raises its alerts `rate` times a tick in all, in the shares that noise_rate and the benign
+    activities have of it. Raises ScenarioError when the scenario has no such queue.
+    """
+    if queue == OWN_QUEUE:
+        return scenario
+    rates = {q.id: q.rate for q in scenario.queues}
+    if queue not in rates:
+        remedy = did_you_mean(queue, [OWN_QUEUE, *rates]) or f"; its queues are {', '.join([OWN_QUEUE, *rates])}"
+        raise ScenarioError(f"{scenario.id}: has no queue {show(queue)}{remedy}")
+    own = [scenario.noise_rate, *(b.rate for b in scenario.benign)]
+    factor = rates[queue] / (math.fsum(own) or 1.0)
+    # Rounded down, so that the sum does not come out above 1.
+    noise, *benign = (math.floor(1e9 * factor * rate) / 1e9 for rate in own)
+    return scenario.model_copy(
+        update={
+            "id": f"{scenario.id}@{queue}",
+            "noise_rate": noise,
+            "benign": tuple(
+                b.model_copy(update={"rate": rate}) for b, rate in zip(scenario.benign, benign, strict=True)
+            ),
+            "queues": (),
+        }
+    )
 
 
 def loads(text: str, source: str = "<string>") -> Scenario:
@@ -116,13 +150,17 @@ def dump(scenario: Scenario) -> str:
         default_flow_style=None,
         width=110,
     )
-    return re.sub(r"^(assets|identities|stages|benign):", r"\n\1:", text, flags=re.MULTILINE)
+    return re.sub(r"^(assets|identities|stages|benign|queues):", r"\n\1:", text, flags=re.MULTILINE)
 
 
 def digest(scenario: Scenario) -> str:
-    """What the scenario is, as 64 hex digits: equal for equal content, however its file is written or called."""
-    content = json.dumps(scenario.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(content.encode()).hexdigest()
+    """What the scenario is, as 64 hex digits: equal for equal content, however its file is written or called.
+
+    Its other queues are no part of it: each is a scenario of its own.
+    """
+    content = scenario.model_dump(mode="json", exclude={"queues"})
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]

@@ -21,10 +21,12 @@ MAX_ASSETS = 16383
 MAX_IDENTITIES = 16383
 MAX_STAGES = 256
 MAX_BENIGN = 64
+MAX_QUEUES = 8
 MAX_TICKS = 10_000
 MAX_LAG = 64
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+SCENARIO_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63})?$"  # a name, and a queue
 LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._/-]{0,63}$"
 _ID_TEXT = "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 64 in all"
 _LABEL_TEXT = "letters, digits, spaces and any of . _ / -, beginning with a letter or digit, at most 64 in all"
@@ -263,6 +265,24 @@ class Benign(_Plain):
         return self
 
 
+class Queue(_Plain):
+    """Another stream of the alerts of the same network, which lets through more or less of what is no attack."""
+
+    id: Id = Field(
+        description=f"the name of the queue, given as in NAME@raw: {_ID_TEXT}",
+        examples=["raw"],
+    )
+    rate: Fraction = Field(
+        description="the chance each tick of an alert that is not of the attack, a number from 0 to 1, to which "
+        "noise_rate and the rates of the benign activities are scaled",
+        examples=[0.95],
+    )
+    source: Line = Field(
+        description="where the number comes from: one line of at most 120 characters",
+        examples=["Measured in our SIEM in May 2026"],
+    )
+
+
 class Scenario(_Plain):
     """An enterprise and one attack campaign against it. The listed order is part of the data."""
 
@@ -276,8 +296,8 @@ class Scenario(_Plain):
     format: Annotated[int, Field(ge=FORMAT, le=FORMAT)] = Field(
         description=f"the version of the file format, the whole number {FORMAT}", examples=[FORMAT]
     )
-    id: Id = Field(
-        description=f"the name of the scenario: {_ID_TEXT}",
+    id: Annotated[str, Field(pattern=SCENARIO_ID_PATTERN)] = Field(
+        description=f"the name of the scenario: {_ID_TEXT}; behind it, @ and a queue if it has another than its file",
         examples=["insider_repo_pivot"],
     )
     title: Line = Field(
@@ -324,6 +344,11 @@ class Scenario(_Plain):
         examples=[
             [{"id": "scan", "name": "Scan", "asset": "app", "rate": 0.03, "strength": 0.4, "signal": "auth_anomaly"}]
         ],
+    )
+    queues: Annotated[tuple[Queue, ...], Field(strict=False, max_length=MAX_QUEUES), _at_most(MAX_QUEUES)] = Field(
+        default=(),
+        description=f"a list of at most {MAX_QUEUES} other queues of the same alerts, each with id, rate and source",
+        examples=[[{"id": "raw", "rate": 0.95, "source": "Measured in our SIEM in May 2026"}]],
     )
 
     @model_validator(mode="after")
