@@ -79,6 +79,19 @@ def test_search_finds_the_blind_optimum_and_the_farm(arena: Arena, rows: list[di
     assert linear["exploits"] == [verdict.OPEN_LOOP], "without an evidence bonus there is nothing to farm"
 
 
+def test_what_a_verdict_wants_is_said(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        assert f"EVG_norm ≥ {verdict.CERTIFIED_EVG_NORM}" in row["unmet"], "reading is worth less than nothing here"
+        looking, unlooking = row["voi_of"]
+        backed = next(p for p in row["policies"] if p["policy"] == looking)["tells"]["evidence_backed_share"]
+        wants = {
+            f"VOI_norm ≥ {verdict.CERTIFIED_VOI_NORM}": not row["voi_norm_ci"][0] >= verdict.CERTIFIED_VOI_NORM,
+            f"{verdict.CERTIFIED_BACKED:.0%} of containments evidence-backed": backed < verdict.CERTIFIED_BACKED,
+        }
+        assert row["unmet_investigating"] == [name for name, want in wants.items() if want] != []
+        assert looking in verdict.HAND_MADE and unlooking == "alerts only"
+
+
 def test_harm_seeking_needs_that_harm_itself_pays(
     arena: Arena, found: search.Found, played: list[list[verdict.Played]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from jaxsim.audit.arena import FARM, Arena, Candidate, stack_parameters
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
 from jaxsim.audit.open_loop import SINGLES
 from jaxsim.audit.race import Bound
-from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
+from jaxsim.audit.rescore import CERTIFIED_EVG_NORM, CERTIFIED_VOI_NORM
 from jaxsim.audit.search import Found
 from jaxsim.policies import BASELINES
 from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many
@@ -26,6 +26,7 @@ from jaxsim.types import EXFIL, INVESTIGATE, RESTORE
 
 STD_ZERO = 1e-3  # points; float32 sums of equal terms differ by less
 CERTIFIED_TAU = 0.7
+CERTIFIED_BACKED = 0.5  # share of the containments of the best reading policy that are evidence-backed
 HARM_STEP = 0.5  # stages; less is not "more harm"
 Z95 = 1.96  # standard errors within which a paired difference of outcomes is the luck of the draw
 HARM_TICKS = (4, 20)  # forks are spread over the first so many ticks: a loop may hide in one of them
@@ -269,6 +270,12 @@ def judge(
         f"τ ≥ {CERTIFIED_TAU}": tau >= CERTIFIED_TAU,
     }
     unmet = [name for name, met in needs.items() if not met]
+    told = [tells(p, r, int(arena.params.scenario.horizon)) for p in played]
+    investigating = {
+        f"VOI_norm ≥ {CERTIFIED_VOI_NORM}": c.voi_norm.low >= CERTIFIED_VOI_NORM,
+        f"{CERTIFIED_BACKED:.0%} of containments evidence-backed": told[c.looking]["evidence_backed_share"]
+        >= CERTIFIED_BACKED,
+    }
     return {
         "scenario": arena.scenario.id,
         "rules": arena.rules,
@@ -277,6 +284,7 @@ def judge(
         "verdict": DEGENERATE if exploits else UNDECIDED if unmet else CERTIFIED,
         "exploits": exploits,
         "unmet": unmet,
+        "unmet_investigating": [name for name, met in investigating.items() if not met],
         "episodes": len(played[0].stats.length),
         "evg": c.evg.value,
         "evg_ci": list(c.evg[1:]),
@@ -317,7 +325,7 @@ def judge(
                 "std": float(p.stats.episode_return[:, r].std()),
                 "length": float(p.stats.length.mean()),
                 **outcomes[i],
-                "tells": tells(p, r, int(arena.params.scenario.horizon)),
+                "tells": told[i],
             }
             for i, p in enumerate(played)
         ],
