@@ -10,13 +10,13 @@ import yaml
 from mkdocs.structure.files import File, Files
 
 import scenarios
-from grpo import signals as grpo_signals
+from grpo.learning import signals as grpo_signals
 from jaxsim import actions, reward, rules, types
 from jaxsim.audit.budgets import BUDGETS
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = "benchmarks/results"
-TRAINING = ROOT / "grpo" / "presets"  # of grpo.settings, which needs torch
+TRAINING = ROOT / "grpo" / "presets"  # of grpo.training.settings, which needs torch
 # Pages of the site that are files of the project, and where they lie.
 PAGES = {
     "index.md": "README.md",

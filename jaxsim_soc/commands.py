@@ -45,7 +45,7 @@ COMMANDS = {
         (*DRAWING, "safetensors"),
     ),
     "replay": Command("jaxsim.audit.replay", "play a witness of an audit tick by tick", ("rich",)),
-    "gate": Command("grpo.audit_gate", "collect verdicts of audits, for training to consult"),
+    "gate": Command("grpo.training.audit_gate", "collect verdicts of audits, for training to consult"),
     "search-reward": Command(
         "jaxsim.audit.reward_search", "find the weights of the operational reward", (*DRAWING, "safetensors")
     ),
@@ -60,14 +60,17 @@ COMMANDS = {
         (*DRAWING, "optax", "safetensors"),
     ),
     "train": Command(
-        "grpo.training", "train a language model by GRPO", (*LANGUAGE_MODEL, "trl", "peft"), "bench,train"
+        "grpo.training.command", "train a language model by GRPO", (*LANGUAGE_MODEL, "trl", "peft"), "bench,train"
     ),
     "evaluate-model": Command(
-        "grpo.evaluation", "returns of a language model (--model) beside policies", LANGUAGE_MODEL, "bench,train"
+        "grpo.playing.evaluation",
+        "returns of a language model (--model) beside policies",
+        LANGUAGE_MODEL,
+        "bench,train",
     ),
-    "transcript": Command("grpo.transcript_page", "one episode as a web page"),
+    "transcript": Command("grpo.reporting.transcript_page", "one episode as a web page"),
     "export": Command(
-        "grpo.exporting",
+        "grpo.exporting.command",
         "merge an adapter into a model folder and a GGUF file",
         (*LANGUAGE_MODEL, "peft", "gguf"),
         "bench,train",
@@ -75,10 +78,10 @@ COMMANDS = {
     "scenarios": Command("scenarios.__main__", "list, validate, generate scenarios; print their schema"),
     "throughput": Command("jaxsim.throughput", "steps a second, beside the scalar twin"),
     "generator-speed": Command("jaxsim.generator_speed", "networks drawn a second"),
-    "prompting-speed": Command("grpo.prompting_speed", "prompts written and answers read a second"),
-    "credit-speed": Command("grpo.credit_speed", "futures of training rows a second"),
+    "prompting-speed": Command("grpo.speed.prompting_speed", "prompts written and answers read a second"),
+    "credit-speed": Command("grpo.speed.credit_speed", "futures of training rows a second"),
     "decoding-speed": Command(
-        "grpo.decoding_speed", "decisions of a language model a second", LANGUAGE_MODEL, "bench,train"
+        "grpo.speed.decoding_speed", "decisions of a language model a second", LANGUAGE_MODEL, "bench,train"
     ),
     "completion": Command("jaxsim_soc.completion", "print the completion of a shell", ("shtab",)),
 }

@@ -17,7 +17,8 @@ import pytest
 import jaxsim
 import prompting
 import scenarios
-from grpo import bank, credit, rows, signals
+from grpo.learning import signals
+from grpo.rows import bank, credit, rows
 from jaxsim import noise, replays, reward
 from jaxsim.audit import ppo
 from jaxsim.rollouts import episode_keys, returns_many

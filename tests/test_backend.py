@@ -17,8 +17,12 @@ import torch
 from packaging.requirements import Requirement
 from test_models import tiny
 
-from grpo import diagnostics, models, optimise, rows, settings, signals, training, unsloth_backend
-from grpo.models import ModelError
+from grpo.learning import diagnostics, optimise, signals, unsloth_backend
+from grpo.model import models
+from grpo.model.models import ModelError
+from grpo.rows import rows
+from grpo.training import command as training
+from grpo.training import settings
 from jaxsim.policies import BASELINES
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -42,9 +46,9 @@ class FastLanguageModel:
     @staticmethod
     def from_pretrained(**given):
         note("from_pretrained", given)
-        import grpo.signals
+        import grpo.learning.signals
         from transformers import AutoModelForCausalLM
-        grpo.signals.total = lambda batch, weights: [float(i % 2) for i in range(len(batch))]
+        grpo.learning.signals.total = lambda batch, weights: [float(i % 2) for i in range(len(batch))]
         return AutoModelForCausalLM.from_pretrained(given["model_name"], dtype=given["dtype"]), None
 
     @staticmethod

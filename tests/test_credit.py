@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import scenarios
-from grpo import bank as banks
-from grpo import credit as credits
-from grpo.bank import Bank, Groups
-from grpo.credit import Credit
+from grpo.rows import bank as banks
+from grpo.rows import credit as credits
+from grpo.rows.bank import Bank, Groups
+from grpo.rows.credit import Credit
 from jaxsim import env, replay, reward
 from jaxsim.actions import encode, legal_mask, table
 from jaxsim.compile import dims_of

@@ -18,9 +18,9 @@ from test_models import tiny, tiny_tokenizer
 
 import jaxsim
 import prompting
-from grpo import attention, grammar, models
-from grpo import decode as d
-from grpo.decode import Decoder, Sampling, decode
+from grpo.model import attention, grammar, models
+from grpo.model import decode as d
+from grpo.model.decode import Decoder, Sampling, decode
 
 PLAIN = Sampling(max_new_tokens=12)
 

@@ -21,8 +21,10 @@ from test_models import SPECIAL, TEXT, logits, lora, needs_version_5, tiny, tiny
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from grpo import embedded, exporting, gguf_file, llama_server, models
-from grpo.models import ModelError, load
+from grpo.exporting import command as exporting
+from grpo.exporting import gguf_file, llama_server
+from grpo.model import embedded, models
+from grpo.model.models import ModelError, load
 
 # PEFT still asks for it.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -14,8 +14,11 @@ pytest.importorskip("peft")
 
 import numpy as np
 
-from grpo import evaluation, json_lines, play, run_folder, training
-from grpo import rows as rows_module
+from grpo.playing import evaluation, play
+from grpo.rows import rows as rows_module
+from grpo.training import command as training
+from grpo.training import run_folder
+from jaxsim_soc import json_lines
 
 # All that ends a line for str.splitlines, and half a letter.
 ENDS = "a\x0bb\x0cc\x1cd\x1de\x1ef\x85g\u2028h\u2029i\rj\nk\ud800l"

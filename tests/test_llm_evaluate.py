@@ -1,4 +1,4 @@
-"""grpo/evaluation.py and its pages: rows, files, interruption, refusal of other settings, hostile answers."""
+"""grpo/playing/evaluation.py and its pages: rows, files, interruption, refusal of other settings, hostile answers."""
 
 import csv
 import json
@@ -25,7 +25,8 @@ import numpy as np
 
 import jaxsim
 import prompting
-from grpo import evaluation, report, transcript_page
+from grpo.playing import evaluation
+from grpo.reporting import report, transcript_page
 from jaxsim import policies
 from jaxsim.audit import search
 from jaxsim.audit.arena import EVIDENCE, PLAN, Arena, Candidate

@@ -28,8 +28,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import prompting
 import scenarios
-from grpo import decode, embedded, models, portable
-from grpo.models import ModelError, load
+from grpo.model import decode, embedded, models, portable
+from grpo.model.models import ModelError, load
 
 # PEFT still asks for it.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

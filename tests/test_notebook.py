@@ -21,7 +21,8 @@ import nbformat
 from nbclient import NotebookClient
 from test_models import tiny
 
-from grpo import settings, training
+from grpo.training import command as training
+from grpo.training import settings
 from jaxsim_soc.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 import prompting
 import scenarios
-from grpo.prompting_speed import BUILT_IN, DIMS
+from grpo.speed.prompting_speed import BUILT_IN, DIMS
 from jaxsim import parse_action
 from jaxsim.actions import INVALID, legal_mask
 from jaxsim.compile import compile_scenario, dims_of

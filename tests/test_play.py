@@ -1,4 +1,4 @@
-"""grpo/play.py: a model's episodes are those of `jaxsim.rollout`, whoever answers and however often it stops."""
+"""grpo/playing/play.py: episodes of a model are those of `jaxsim.rollout`, whoever answers, however often it stops."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ import numpy as np
 import jaxsim
 import prompting
 import scenarios
-from grpo import play
-from grpo.play import Played, Turn
+from grpo.playing import play
+from grpo.playing.play import Played, Turn
 from jaxsim import env, policies, rollouts
 from jaxsim.actions import INVALID
 from jaxsim.policies import BASELINES

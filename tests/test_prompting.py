@@ -38,7 +38,7 @@ from test_parsing import ANY_SIZE, SMALL, growth, inventory_of, scenario_of
 
 import prompting
 import scenarios
-from grpo.prompting_speed import BUILT_IN, DIMS, played
+from grpo.speed.prompting_speed import BUILT_IN, DIMS, played
 from jaxsim.compile import compile_scenario
 from jaxsim.rules import PERSONALITIES
 from jaxsim.types import Alerts, Dims, Forensics, Observation

@@ -47,7 +47,7 @@ def given(block: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         monkeypatch.setitem(budgets.BUDGETS, "tiny", few)
     if "models.load" not in block:
         return {}
-    from grpo import decode, models
+    from grpo.model import decode, models
 
     class Loaded:
         model = tokenizer = None

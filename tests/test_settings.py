@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import scenarios
-from grpo import audit_gate, settings
+from grpo.training import audit_gate, settings
 from jaxsim.version import SIMULATOR_VERSION
 
 SUPPLY = "supply_chain_token_drift"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo import signals
-from grpo.signals import Completion
+from grpo.learning import signals
+from grpo.learning.signals import Completion
 from jaxsim import types
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,5 +119,5 @@ def test_an_unknown_signal_or_weight_is_named() -> None:
 
 
 def test_neither_torch_nor_jax_is_needed() -> None:
-    code = "import sys, grpo.signals; assert not {'jax', 'torch', 'numpy'} & set(sys.modules)"
+    code = "import sys, grpo.learning.signals; assert not {'jax', 'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -11,7 +11,8 @@ pytest.importorskip("peft")
 import torch
 from test_models import tiny
 
-from grpo import models, speed
+from grpo.learning import sharing as speed
+from grpo.model import models
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

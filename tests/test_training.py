@@ -28,23 +28,14 @@ from test_models import lora, tiny
 
 import prompting
 import scenarios
-from grpo import bank as banks
-from grpo import (
-    decode,
-    diagnostics,
-    models,
-    optimise,
-    report_training,
-    rows,
-    run_evaluation,
-    run_folder,
-    settings,
-    signals,
-    training,
-    warm,
-)
-from grpo.contents import place
-from grpo.embedded import ModelError
+from grpo.learning import diagnostics, optimise, signals, warm
+from grpo.model import decode, models
+from grpo.model.contents import place
+from grpo.model.embedded import ModelError
+from grpo.rows import bank as banks
+from grpo.rows import rows
+from grpo.training import command as training
+from grpo.training import report_training, run_evaluation, run_folder, settings
 from jaxsim.names import parse_plan
 from jaxsim.policies import BASELINES, PLAN
 from jaxsim.types import CUT_OFF, EGRESS_BLOCKED, INVESTIGATE, MONITOR, PATCHED

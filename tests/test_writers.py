@@ -23,8 +23,8 @@ import pytest
 
 import jaxsim
 import scenarios.__main__ as generator
-from grpo import bank, json_lines
-from jaxsim_soc import cli, write
+from grpo.rows import bank
+from jaxsim_soc import cli, json_lines, write
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS = {"write_text", "write_bytes", "save_pretrained", "savez", "savez_compressed", "save_file", "savefig", "replace"}
@@ -60,28 +60,28 @@ WRITERS = {
     "jaxsim/audit/reward_search.py::main": INSIDE,
     "jaxsim/audit/reward_search.py::played": INSIDE,
     "jaxsim/throughput.py::plot": INSIDE,
-    "grpo/bank.py::save": INSIDE,
-    "grpo/rows.py::save": INSIDE,
-    "grpo/warm.py::_keep": INSIDE,
-    "grpo/training.py::save_adapter": INSIDE,
-    "grpo/training.py::finish_adapter": INSIDE,
-    "grpo/run_evaluation.py::base_beside": SCRATCH,
-    "grpo/json_lines.py::append": LINES,
-    "grpo/json_lines.py::resume": LINES,
-    "grpo/models.py::note_base": INSIDE,
-    "grpo/portable.py::make_portable": INSIDE,
-    "grpo/embedded.py::_build": WHOLE,
-    "grpo/embedded.py::_unpack": INSIDE,
-    "grpo/embedded.py::_write_manifest": INSIDE,
-    "grpo/embedded.py::convert": INSIDE,
-    "grpo/evaluation.py::locked": SCRATCH,
-    "grpo/exporting.py::replacing": WHOLE,
-    "grpo/exporting.py::save": INSIDE,
-    "grpo/gguf_file.py::write_gguf": INSIDE,
-    "grpo/unsloth_backend.py::": SCRATCH,  # the jobs of a process of its own, in a folder of this run
-    "grpo/unsloth_backend.py::optimise": SCRATCH,
-    "grpo/unsloth_backend.py::write_adapter": SCRATCH,
-    "grpo/llama_server.py::serving": SCRATCH,
+    "grpo/rows/bank.py::save": INSIDE,
+    "grpo/rows/rows.py::save": INSIDE,
+    "grpo/learning/warm.py::_keep": INSIDE,
+    "grpo/training/command.py::save_adapter": INSIDE,
+    "grpo/training/command.py::finish_adapter": INSIDE,
+    "grpo/training/run_evaluation.py::base_beside": SCRATCH,
+    "jaxsim_soc/json_lines.py::append": LINES,
+    "jaxsim_soc/json_lines.py::resume": LINES,
+    "grpo/model/models.py::note_base": INSIDE,
+    "grpo/model/portable.py::make_portable": INSIDE,
+    "grpo/model/embedded.py::_build": WHOLE,
+    "grpo/model/embedded.py::_unpack": INSIDE,
+    "grpo/model/embedded.py::_write_manifest": INSIDE,
+    "grpo/model/embedded.py::convert": INSIDE,
+    "grpo/playing/evaluation.py::locked": SCRATCH,
+    "grpo/exporting/command.py::replacing": WHOLE,
+    "grpo/exporting/command.py::save": INSIDE,
+    "grpo/exporting/gguf_file.py::write_gguf": INSIDE,
+    "grpo/learning/unsloth_backend.py::": SCRATCH,  # the jobs of a process of its own, in a folder of this run
+    "grpo/learning/unsloth_backend.py::optimise": SCRATCH,
+    "grpo/learning/unsloth_backend.py::write_adapter": SCRATCH,
+    "grpo/exporting/llama_server.py::serving": SCRATCH,
     "jaxsim_soc/write.py::whole": WHOLE,
     "jaxsim_soc/write.py::folder": WHOLE,
     "jaxsim_soc/write.py::settle": WHOLE,
@@ -206,13 +206,13 @@ def picture(place: Path, text: str) -> None:
 
 
 def adapter(place: Path, text: str) -> None:
-    from grpo.training import save_adapter
+    from grpo.training.command import save_adapter
 
     save_adapter(Model(text), place / "adapter")
 
 
 def exported(place: Path, text: str) -> None:
-    from grpo import exporting
+    from grpo.exporting import command as exporting
 
     with exporting.replacing(place / "soc", True, []) as part:
         (part / exporting.NOTE).write_text(text)
@@ -220,7 +220,7 @@ def exported(place: Path, text: str) -> None:
 
 def log(place: Path, text: str) -> None:
     """The same step again."""
-    from grpo.run_folder import Log
+    from grpo.training.run_folder import Log
 
     Log(place / "log.jsonl").add(0, "grpo", 0, {"reward": text})
 
@@ -228,7 +228,7 @@ def log(place: Path, text: str) -> None:
 def checkpoint(place: Path, text: str) -> None:
     import torch
 
-    from grpo.warm import _keep
+    from grpo.learning.warm import _keep
 
     weights = {"w": torch.full((4,), float(len(text)))}
     _keep(place / "warm", weights, torch.optim.Adam(weights.values()), len(text))
@@ -353,7 +353,7 @@ def test_a_line_that_is_stopped_is_added_or_not(
 
 
 def test_lines_that_were_cut_off_are_left_out(tmp_path: Path) -> None:
-    from grpo.run_folder import Log
+    from grpo.training.run_folder import Log
 
     log = Log(tmp_path / "log.jsonl")
     for step in range(3):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import jaxsim
-from grpo import bank, credit
+from grpo.rows import bank, credit
 from jaxsim import recurrent, rollouts
 from jaxsim.audit import ppo
 

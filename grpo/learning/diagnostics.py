@@ -1,0 +1,168 @@
+"""What a training step shows, and the alarm that stops a run which has found a shortcut."""
+
+import math
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from grpo.learning.signals import CONTAINMENT, MARGIN, Completion
+from grpo.rows.rows import Campaigns, Rows, confirmed, in_force, inventory_of
+from jaxsim.actions import INVALID, table
+from jaxsim.names import positional_text
+from jaxsim.types import MONITOR, VERBS
+from prompting import Parsed, parse
+from prompting.parse import BROKEN_JSON, FALLBACKS, NO_JSON
+
+WINDOW = 16  # steps that the alarm looks back on
+ENOUGH = 24  # containments, or rows, below which it says nothing
+BLIND_SHARE = 0.5  # of the containments, with no alert in view
+SAME_SHARE = 0.8  # of the completions, one and the same action that is not MONITOR
+
+
+class Tables(NamedTuple):
+    """What the signals need of every row and action."""
+
+    rows: Rows
+    game: Campaigns
+    repeated: np.ndarray  # (R, A) bool
+    confirmed: np.ndarray  # (R, A) bool
+    alerts: np.ndarray  # (R,) bool, an alert is in view
+
+
+def tables(game: Campaigns, rows: Rows) -> Tables:
+    """Work out the tables of a set of rows, once."""
+    seen = np.asarray(rows.bank.state.alerts.count) > 0
+    return Tables(rows, game, in_force(game, rows.bank), confirmed(game, rows.bank), seen)
+
+
+def completion(known: Tables, row: int, group: int, text: str) -> tuple[Completion, Parsed]:
+    """A completion at a row, as the signals see it."""
+    parsed = parse(text, inventory_of(known.game, known.rows, row))
+    a = parsed.action
+    legal = a != INVALID
+    verbs, entities = table(known.game.dims)
+    q = known.rows.credit.q[row]
+    made = Completion(
+        json=parsed.reason not in (NO_JSON, BROKEN_JSON),
+        schema=parsed.reason not in FALLBACKS,
+        action=a if legal else None,
+        verb=int(verbs[a]) if legal else None,
+        entity=int(entities[a]) if legal and entities[a] >= 0 else None,
+        repeated=bool(legal and known.repeated[row, a]),
+        alerts=bool(known.alerts[row]),
+        step_reward=float(known.rows.step_reward[row, a]) if legal else None,
+        group=group,
+        q=float(q[a]) if legal else None,
+        worst=float(np.nanmin(q)),
+    )
+    return made, parsed
+
+
+def within_group(values: Sequence[float], groups: Sequence[int]) -> tuple[float, float]:
+    """(mean of the groups' standard deviations, share of groups without any): population, over each group."""
+    by: dict[int, list[float]] = {}
+    for value, group in zip(values, groups, strict=True):
+        by.setdefault(group, []).append(value)
+    spreads = [float(np.std(v)) for v in by.values()]
+    return float(np.mean(spreads)), float(np.mean([s < 1e-9 for s in spreads]))
+
+
+def step_report(
+    known: Tables, rows: Sequence[int], batch: Sequence[Completion], parsed: Sequence[Parsed], totals: Sequence[float]
+) -> dict[str, Any]:
+    """The diagnostics of one step's completions; `rows[i]` is the row of completion i."""
+    n = len(batch)
+    verbs = Counter("INVALID" if c.verb is None else VERBS[c.verb] for c in batch)
+    contained = [i for i, c in enumerate(batch) if c.verb in CONTAINMENT]
+    backed = [i for i in contained if known.confirmed[rows[i], batch[i].action]]
+    blind = [i for i in contained if not batch[i].alerts]
+    spread, still = within_group(totals, [c.group for c in batch])
+    regrets = [
+        float(np.nanmax(known.rows.credit.q[r]) - c.q) for r, c in zip(rows, batch, strict=True) if c.q is not None
+    ]
+    said = Counter(c.action for c in batch)
+    places = Counter("INVALID" if c.action is None else positional_text(c.action, known.game.dims) for c in batch)
+    hidden = Counter(positional_text(a, known.game.dims) for i in blind if (a := batch[i].action) is not None)
+    return {
+        "completions": n,
+        "reward_mean": float(np.mean(totals)),
+        "group_std": spread,
+        "zero_variance_groups": still,
+        "actions": dict(sorted(verbs.items())),
+        "action_entropy": -sum(k / n * math.log(k / n) for k in said.values()) + 0.0,
+        "valid_rate": 1 - verbs["INVALID"] / n,
+        "parse_failures": dict(sorted(Counter(p.reason for p in parsed if p.reason).items())),
+        "regret": float(np.mean(regrets)) if regrets else None,
+        "q_range": float(np.mean([np.nanmax(q) - np.nanmin(q) for q in known.rows.credit.q[sorted(set(rows))]])),
+        "q_se": float(np.nanmean(known.rows.credit.se[sorted(set(rows))])),
+        "containments": len(contained),
+        "blind_containments": len(blind),
+        "evidence_backed": len(backed),
+        "rows": len(set(rows)),
+        "rows_without_alert": len({r for r in rows if not known.alerts[r]}),
+        "commonest": places.most_common(1)[0],
+        "commonest_blind": hidden.most_common(1)[0] if hidden else None,
+    }
+
+
+def rows_shuffle_drop(known: Tables, rows: Sequence[int], texts: Sequence[str]) -> dict[str, Any]:
+    """What the answers at `rows` are worth there, and at the other rows of the same campaign.
+
+    `own`: mean return-to-go of each answer at its own row. `other`: the same answers, each at the rows that it was not
+    given for, so by a model that reads another state's evidence. `drop` is the difference, in points, with its standard
+    error over rows. `waiting` is what MONITOR is worth there. What is not legal at a row counts as `signals.MARGIN`
+    below its worst action.
+    """
+    legal = known.rows.credit.q[list(rows)]
+    low = np.nanmin(legal, axis=1) - MARGIN
+    q = np.where(np.isnan(legal), low[:, None], legal)
+    campaign = known.rows.bank.params_index[list(rows)]
+    said = [parse(text, known.game.inventories[int(p)]).action for p, text in zip(campaign, texts, strict=True)]
+    worth = np.stack([low if a == INVALID else q[:, a] for a in said], axis=1)  # [row, whose answer]
+    same = (campaign[:, None] == campaign[None, :]) & ~np.eye(len(q), dtype=bool)
+    own = np.diag(worth)
+    other = np.where(same, worth, 0.0).sum(axis=1) / np.maximum(same.sum(axis=1), 1)
+    drops = (own - other)[same.any(axis=1)]
+    return {
+        "rows": len(drops),
+        "own": float(own.mean()),
+        "other": float(other.mean()),
+        "waiting": float(q[:, MONITOR].mean()),
+        "drop": float(drops.mean()),
+        "drop_se": float(drops.std(ddof=1) / math.sqrt(len(drops))),
+        "valid_rate": 1 - said.count(INVALID) / len(said),
+    }
+
+
+def alarm(recent: Sequence[Mapping[str, Any]]) -> str:
+    """Why to stop, or '': the tells of a policy that does not read, over the last WINDOW steps.
+
+    `recent`: step reports, oldest first. A shortcut is named by its action: most completions are one and the same
+    action that is not MONITOR, whatever the row; or most containments come with no alert in view.
+    """
+    window = list(deque(recent, WINDOW))
+    completions = sum(r["completions"] for r in window)
+    contained, blind = (sum(r[k] for r in window) for k in ("containments", "blind_containments"))
+    without = sum(r["rows_without_alert"] for r in window)
+    places: Counter[str] = Counter()
+    for r in window:
+        places[r["commonest"][0]] += r["commonest"][1]
+    place, times = places.most_common(1)[0] if places else ("", 0)
+    if len(window) == WINDOW and place not in (VERBS[0], "INVALID") and times >= SAME_SHARE * completions:
+        return (
+            f"{place} in {times} of {completions} completions of the last {len(window)} steps, whatever the row shows"
+        )
+    # Blind containments are a tell only where there was something to wait for: rows with an alert as well.
+    seen = sum(r["rows"] for r in window) - without
+    if contained >= ENOUGH and seen and blind > BLIND_SHARE * contained:
+        unseen: Counter[str] = Counter()
+        for r in window:
+            if r["commonest_blind"]:
+                unseen[r["commonest_blind"][0]] += r["commonest_blind"][1]
+        return (
+            f"{blind} of {contained} containments of the last {len(window)} steps with no alert in view, mostly "
+            f"{unseen.most_common(1)[0][0]}"
+        )
+    return ""

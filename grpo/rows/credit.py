@@ -1,0 +1,375 @@
+"""Credit of actions: the return still to come after each legal action of each row of a bank.
+
+From a row's state the simulator forks K futures for every legal action: that action, then a continuation policy to the
+end. Future k of a row has the same noise for all its actions (common random numbers), so differences between actions
+are paired. A fork knows the hidden state and the defender does not. Two remedies keep a lucky blind guess from being
+taught: the roles of what the defender has not seen are dealt anew in every future, see `redeal`, and rows that show
+the same observation are averaged, see `pool_beliefs`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import Array
+from jax.scipy.special import gammaln
+from jax.sharding import Mesh, PartitionSpec
+
+from grpo.rows.bank import Bank, Groups, concatenate, groups, take
+from jaxsim import actions, check, env, reward, telemetry
+from jaxsim.noise import Noise
+from jaxsim.policies import BASELINES, EVIDENCE, HEURISTIC, Handled, Policy
+from jaxsim.rollouts import episode_keys, tick_noise
+from jaxsim.types import CONFIRMED, CUT_OFF, HORIZON, PATCHED, RUNNING, Dims, Observation, Params, State
+
+REDEAL = 2**31 - 1  # folded into a future's key for the roles; no tick is so late
+ROUNDING = 1e-4  # points: float32 sums of a whole episode may differ by so much where nothing differs
+
+
+class Credit(NamedTuple):
+    """What each action of each row is worth. NumPy arrays; NaN where an action is not legal."""
+
+    q: Array  # (R, A) float32, points, mean return-to-go
+    se: Array  # (R, A) float32, points, standard error of q less the mean q of the row's legal actions, paired
+    legal: Array  # (R, A) bool
+    futures: Array  # (R,) int32, K, of each action
+    beliefs: Array  # (R,) int32, rows averaged: 1 = one hidden attack, but for what was dealt anew
+
+
+# --- one row --------------------------------------------------------------------------------------------------------
+
+
+def unseen(dims: Dims, obs: Observation) -> Array:
+    """(N,) bool: entities that exist and that no alert or forensic result in view names and no mark is on."""
+    entity = np.arange(dims.entities, dtype=np.int32)
+    named = jnp.concatenate([obs.alerts.asset, obs.alerts.identity, obs.forensics.entity])
+    shown = jnp.concatenate([obs.alerts.number, obs.alerts.number, obs.forensics.number]) >= 0
+    mentioned = jnp.any(shown[:, None] & (named[:, None] == entity[None]), axis=0)
+    return obs.exists & ~mentioned & ~jnp.any(obs.marks, axis=0)
+
+
+def dealt_alike(dims: Dims, state: State, params: Params, u: Array) -> Array:
+    """() bool, drawn with the uniform `u` given who plays which role: whether roles were dealt within groups only."""
+    s, share = params.scenario, params.rules.believable_paths
+    kind = (np.arange(dims.entities, dtype=np.int32) >= dims.assets).astype(np.int32)
+    there = s.exists.astype(jnp.float32)
+    role = jnp.where(s.targets >= 0, s.targets, dims.entities)
+    named = jnp.zeros(dims.entities, jnp.float32).at[role].set(1.0, mode="drop")
+
+    def deals(group: Array) -> Array:
+        """Logarithm of the number of ways to deal the roles that are named."""
+        size, roles = (jnp.zeros(dims.entities, jnp.float32).at[group].add(x) for x in (there, named))
+        return jnp.sum(gammaln(size + 1.0) - gammaln(size - roles + 1.0))
+
+    could = jnp.all((s.targets < 0) | (s.group[state.targets] == s.group[s.targets]))
+    odds = jnp.log(share) - jnp.log1p(-share) + deals(kind) - deals(s.group)
+    return could & (u < jax.nn.sigmoid(odds))
+
+
+def redeal(dims: Dims, state: State, params: Params, key: Array) -> State:
+    """The same state with the hidden roles of unseen assets, and of unseen identities, in a random permutation.
+
+    An exact sample given what is in view: where the rules deal roles anew each episode (`unknown_path`), all deals that
+    differ only among the unseen entities of a kind, or, in an episode that is believable, of a group, were equally
+    likely, and show the same. Elsewhere the state as it is. What stays: whether there is an attack, how far it is, and
+    the roles of what has been seen, or contained and restored.
+    """
+    free = unseen(dims, env.observe(dims, state, params)) & ~state.touched & params.rules.unknown_path
+    a, n = dims.assets, dims.entities
+    listed, keys = np.arange(n, dtype=np.int32), jax.random.uniform(key, (n,), jnp.float32)
+    alike = dealt_alike(dims, state, params, jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32))
+    group = jnp.where(alike, params.scenario.group, (listed >= a).astype(np.int32))
+    # Sorted by group first, then the seen behind the unseen: those are the same entities in both orders.
+    slots = jnp.lexsort((listed, ~free, group))
+    order = jnp.lexsort((jnp.where(free, keys, listed.astype(np.float32)), ~free, group))
+    place = jnp.zeros(n, jnp.int32).at[slots].set(order.astype(jnp.int32))
+
+    def moved(entity: Array) -> Array:
+        return jnp.where(entity >= 0, place[entity], -1)
+
+    signal, asset, identity = telemetry.unpack(dims, state.pending.code)
+    return state._replace(
+        targets=moved(state.targets),
+        compromised=jnp.zeros(n, bool).at[place].set(state.compromised),
+        pending=state.pending._replace(code=telemetry.pack(dims, signal, moved(asset), moved(identity))),
+    )
+
+
+def memory_at(dims: Dims, policy: Policy, parameters: Any, obs: Observation) -> Any:
+    """The memory of a policy that is switched on in mid-episode.
+
+    The evidence and heuristic baselines remember what was investigated: that is read off the forensic results in view.
+    Of the evidence baseline's own containments and rebuilds that leaves what the marks say, not when they were. Any
+    other policy, a recurrent one too, starts with its empty memory, as at the start of an episode.
+    """
+    if policy not in (EVIDENCE, HEURISTIC):
+        return policy.init(dims, parameters)
+    shown = (obs.forensics.number >= 0).astype(jnp.int32)
+    counts = jnp.zeros(dims.entities, jnp.int32).at[obs.forensics.entity].add(shown)
+    if policy == HEURISTIC:
+        return counts > 0
+    rebuilt = obs.marks[PATCHED] & obs.marks[CUT_OFF] & ~obs.marks[CONFIRMED] & dims.restore
+    return Handled(counts, jnp.zeros_like(counts), rebuilt)
+
+
+class _Row(NamedTuple):
+    """One row's task; a chunk of them has a leading axis."""
+
+    state: State
+    params_index: Array  # () int32
+    place: Array  # () int32, in the bank: its luck
+    action: Array  # (W,) int32, legal ones first, then MONITOR
+    count: Array  # () int32, of legal ones
+
+
+def _fork(
+    dims: Dims, policy: Policy, futures: int, redealt: bool, parameters: Any, many: Params, key: Array, row: _Row
+) -> tuple[Array, Array]:
+    """((W,) mean, (W,) paired standard error) of a row's actions; W lanes by `futures` run in lockstep."""
+    params = jax.tree.map(lambda x: x[row.params_index], many)
+    keys = episode_keys(jax.random.fold_in(key, row.place), futures)
+
+    def dealt(future: Array) -> State:
+        return redeal(dims, row.state, params, jax.random.fold_in(future, REDEAL)) if redealt else row.state
+
+    def tick(state: State, action: Array, block: Array) -> tuple[State, Array]:
+        state, signals = env.transition(dims, state, action, block, params)
+        return state, reward.total(reward.channels(signals, params.reward), params.reward)
+
+    def resume(state: State) -> Any:
+        return memory_at(dims, policy, parameters, env.observe(dims, state, params))
+
+    def go_on(state: State, memory: Any, points: Array, block: Array) -> tuple[State, Any, Array]:
+        obs = env.observe(dims, state, params)
+        seen = (obs, state) if policy.privileged else obs
+        action, memory = policy.act(dims, parameters, memory, seen, block[Noise.POLICY_VERB :])
+        state, more = tick(state, action, block)
+        return state, memory, points + more
+
+    def blocks(now: Array) -> Array:
+        # Drawn once for all actions: the noise costs next to nothing.
+        return jax.vmap(lambda future: tick_noise(future, now + 1))(keys)
+
+    def all_go_on(carry: tuple[Array, tuple[State, Any, Array]]) -> tuple[Array, tuple[State, Any, Array]]:
+        now, lanes = carry
+        return now + 1, jax.vmap(jax.vmap(go_on), (0, 0, 0, None))(*lanes, blocks(now))
+
+    first = jax.vmap(jax.vmap(tick, (0, None, 0)), (None, 0, None))
+    state, points = first(jax.vmap(dealt)(keys), row.action, blocks(row.state.tick))
+    begun = (state, jax.vmap(jax.vmap(resume))(state), points)
+    _, (_, _, points) = jax.lax.while_loop(
+        lambda carry: jnp.any(carry[1][0].end == RUNNING), all_go_on, (row.state.tick + 1, begun)
+    )
+
+    legal = np.arange(len(row.action), dtype=np.int32) < row.count
+    centre = jnp.sum(jnp.where(legal[:, None], points, 0.0), axis=0) / row.count.astype(jnp.float32)
+    spread = jnp.std(points - centre[None], axis=1, ddof=1)
+    return jnp.mean(points, axis=1), spread / np.float32(np.sqrt(futures))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _forks(
+    mesh: Mesh, static: tuple[Dims, Policy, int, bool], parameters: Any, params: Params, key: Array, rows: _Row
+) -> tuple[Array, Array]:
+    """`_fork` of a chunk of rows, shared out among the devices; on each of them one row after the other.
+
+    One row's lanes are as many as a core's cache holds, need no more ticks than that row has left, and share its
+    parameters.
+    """
+
+    def own(parameters: Any, params: Params, key: Array, rows: _Row) -> tuple[Array, Array]:
+        return jax.lax.map(partial(_fork, *static, parameters, params, key), rows)
+
+    shared, split = PartitionSpec(), PartitionSpec("rows")
+    spread = jax.shard_map(own, mesh=mesh, in_specs=(shared, shared, shared, split), out_specs=split, check_vma=False)
+    return spread(parameters, params, key, rows)
+
+
+# --- all rows -------------------------------------------------------------------------------------------------------
+
+
+def legal_actions(dims: Dims, params: Params, bank: Bank) -> Array:
+    """(R, A) bool: the legal actions of each row."""
+    table = jax.vmap(partial(actions.legal_mask, dims))(jnp.asarray(params.scenario.exists))
+    return np.asarray(table)[bank.params_index]
+
+
+def returns_to_go(
+    dims: Dims,
+    params: Params,
+    bank: Bank,
+    policy: Policy = EVIDENCE,
+    parameters: Any = BASELINES["evidence"][1],
+    key: Array | None = None,
+    *,
+    futures: int = 32,
+    redealt: bool = True,
+    chunk: int = 64,
+    devices: Sequence[jax.Device] | None = None,
+) -> Credit:
+    """Mean return-to-go, in points, of every legal action of every row, each over the same K = `futures` futures.
+
+    `params` has leading axis P. After the action, `policy` plays to the end, from the next tick on and with the memory
+    of `memory_at`. Row r draws its luck from `key` (seed 0 if not given) and r alone: neither `chunk`, the rows of one
+    call, nor `devices`, by default all, change a result but for rounding. With `redealt` each future has its own deal
+    of the unseen roles, see `redeal`. Raises ValueError for fewer than 2 futures, a chunk below 1, an empty bank, a
+    finished state and a campaign that `params` lacks.
+    """
+    rows, campaigns = len(bank.params_index), len(params.personality_weights)
+    for name, value, least in (("futures", futures, 2), ("chunk", chunk, 1), ("rows of the bank", rows, 1)):
+        if value < least:
+            raise ValueError(f"{name} = {value} is too few; give at least {least}")
+    if (over := np.flatnonzero(np.asarray(bank.state.end) != RUNNING)).size:
+        raise ValueError(f"row {over[0]} of the bank has ended; a row needs a decision still to be made: leave it out")
+    if not 0 <= np.min(bank.params_index) <= np.max(bank.params_index) < campaigns:
+        raise ValueError(
+            f"params_index of the bank is not in 0..{campaigns - 1}; give the params it was collected with"
+        )
+
+    key = jax.random.key(0) if key is None else key
+    mesh = Mesh(np.asarray(devices or jax.devices()), ("rows",))
+    legal = legal_actions(dims, params, bank)
+    count = legal.sum(axis=1, dtype=np.int32)
+    order = np.argsort(~legal, axis=1, kind="stable")[:, : count.max()].astype(np.int32)  # legal ones first
+    order = np.where(np.arange(order.shape[1]) < count[:, None], order, 0)
+    q, se = (np.full(legal.shape, np.nan, np.float32) for _ in range(2))
+    program = partial(
+        _forks, mesh, (dims, policy, futures, redealt), jax.tree.map(jnp.asarray, parameters), params, key
+    )
+
+    # Rows with about as many ticks left run at the same time, so that no device waits for another.
+    left = np.asarray(params.scenario.horizon)[bank.params_index] - bank.state.tick
+    by_length = np.argsort(-left, kind="stable").astype(np.int32)
+    size = -(-chunk // mesh.size) * mesh.size
+    for i in range(0, rows, size):
+        mine = by_length[i : i + size]
+        dealt = np.arange(size).reshape(-1, mesh.size).T.ravel()
+        chosen, filler = mine[np.minimum(dealt, len(mine) - 1)], dealt >= len(mine)
+        part = take(bank, chosen)
+        end = np.where(filler, HORIZON, RUNNING).astype(np.int32)  # over at once
+        task = _Row(part.state._replace(end=end), part.params_index, chosen, order[chosen], count[chosen])
+        mean, error = map(np.asarray, program(task))
+        row, lane = np.nonzero((np.arange(order.shape[1]) < count[chosen][:, None]) & ~filler[:, None])
+        place = chosen[row], order[chosen[row], lane]
+        q[place], se[place] = mean[row, lane], error[row, lane]
+    return Credit(q, se, legal, np.full(rows, futures, np.int32), np.ones(rows, np.int32))
+
+
+# --- what the numbers say -------------------------------------------------------------------------------------------
+
+
+def informative(credit: Credit, z: float = 2.5, least: float = 0.0) -> Array:
+    """(R,) bool: rows whose best action beats the mean of the legal ones by more than luck; others teach nothing.
+
+    The mean, because an advantage in GRPO is a distance from a group's mean, and because its error is free of the
+    choice of a best action. The bar is `z` standard errors for one action, raised for the choice among A legal ones by
+    Bonferroni's correction and for the estimated error by Student's t with K - 1 degrees of freedom (Cornish-Fisher
+    expansion, good for K of 16 or more): for z = 2.5, A = 41 and K = 32 it is 4.1. The gain must also be above `least`
+    points. Raises ValueError for a z that is not positive.
+    """
+    if not 0 < z <= 10:
+        raise ValueError(f"z = {z} is not positive, or above 10; give a number of standard errors, such as 2.5")
+    check.number("least", least, 0, float("inf"))
+    normal = NormalDist()
+    tail, count, dof = normal.cdf(-z), credit.legal.sum(axis=1), credit.futures - 1.0
+    bar = np.asarray([-normal.inv_cdf(tail / n) for n in count])
+    bar += (bar**3 + bar) / (4 * dof) + (5 * bar**5 + 16 * bar**3 + 3 * bar) / (96 * dof**2)
+    gain = credit.q - np.nanmean(credit.q, axis=1, keepdims=True)
+    enough = np.maximum(bar[:, None] * credit.se, max(least, ROUNDING))
+    return np.any(credit.legal & (gain > enough), axis=1)
+
+
+def regret(credit: Credit, row: Array, action: Array) -> Array:
+    """Points that actions lose on the row's best legal one, float32 of the common shape; NaN for one that is not legal.
+
+    The best of many noisy means is too high: on average the regret of even the best action is overstated a little.
+    """
+    known = (np.asarray(action) >= 0) & (np.asarray(action) < credit.q.shape[1])
+    return np.where(known, np.nanmax(credit.q, axis=1)[row] - credit.q[row, np.where(known, action, 0)], np.nan)
+
+
+def scaled(credit: Credit) -> Array:
+    """(R, A) float32: each row's q from 0, its worst legal action, to 1, its best; 0 where all are equal."""
+    low, high = (f(credit.q, axis=1, keepdims=True) for f in (np.nanmin, np.nanmax))
+    return (credit.q - low) / np.where(high > low, high - low, np.float32(1))
+
+
+# --- averages over beliefs ------------------------------------------------------------------------------------------
+
+
+def pool_beliefs(credit: Credit, rows: Groups) -> Credit:
+    """Average the credit over the rows of a group, from action to corresponding action, see `bank.groups`.
+
+    Within a row, actions that differ only in which of several alike and unnamed entities they name are averaged first.
+    That also holds for a row alone in its group; `beliefs`, the rows of each group, is 1 for it. `se` is the larger of
+    what the futures leave, sqrt(sum se^2) / M, and what the M rows differ by, sd / sqrt(M): one counts luck, the other
+    hidden states. For a few rows the second is itself rough.
+    """
+    row, action = np.nonzero(credit.legal)
+    slots = np.int64(rows.slot.max()) + 1
+    # Cells: a row's distinct actions, then a group's.
+    own, cell = np.unique(row * slots + rows.slot[row, action], return_inverse=True)
+    _, whole = np.unique(rows.group[own // slots] * slots + own % slots, return_inverse=True)
+    centred = credit.q - np.nanmean(credit.q, axis=1, keepdims=True)
+    members, many = np.bincount(cell), np.bincount(whole)
+
+    def of_cells(x: Array) -> Array:
+        return np.bincount(cell, x[row, action].astype(np.float64)) / members
+
+    q, gain, error = of_cells(credit.q), of_cells(centred), of_cells(credit.se)
+    mean = np.bincount(whole, q) / many
+    apart = gain - (np.bincount(whole, gain) / many)[whole]
+    between = np.bincount(whole, apart**2) / np.maximum(many - 1, 1) / many
+    luck = np.bincount(whole, error**2) / many**2
+    pooled = [np.full(credit.q.shape, np.nan, np.float32) for _ in range(2)]
+    for x, found in zip(pooled, (mean, np.sqrt(np.maximum(luck, between))), strict=True):
+        x[row, action] = found[whole][cell]
+    return credit._replace(q=pooled[0], se=pooled[1], beliefs=np.bincount(rows.group)[rows.group].astype(np.int32))
+
+
+def beliefs(
+    dims: Dims,
+    params: Params,
+    bank: Bank,
+    reference: Bank,
+    policy: Policy = EVIDENCE,
+    parameters: Any = BASELINES["evidence"][1],
+    key: Array | None = None,
+    *,
+    most: int = 16,
+    futures: int = 32,
+    reference_futures: int = 8,
+    digits: int = 1,
+    campaign: Array | None = None,
+    chunk: int = 64,
+    devices: Sequence[jax.Device] | None = None,
+) -> Credit:
+    """`returns_to_go` of the bank's rows, averaged over hidden states that they cannot be told from.
+
+    `reference` holds states of many other episodes of the same campaigns, played by the same behaviour. Those that show
+    what a row shows are draws from the belief at that row; up to `most` for each observation are forked as well, with
+    fewer futures, since it is the hidden states that differ. `digits` and `campaign` are those of `bank.groups`; the
+    rest is as for `returns_to_go`. `beliefs` of the result says how many states were averaged.
+    """
+    key = jax.random.key(0) if key is None else key
+    rows = len(bank.params_index)
+    alike = groups(dims, params, concatenate([bank, reference]), campaign=campaign, digits=digits)
+    wanted, used, extra = set(alike.group[:rows].tolist()), Counter[int](), []
+    for i, group in enumerate(alike.group[rows:].tolist()):
+        if group in wanted and used[group] < most:
+            used[group] += 1
+            extra.append(i)
+    play = partial(returns_to_go, dims, params, policy=policy, parameters=parameters, chunk=chunk, devices=devices)
+    parts = [play(bank, key=key, futures=futures)]
+    if extra:
+        parts.append(play(take(reference, extra), key=jax.random.fold_in(key, 1), futures=reference_futures))
+    chosen = np.concatenate([np.arange(rows), rows + np.asarray(extra, np.int64)])
+    pooled = pool_beliefs(
+        jax.tree.map(lambda *x: np.concatenate(x), *parts), Groups(alike.group[chosen], alike.slot[chosen])
+    )
+    return jax.tree.map(lambda x: x[:rows], pooled)
