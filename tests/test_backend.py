@@ -27,7 +27,7 @@ from jaxsim.policies import BASELINES
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-ROOT = Path(training.__file__).resolve().parent.parent
+ROOT = Path(training.__file__).resolve().parent.parent.parent
 # What Unsloth's two functions promise, on a CPU; it notes how they were called. The rewards of a random model are all
 # alike, which teaches nothing, so other ones take their place.
 STANDIN = """
@@ -150,6 +150,10 @@ def chosen(folder: Path, **changes: Any) -> settings.Settings:
     return settings.load("smoke", {"model": str(folder), "steps": 3, "save_every": 1, "lr": 1e-2, **changes})
 
 
+def source(run: settings.Settings) -> unsloth_backend.Source:
+    return unsloth_backend.Source(run.model, run.four_bit, run.campaigns, run.rules, run.reward)
+
+
 def student(folder: Path, r: int = 4) -> tuple[Any, Any]:
     """With an adapter that is not at its beginning, and sees only some layers."""
     from peft import LoraConfig, get_peft_model
@@ -186,9 +190,9 @@ def test_it_trains_as_in_this_process_and_goes_on_where_it_was_killed(
     model, tokenizer = student(folder)
     before = weights(model)
     with pytest.raises(KeyboardInterrupt):
-        unsloth_backend.optimise(model, many, run, tmp_path / "loop0" / "grpo", 7, log)
+        unsloth_backend.optimise(model, many, run.plan, source(run), tmp_path / "loop0" / "grpo", 7, log)
     assert all(torch.equal(before[n], p) for n, p in weights(model).items())
-    assert unsloth_backend.optimise(model, many, run, tmp_path / "loop0" / "grpo", 7, log) == ""
+    assert unsloth_backend.optimise(model, many, run.plan, source(run), tmp_path / "loop0" / "grpo", 7, log) == ""
     assert [s for s, _ in steps] in ([1, 2, 2, 3], [1, 2, 3])  # the kill came before or after the second checkpoint
     got, told = weights(model), dict(steps)
     assert "unsloth" not in sys.modules
@@ -197,7 +201,7 @@ def test_it_trains_as_in_this_process_and_goes_on_where_it_was_killed(
     monkeypatch.setattr(signals, "total", lambda batch, weights: [float(i % 2) for i in range(len(batch))])
     other, _ = student(folder)
     known, wanted = diagnostics.tables(game, found), {}
-    optimise.optimise(other, tokenizer, known, many, run, tmp_path / "here", 7, wanted.__setitem__)
+    optimise.optimise(other, tokenizer, known, many, run.plan, tmp_path / "here", 7, wanted.__setitem__)
     assert told == {step: json.loads(json.dumps(report)) for step, report in wanted.items()}
     assert all(torch.equal(got[n], p) for n, p in weights(other).items())
     assert any(not torch.equal(before[n], p) for n, p in got.items())
@@ -234,7 +238,8 @@ def test_what_fails_there_is_said_here(
 ) -> None:
     model, _ = student(folder)
     with pytest.raises(ModelError, match=r"training with unsloth failed \(exit code 2; .* another --out"):
-        unsloth_backend.optimise(model, [0], chosen(folder), tmp_path / "loop0" / "grpo", 0, print)
+        run = chosen(folder)
+        unsloth_backend.optimise(model, [0], run.plan, source(run), tmp_path / "loop0" / "grpo", 0, print)
     assert "has no whole set of rows" in capfd.readouterr().err
 
 

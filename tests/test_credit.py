@@ -11,7 +11,9 @@ import pytest
 
 import scenarios
 from grpo.rows import bank as banks
+from grpo.rows import beliefs
 from grpo.rows import credit as credits
+from grpo.rows import redeal as redeals
 from grpo.rows.bank import Bank, Groups
 from grpo.rows.credit import Credit
 from jaxsim import env, replay, reward
@@ -90,7 +92,7 @@ def late_rows() -> np.ndarray:
 observe = jax.jit(partial(env.observe, DIMS))
 transition = jax.jit(partial(env.transition, DIMS))
 act = jax.jit(partial(EVIDENCE.act, DIMS, PARAMETERS))
-redeal = jax.jit(partial(credits.redeal, DIMS))
+redeal = jax.jit(partial(redeals.redeal, DIMS))
 points = jax.jit(lambda signals, weights: reward.total(reward.channels(signals, weights), weights))
 
 
@@ -217,7 +219,7 @@ def test_with_no_attack_a_control_only_costs() -> None:
 
 def test_redealing_shows_the_same_and_moves_only_unseen_roles() -> None:
     bank, moved = collected(), 0
-    unseen_of = jax.jit(partial(credits.unseen, DIMS))
+    unseen_of = jax.jit(partial(redeals.unseen, DIMS))
     for row in range(0, len(bank.episode), 17):
         state, params = one(bank, row), rows_of(bank.params_index[row])
         obs, key = observe(state, params), jax.random.key(row)
@@ -248,7 +250,7 @@ def test_redealing_shows_the_same_and_moves_only_unseen_roles() -> None:
 
 def test_redealing_is_uniform() -> None:
     state, _ = before_exfil()
-    dealt = jax.jit(jax.vmap(partial(credits.redeal, DIMS, state, rows_of(0))))(jax.random.split(KEY, 3000))
+    dealt = jax.jit(jax.vmap(partial(redeals.redeal, DIMS, state, rows_of(0))))(jax.random.split(KEY, 3000))
     exfil = int(state.stage)
     assets = int(HARDENED.scenario.asset_count[0])
     share = np.bincount(np.asarray(dealt.targets)[:, 0, exfil], minlength=assets) / 3000
@@ -276,7 +278,7 @@ def test_redealing_leaves_as_many_episodes_believable_as_there_were(share: float
     roles, group = (np.asarray(x) for x in (params.scenario.targets, params.scenario.group))
     keys = jax.random.split(KEY, (2, episodes))
     began = jax.jit(jax.vmap(lambda key: env.reset(DIMS, key, params)))(keys[0])
-    again = jax.jit(jax.vmap(lambda state, key: credits.redeal(DIMS, state, params, key)))(began, keys[1])
+    again = jax.jit(jax.vmap(lambda state, key: redeals.redeal(DIMS, state, params, key)))(began, keys[1])
     before, after = (
         ((group[np.asarray(s.targets)] == group[roles]) | (roles < 0)).all(axis=(1, 2)) for s in (began, again)
     )
@@ -403,7 +405,7 @@ def test_pooling_by_hand() -> None:
     credit = by_hand([[1, 2, 3, nan], [5, 0, 1, nan], [0, 4, 2, 6]], [[0.1] * 3 + [nan], [0.3] * 3 + [nan], [0.2] * 4])
     # Rows 0 and 1 show the same, with two entities exchanged; in row 2 two entities are alike.
     rows = Groups(np.asarray([0, 0, 1], np.int32), np.asarray([[0, 1, 2, -1], [0, 2, 1, -1], [0, 1, 1, 2]], np.int32))
-    pooled = credits.pool_beliefs(credit, rows)
+    pooled = beliefs.pool_beliefs(credit, rows)
     np.testing.assert_allclose(pooled.q, [[3, 1.5, 1.5, nan], [3, 1.5, 1.5, nan], [0, 3, 3, 6]])
     # Less the rows' means of 2 each: (-1, 3), (0, -1), (1, -2). Their standard deviations by sqrt(2).
     apart = [2.0, 0.5, 1.5]
@@ -414,7 +416,7 @@ def test_pooling_by_hand() -> None:
     # Rows that agree have the luck of the futures left: sqrt(2 * 0.3^2) / 2.
     agree = by_hand([[1, 2], [1, 2]], [[0.3, 0.3]] * 2)
     same = Groups(np.zeros(2, np.int32), np.asarray([[0, 1]] * 2, np.int32))
-    np.testing.assert_allclose(credits.pool_beliefs(agree, same).se, np.sqrt(0.18) / 2, rtol=1e-6)
+    np.testing.assert_allclose(beliefs.pool_beliefs(agree, same).se, np.sqrt(0.18) / 2, rtol=1e-6)
 
 
 def test_beliefs_average_over_reference_states_that_show_the_same() -> None:
@@ -422,7 +424,7 @@ def test_beliefs_average_over_reference_states_that_show_the_same() -> None:
     calm = state._replace(attack=jnp.bool_(False), stage=jnp.int32(-1))
     bank, reference = as_bank([state], [0]), as_bank([calm] * 3, [0, 0, 1])
     few = {"futures": FUTURES, "reference_futures": FUTURES, "chunk": 8}
-    average = partial(credits.beliefs, DIMS, HARDENED, bank, reference, key=KEY, **few)
+    average = partial(beliefs.beliefs, DIMS, HARDENED, bank, reference, key=KEY, **few)
     alone, some, both = average(most=0), average(most=1), average()
     assert [c.beliefs.tolist() for c in (alone, some, both)] == [[1], [2], [3]], "the last state is another campaign's"
     raw = play(HARDENED, bank, key=KEY)

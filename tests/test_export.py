@@ -22,8 +22,10 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from grpo.exporting import command as exporting
-from grpo.exporting import gguf_file, llama_server
-from grpo.model import embedded, models
+from grpo.exporting import folder as export_folder
+from grpo.exporting import gguf_file, llama_server, merge
+from grpo.model import adapters, embedded, models
+from grpo.model.folders import EMBEDDED
 from grpo.model.models import ModelError, load
 
 # PEFT still asks for it.
@@ -149,7 +151,7 @@ def test_what_is_told(qwen, exported):
 def test_gguf_there_and_back(name, kind, request, tmp_path):
     pair = request.getfixturevalue(name)
     loaded = load(str(pair[0]), pair[1], dtype="float32", device="cpu")
-    model, tokenizer = exporting.merged(loaded), loaded.tokenizer
+    model, tokenizer = merge.merged(loaded), loaded.tokenizer
     path = write(model, tokenizer, tmp_path, kind)
     read, cut = gguf_file.load_gguf(path, "cpu", model.generation_config.eos_token_id)
     one, other = logits(read), logits(model)
@@ -294,8 +296,8 @@ def test_a_model_that_does_something_else_is_not_given_out(qwen, tmp_path, monke
             model.lm_head.weight.mul_(-1)
         return model
 
-    merged = exporting.merged
-    monkeypatch.setattr(exporting, "merged", other)
+    merged = merge.merged
+    monkeypatch.setattr(merge, "merged", other)
     said = failed(capsys, "--adapter", qwen[1], "--out", tmp_path / "soc", "--gguf", "none", code=1)
     assert "merged/ does not do what base and adapter do" in said and "nothing was written to" in said
     assert not [*tmp_path.iterdir()]
@@ -327,18 +329,18 @@ def test_other_folders_are_left_alone(qwen, tmp_path, capsys):
 
 def test_an_export_is_replaced_whole_or_not_at_all(tmp_path):
     out = tmp_path / "soc"
-    with exporting.replacing(out, False, []) as part:
+    with export_folder.replacing(out, False, []) as part:
         (part / "export.json").write_text("first")
-    with pytest.raises(KeyboardInterrupt), exporting.replacing(out, True, []) as part:
+    with pytest.raises(KeyboardInterrupt), export_folder.replacing(out, True, []) as part:
         (part / "export.json").write_text("cut off")
         raise KeyboardInterrupt
     assert (out / "export.json").read_text() == "first" and [*tmp_path.iterdir()] == [out]
-    with exporting.replacing(out, True, []) as part:
+    with export_folder.replacing(out, True, []) as part:
         (part / "export.json").write_text("second")
     assert (out / "export.json").read_text() == "second" and [*tmp_path.iterdir()] == [out]
     os.replace(out, tmp_path / ".soc.old")  # killed between the two renames,
     (tmp_path / ".soc.part" / "merged").mkdir(parents=True)  # with the new one beside it
-    with exporting.replacing(out, True, []) as part:
+    with export_folder.replacing(out, True, []) as part:
         assert (out / "export.json").read_text() == "second" and not [*part.iterdir()]
         (part / "export.json").write_text("third")
     assert (out / "export.json").read_text() == "third" and [*tmp_path.iterdir()] == [out]
@@ -346,8 +348,8 @@ def test_an_export_is_replaced_whole_or_not_at_all(tmp_path):
 
 def test_two_at_once(tmp_path, capsys):
     out = tmp_path / "soc"
-    with exporting.replacing(out, False, []) as part:
-        with pytest.raises(SystemExit), exporting.replacing(out, False, []):
+    with export_folder.replacing(out, False, []) as part:
+        with pytest.raises(SystemExit), export_folder.replacing(out, False, []):
             pass
         assert "another export is writing there" in capsys.readouterr().err and part.is_dir()
         (part / "export.json").write_text("first")
@@ -356,9 +358,9 @@ def test_two_at_once(tmp_path, capsys):
 
 def test_room(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**9))
-    exporting.check_room(tmp_path, 0.9e9)
+    export_folder.check_room(tmp_path, 0.9e9)
     with pytest.raises(ModelError, match=r"needs 2\.00 GB of disk space, 1\.00 GB are free"):
-        exporting.check_room(tmp_path, 2e9)
+        export_folder.check_room(tmp_path, 2e9)
 
 
 # --- what cannot be exported ----------------------------------------------------------------------------------------
@@ -405,7 +407,7 @@ def test_a_base_that_the_adapter_does_not_lead_to(qwen, tmp_path, capsys):
     named(None)
     said = failed(capsys, "--adapter", adapter, "--out", tmp_path / "null")
     assert "base_model_name_or_path is None; name the model with --model" in said
-    assert exporting.base_of(adapter, str(qwen[0])) == str(qwen[0])
+    assert merge.base_of(adapter, str(qwen[0])) == str(qwen[0])
     assert load(str(qwen[0]), adapter).about["adapter"] == str(adapter)
 
     named(str(tmp_path / "gone" / "tiny"))
@@ -420,7 +422,7 @@ def test_a_base_that_the_adapter_does_not_lead_to(qwen, tmp_path, capsys):
     settings = json.loads((few / "config.json").read_text())
     (few / "config.json").write_text(json.dumps(settings | {"quantization_config": {"load_in_4bit": True}}))
     named(str(few))
-    (adapter / models.BASE_NOTE).write_text(json.dumps({"base_model_name_or_path": str(few), "identity": "of few"}))
+    (adapter / adapters.BASE_NOTE).write_text(json.dumps({"base_model_name_or_path": str(few), "identity": "of few"}))
     for more in ([], ["--model", few]):
         said = failed(capsys, "--adapter", adapter, "--out", tmp_path / "full", *more)
         assert "few is kept in few bits" in said and f"into {config}" in said and said.count("\n") == 1
@@ -454,7 +456,7 @@ def test_an_adapter_that_diverged(qwen, tmp_path):
     next(iter(weights.values())).fill_(torch.nan)
     save_file(weights, adapter / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="take one of an earlier step"):
-        exporting.merged(load(str(qwen[0]), adapter, dtype="float32"))
+        merge.merged(load(str(qwen[0]), adapter, dtype="float32"))
 
 
 def test_numbers_too_large_for_16_bits(qwen, tmp_path):
@@ -509,12 +511,12 @@ def test_other_tokenizers(llama):
 def test_where_it_was_trained(tmp_path):
     adapter = tmp_path / "run" / "loop0" / "adapter"
     adapter.mkdir(parents=True)
-    assert not exporting.trained_in_four_bits(adapter)
+    assert not merge.trained_in_four_bits(adapter)
     (tmp_path / "run" / "run_manifest.json").write_text(json.dumps({"settings": {"four_bit": True}}))
-    assert exporting.trained_in_four_bits(adapter)
-    assert "trained on that base in 4 bits" in exporting.card_of("some/model", "adapter", "float32", True)
-    assert "base_model: some/model" in exporting.card_of("some/model", "adapter", "float32", False)
-    assert exporting.name_of(models.EMBEDDED) == "SmolLM2-135M-Instruct"
+    assert merge.trained_in_four_bits(adapter)
+    assert "trained on that base in 4 bits" in merge.card_of("some/model", "adapter", "float32", True)
+    assert "base_model: some/model" in merge.card_of("some/model", "adapter", "float32", False)
+    assert merge.name_of(EMBEDDED) == "SmolLM2-135M-Instruct"
 
 
 # --- llama.cpp ------------------------------------------------------------------------------------------------------
@@ -594,7 +596,7 @@ def test_llama_cpp_itself(name, request, tmp_path):
     pytest.importorskip("xllamacpp")
     pair = request.getfixturevalue(name)
     loaded = load(str(pair[0]), pair[1], dtype="float32", device="cpu")
-    model, tokenizer = exporting.merged(loaded), loaded.tokenizer
+    model, tokenizer = merge.merged(loaded), loaded.tokenizer
     path = write(model, tokenizer, tmp_path, "f16")
     program = fake(tmp_path / "llama-server", SHIM.format(python=sys.executable))
     compared = 0

@@ -4,8 +4,10 @@ Imports inside functions count as well. A package's `__init__` is a module like 
 """
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -14,7 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # From the bottom to the top: each may import those before it, and itself.
-ORDER = ["jaxsim_soc", "scenarios", "jaxsim", "jaxsim.audit", "prompting", "grpo"]
+ROOMS = ["model", "reporting", "playing", "rows", "exporting", "learning", "training", "speed"]
+ORDER = ["jaxsim_soc", "scenarios", "jaxsim", "jaxsim.audit", "prompting", "grpo", *(f"grpo.{room}" for room in ROOMS)]
 CORE = {"jax", "jaxlib", "chex", "numpy", "pydantic", "pydantic_core", "yaml"}  # what pyproject.toml depends on
 SCRIPTS = {f"grpo.{name}" for name in ("train", "evaluate", "export", "gate", "transcript")}
 HEAVY = "{'torch', 'transformers', 'rich', 'scipy', 'matplotlib', 'optax', 'safetensors'}"
@@ -72,6 +75,21 @@ def at_the_top(name: str) -> set[str]:
 def test_packages_import_in_one_direction() -> None:
     upward = [f"{a} imports {b}" for a, many in IMPORTS.items() for b in many if b in FILES and rank(b) > rank(a)]
     assert not upward
+
+
+def test_every_folder_has_a_place_in_the_order_and_in_the_wheel() -> None:
+    folders = {module_name(path) for path in FILES.values() if path.name == "__init__.py"}
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        packages = tomllib.load(file)["tool"]["setuptools"]["packages"]
+    assert folders == set(ORDER) == set(packages)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_which_it_touches(room: str) -> None:
+    said = re.findall("`(\\w+)`", str(ast.get_docstring(ast.parse(FILES[f"grpo.{room}"].read_text("utf-8")))))
+    many = {m for a in FILES if a.startswith(f"grpo.{room}.") for m in IMPORTS[a]}
+    touched = {m.split(".")[1] for m in many if m.startswith("grpo.")} - {room}
+    assert touched == {name for name in said if name in ROOMS}
 
 
 def test_no_circle() -> None:

@@ -14,10 +14,9 @@ pytest.importorskip("peft")
 
 import numpy as np
 
-from grpo.playing import evaluation, play
+from grpo.playing import folder, play
 from grpo.rows import rows as rows_module
-from grpo.training import command as training
-from grpo.training import run_folder
+from grpo.training import collect, run_folder
 from jaxsim_soc import json_lines
 
 # All that ends a line for str.splitlines, and half a letter.
@@ -36,7 +35,7 @@ def test_no_character_ends_a_line(tmp_path: Path, write: Any) -> None:
     path = tmp_path / "play.jsonl"
     path.write_bytes(write(turns))
     assert [t._asdict() for t in train_turns(path)] == [{"tick": t["tick"], "texts": t["texts"]} for t in turns]
-    assert evaluation.read_part(path, 2) == turns == json_lines.read(path)
+    assert folder.read_part(path, 2) == turns == json_lines.read(path)
     assert path.read_bytes() == write(turns)  # reading on takes nothing away
 
 
@@ -44,14 +43,14 @@ def train_turns(path: Path) -> list[play.Turn]:
     """What training goes on from; its own lines have no more than the turn."""
     own = path.with_name("own.jsonl")
     own.write_bytes(b"".join(json_lines.encode([{k: t[k] for k in ("tick", "texts")}]) for t in json_lines.read(path)))
-    return training.turns(own, 2)
+    return collect.turns(own, 2)
 
 
 def test_an_older_file_of_training_is_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "play.jsonl"
     said = [{"tick": t, "texts": ["stay\u2028put\x85or\u2029not", None]} for t in range(3)]
     path.write_bytes(as_others_write(said))
-    assert [t._asdict() for t in training.turns(path, 2)] == said
+    assert [t._asdict() for t in collect.turns(path, 2)] == said
     assert json_lines.read(path) == said
 
 
@@ -103,7 +102,7 @@ def test_damage_before_the_end_is_refused_and_nothing_is_deleted(
     lines = json_lines.encode(TURNS).split(b"\n")
     path.write_bytes(b"\n".join([lines[0], damage, *lines[2:]]))
     before = path.read_bytes()
-    for read in (evaluation.read_part, training.turns):
+    for read in (folder.read_part, collect.turns):
         with pytest.raises(SystemExit) as ended:
             read(path, 2)
         said = capsys.readouterr().err

@@ -25,8 +25,11 @@ import numpy as np
 
 import jaxsim
 import prompting
-from grpo.playing import evaluation
-from grpo.reporting import report, transcript_page
+import scenarios
+from grpo.model.contents import fingerprint
+from grpo.playing import evaluation, folder, speaker
+from grpo.playing.campaign import Campaign
+from grpo.reporting import measure, report, transcript_page
 from jaxsim import policies
 from jaxsim.audit import search
 from jaxsim.audit.arena import EVIDENCE, PLAN, Arena, Candidate
@@ -42,10 +45,10 @@ HOSTILE = (
 QUICK = ["--policies", "--transcripts", "1"]
 
 
-def scripted(args: Any, adapter: Path | None, wait: float = 0.0) -> evaluation.Speaker:
+def scripted(args: Any, adapter: Path | None, wait: float = 0.0) -> speaker.Speaker:
     """Answers that depend on the prompt and on nothing else: mostly MONITOR, some actions, some rubbish."""
 
-    def respond_in(campaign: evaluation.Campaign, opening: str) -> Any:
+    def respond_in(campaign: Campaign, opening: str) -> Any:
         actions = sorted(campaign.inventory.actions.values())
 
         def answer(prompt: str) -> str:
@@ -62,12 +65,12 @@ def scripted(args: Any, adapter: Path | None, wait: float = 0.0) -> evaluation.S
 
         return respond
 
-    return evaluation.Speaker(respond_in, lambda texts: sum(map(len, texts)), {"name": "scripted"})
+    return speaker.Speaker(respond_in, lambda texts: sum(map(len, texts)), {"name": "scripted"})
 
 
 def slow_main(argv: list[str]) -> None:
     """What the process runs that is killed."""
-    evaluation.load = lambda args, adapter: scripted(args, adapter, 0.05)
+    speaker.load = lambda args, adapter: scripted(args, adapter, 0.05)
     evaluation.main(argv)
 
 
@@ -92,7 +95,7 @@ def error_of(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "load", scripted)
+    monkeypatch.setattr(speaker, "load", scripted)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "load", scripted)
+        patch.setattr(speaker, "load", scripted)
         evaluation.main(command(out))
     return out
 
@@ -174,7 +177,7 @@ def test_other_policies_and_campaigns_share_the_episodes(tmp_path: Path, monkeyp
     rows = rows_in(tmp_path)
     names = ["random", "monitor", "heuristic", "open-loop", "evidence", "learned", "trained"]
     assert [(r["scenario"], r["policy"]) for r in rows] == [
-        (s, name) for s in (report.ALL, SUPPLY, CLOUD) for name in names
+        (s, name) for s in (measure.ALL, SUPPLY, CLOUD) for name in names
     ]
     assert_finite(rows)
     for k, name in enumerate(names):
@@ -211,22 +214,22 @@ def test_with_an_adapter_it_is_compared_to_its_base(tmp_path: Path, monkeypatch:
 
 
 def test_probability_of_improvement_and_shares_are_those_of_small_numbers() -> None:
-    def told(returns: list[float], shuffled: list[float] | None = None) -> report.Told:
+    def told(returns: list[float], shuffled: list[float] | None = None) -> measure.Told:
         n = len(returns)
         env, params = jaxsim.make(SUPPLY)
         stats = jaxsim.rollout(env, params, *jaxsim.BASELINES["monitor"], jax.random.key(0), n)
         stats = stats._replace(episode_return=np.asarray(returns, np.float32))
         flat = np.zeros((2, n))
-        return report.Told(
+        return measure.Told(
             "base", SUPPLY, stats, flat.astype(int), flat == 0, flat == 0, flat, shuffled and np.asarray(shuffled)
         )
 
     others = {"monitor": [told([0, 1, 2, 3])]}
-    row = report.measure([told([1, 1, 3, 4], [0.25, 1, 1.5, 4])], others)
+    row = measure.measure([told([1, 1, 3, 4], [0.25, 1, 1.5, 4])], others)
     assert row["over_monitor"] == 0.75 and row["p_over_monitor"] == 0.875
     assert row["iqm_return"] == 2 and row["mean_return"] == 2.25
     assert row["shuffle_loss"] == pytest.approx(0.5625) and math.isfinite(row["shuffle_drop_ci"][1])
-    clear = report.measure([told([2, 3, 4, 5], [1, 2, 3, 4])], others)
+    clear = measure.measure([told([2, 3, 4, 5], [1, 2, 3, 4])], others)
     assert clear["shuffle_drop"] == pytest.approx(0.5) and clear["shuffle_drop_ci"] == pytest.approx([0.5, 0.5])
     assert clear["p_over_monitor"] == 1 and clear["over_monitor_ci"] == pytest.approx([2, 2])
 
@@ -267,7 +270,7 @@ def test_killed_at_any_moment_the_rows_are_the_same(whole: Path, tmp_path: Path,
 
 def test_a_finished_run_asks_nobody(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows_in(whole, clock=True)
-    monkeypatch.setattr(evaluation, "load", lambda *args: pytest.fail("loaded"))
+    monkeypatch.setattr(speaker, "load", lambda *args: pytest.fail("loaded"))
     evaluation.main(command(whole))
     after = rows_in(whole, clock=True)
     assert after[2] == before[2]  # the seconds of the model as well
@@ -281,9 +284,9 @@ def test_what_follows_the_last_whole_turn_is_dropped(tmp_path: Path, tail: bytes
     part = tmp_path / "x.jsonl"
     good = b'{"tick": 0, "texts": ["a", null], "seconds": 1.5, "tokens": 3}\n'
     part.write_bytes(good + tail)
-    assert [turn["texts"] for turn in evaluation.read_part(part, 2)] == [["a", None]]
+    assert [turn["texts"] for turn in folder.read_part(part, 2)] == [["a", None]]
     assert part.read_bytes() == good
-    assert evaluation.read_part(tmp_path / "none.jsonl", 2) == []
+    assert folder.read_part(tmp_path / "none.jsonl", 2) == []
 
 
 @pytest.mark.parametrize(
@@ -330,8 +333,8 @@ def test_a_model_and_an_adapter_are_known_again_by_content(
     out = Path("out [x]")
 
     def begin(*more: str) -> None:
-        with evaluation.locked(out):
-            evaluation.begin(out, evaluation.settings(evaluation.parse_args(command(out, *more))), restart=False)
+        with folder.locked(out):
+            folder.begin(out, evaluation.settings(evaluation.parse_args(command(out, *more))), restart=False)
 
     begin("--model", "a model")
     begin("--model", "./link", "--adapter", "wrong")
@@ -358,15 +361,15 @@ def test_restart_begins_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_an_adapter_that_has_changed_is_another_one(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(b"a" * 3_000_000)
-    before = evaluation.fingerprint(tmp_path)
-    assert before == evaluation.fingerprint(tmp_path)
+    before = fingerprint(tmp_path)
+    assert before == fingerprint(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"a" * 2_999_999 + b"b")
-    assert evaluation.fingerprint(tmp_path) != before
-    assert evaluation.fingerprint(tmp_path / "none") is None
+    assert fingerprint(tmp_path) != before
+    assert fingerprint(tmp_path / "none") is None
 
 
 def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with evaluation.locked(tmp_path):
+    with folder.locked(tmp_path):
         assert "another evaluation is writing there" in error_of(capsys, command(tmp_path))
 
 
@@ -397,7 +400,7 @@ def test_an_interruption_is_one_line(
     def interrupt(args: Any, adapter: Path | None) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation, "load", interrupt)
+    monkeypatch.setattr(speaker, "load", interrupt)
     with pytest.raises(SystemExit) as ended:
         cli.run(lambda: evaluation.main(command(tmp_path)))
     assert ended.value.code == 130
@@ -502,7 +505,7 @@ def test_an_own_scenario_has_pages_too(tmp_path: Path, restore: bool) -> None:
     """RESTORE is asked for, counted and shown where the rules have it."""
     rules = "hardened" + "+foothold+liftable+eradication+believable_paths" * restore
     own = jaxsim.load_scenario(SUPPLY).model_copy(update={"id": "own-network", "horizon": 12})
-    (tmp_path / "own.yaml").write_text(evaluation.scenarios.dump(own))
+    (tmp_path / "own.yaml").write_text(scenarios.dump(own))
     out, argv = tmp_path / "out", ["--no-shuffle", "--rules", rules]
     evaluation.main(command(out, *argv, scenario=str(tmp_path / "own.yaml"), episodes=12))
     (path,) = (out / "transcripts").glob("*.json")
@@ -550,7 +553,7 @@ def test_a_real_model_from_end_to_end(
         pytest.importorskip("llguidance")
     monkeypatch.undo()
     own = jaxsim.load_scenario(SUPPLY).model_copy(update={"id": "short", "horizon": 5})
-    (tmp_path / "own.yaml").write_text(evaluation.scenarios.dump(own))
+    (tmp_path / "own.yaml").write_text(scenarios.dump(own))
     options = ["--model", str(tiny), "--constrained" if constrained else "--no-constrained", "--threads", "1"]
     options += ["--max-new-tokens", "70" if constrained else "8", "--dtype", "float32", "--temperature", "1"]
     argv = command(tmp_path / "out", *options, scenario=str(tmp_path / "own.yaml"), episodes=3)

@@ -28,7 +28,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import prompting
 import scenarios
-from grpo.model import decode, embedded, models, portable
+from grpo.model import adapters, decode, embedded, folders, models, portable
+from grpo.model.adapters import same_model
 from grpo.model.models import ModelError, load
 
 # PEFT still asks for it.
@@ -206,7 +207,7 @@ def test_an_adapter_knows_its_base_by_content(made, tmp_path):
     adapted = lora(loaded)
     for folder in (noted, bare):
         adapted.save_pretrained(folder)
-    models.note_base(adapted, noted)
+    adapters.note_base(adapted, noted)
     wanted = logits(load(str(first), noted).model)
     for adapter in (noted, bare):
         with pytest.raises(
@@ -228,20 +229,20 @@ def test_an_adapter_knows_its_base_by_content(made, tmp_path):
     shutil.copytree(second, first)  # exported anew to the same place
     with pytest.raises(ModelError, match=r"with other weights; .* delete .*base.json"):
         load(str(first), noted)
-    (noted / models.BASE_NOTE).unlink()
+    (noted / adapters.BASE_NOTE).unlink()
     load(str(first), noted)
 
 
 def test_identity(made, tmp_path):
     def of(folder: Path) -> str:
-        return models.identity(folder, models.check_folder(folder, "x"))
+        return folders.identity(folder, folders.check_folder(folder, "x"))
 
     again = tiny(tmp_path / "again")
     assert of(made) == of(again) != of(tiny(tmp_path / "other", seed=1))
     model = load(str(made), dtype="float32").model
     (again / "model.safetensors").unlink()
     model.save_pretrained(again, max_shard_size="50kB")
-    assert of(made) == of(again) and len(models.check_folder(again, "x")) > 2  # in parts
+    assert of(made) == of(again) and len(folders.check_folder(again, "x")) > 2  # in parts
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
     model.save_pretrained(tmp_path / "changed")
@@ -273,13 +274,13 @@ def test_an_adapter_without_a_base(made, tmp_path):
 
 def test_same_model_by_another_name():
     qwen = "Qwen/Qwen2.5-1.5B-Instruct"
-    assert models._same(qwen, "/a/b/Qwen2.5-1.5B-Instruct/")
-    assert models._same("/c/models--Qwen--Qwen2.5-1.5B-Instruct/snapshots/0a1b", qwen)
-    assert models._same("/old/place/run1", "run1")
-    assert models._same("/x/" + embedded.FOLDER, "embedded") and models._same("/x/" + embedded.EARLIER, "embedded")
-    assert not models._same("other/Qwen2.5-1.5B-Instruct", qwen)
-    assert not models._same(qwen, "embedded")
-    assert models._same("/old/run1/merged", "/new/run1/merged") and not models._same("run1/merged", "run2/merged")
+    assert same_model(qwen, "/a/b/Qwen2.5-1.5B-Instruct/")
+    assert same_model("/c/models--Qwen--Qwen2.5-1.5B-Instruct/snapshots/0a1b", qwen)
+    assert same_model("/old/place/run1", "run1")
+    assert same_model("/x/" + embedded.FOLDER, "embedded") and same_model("/x/" + embedded.EARLIER, "embedded")
+    assert not same_model("other/Qwen2.5-1.5B-Instruct", qwen)
+    assert not same_model(qwen, "embedded")
+    assert same_model("/old/run1/merged", "/new/run1/merged") and not same_model("run1/merged", "run2/merged")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -402,9 +403,9 @@ def test_a_template_that_cannot_be_used(copy, template, why):
 
 
 def test_memory(made, monkeypatch):
-    need = models.weight_bytes([made / "model.safetensors"], 4, False)
+    need = folders.weight_bytes([made / "model.safetensors"], 4, False)
     assert need == 4 * sum(p.numel() for p in load(str(made)).model.parameters())
-    assert models.weight_bytes([made / "model.safetensors"], 4, True) < 0.7 * need
+    assert folders.weight_bytes([made / "model.safetensors"], 4, True) < 0.7 * need
     assert models.free_memory("cpu") is None or models.free_memory("cpu") > 10**6
     monkeypatch.setattr(models, "free_memory", lambda device: 100_000)
     with pytest.raises(ModelError, match=r"needs 0\.00 GB of memory on cpu, 0\.00 GB are free; take four_bit=True or"):
@@ -587,7 +588,7 @@ def test_an_environment_without_pip(wheel, tmp_path):
         place = Path(importlib.import_module(name).__file__).parent
         shutil.copytree(place, packages / name, ignore=shutil.ignore_patterns("__pycache__"))
     done = subprocess.run(
-        [tmp_path / "bare" / "bin" / "python", "-c", "from grpo import embedded; embedded.folder()"],
+        [tmp_path / "bare" / "bin" / "python", "-c", "from grpo.model import embedded; embedded.folder()"],
         env={**os.environ, "PYTHONPATH": str(packages), embedded.CACHE_VARIABLE: str(tmp_path / "cache")},
         capture_output=True,
         text=True,

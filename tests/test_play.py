@@ -15,6 +15,7 @@ import jaxsim
 import prompting
 import scenarios
 from grpo.playing import play
+from grpo.playing.choices import ON_CHANGE
 from grpo.playing.play import Played, Turn
 from jaxsim import env, policies, rollouts
 from jaxsim.actions import INVALID
@@ -191,7 +192,7 @@ def test_on_change_asks_when_something_changed(hardened: Game) -> None:
         views.append(prompts)
         return ['{"action": "MONITOR"}'] * len(prompts)
 
-    played = hardened.play(respond, asking=play.ON_CHANGE, watch=watch)
+    played = hardened.play(respond, asking=ON_CHANGE, watch=watch)
     assert_same(played.stats, hardened.rollout(*BASELINES["monitor"])[0])
     assert asked[0].all() and 0.02 < asked.mean() < 0.7
     # Those who monitor are asked at tick 0 and whenever an alert has arrived.
@@ -204,7 +205,7 @@ def test_on_change_asks_when_something_changed(hardened: Game) -> None:
 
 
 def test_on_change_an_invalid_answer_still_counts(hardened: Game) -> None:
-    played = hardened.play(lambda prompts, episodes, tick: ["?"] * len(prompts), asking=play.ON_CHANGE)
+    played = hardened.play(lambda prompts, episodes, tick: ["?"] * len(prompts), asking=ON_CHANGE)
     answers = sum(text is not None for turn in played.turns for text in turn.texts)
     assert played.stats.signals.invalid.sum() == answers < TICKS * EPISODES
 

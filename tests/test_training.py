@@ -29,12 +29,14 @@ from test_models import lora, tiny
 import prompting
 import scenarios
 from grpo.learning import diagnostics, optimise, signals, warm
+from grpo.learning import student as students
 from grpo.model import decode, models
 from grpo.model.contents import place
 from grpo.model.embedded import ModelError
 from grpo.rows import bank as banks
 from grpo.rows import rows
 from grpo.training import command as training
+from grpo.training import loop as loops
 from grpo.training import report_training, run_evaluation, run_folder, settings
 from jaxsim.names import parse_plan
 from jaxsim.policies import BASELINES, PLAN
@@ -56,6 +58,11 @@ def game() -> rows.Campaigns:
 def found(game: rows.Campaigns) -> rows.Rows:
     bank = rows.from_teacher(game, BASELINES["evidence"], 24, seed=3)
     return rows.credited(game, bank, futures=4, least_z=0.0, seed=1, layout="compact", reference=0)
+
+
+def fresh(chosen: settings.Settings) -> tuple[Any, Any]:
+    lora = students.Lora(chosen.lora_r, chosen.lora_alpha, chosen.lora_dropout)
+    return students.student(chosen.model, lora, chosen.seed, four_bit=chosen.four_bit, dtype=chosen.dtype)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -295,7 +302,7 @@ def test_a_warm_start_that_loses_its_numbers_keeps_nothing(tmp_path: Path, monke
     with pytest.raises(ModelError, match=r"warm start, step 1 of 2: .*lora_.* holds NaN or infinity"):
         learn()
     with pytest.raises(ModelError, match=r"the adapter: .* holds NaN"):
-        training.save_adapter(model, tmp_path / "adapter")
+        students.save_adapter(model, tmp_path / "adapter")
     assert not steps and not (tmp_path / "warm").exists() and not (tmp_path / "adapter").exists()
 
 
@@ -305,7 +312,7 @@ def test_a_model_of_nan_is_not_trained(tmp_path: Path) -> None:
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN or infinity; fetch"):
-        training.student(settings.load("smoke", {"model": str(folder)}), None)
+        fresh(settings.load("smoke", {"model": str(folder)}))
 
 
 def test_only_the_answer_is_learned(tmp_path: Path) -> None:
@@ -340,7 +347,7 @@ def test_in_half_precision_it_learns_and_continues_exactly(
     known = diagnostics.tables(game, found)
 
     def run(name: str, stop: int = 0) -> tuple[dict[int, Any], dict[str, torch.Tensor]]:
-        model, tokenizer = training.student(chosen, None)
+        model, tokenizer = fresh(chosen)
         told: dict[int, Any] = {}
 
         def log(step: int, report: dict[str, Any]) -> None:
@@ -349,7 +356,7 @@ def test_in_half_precision_it_learns_and_continues_exactly(
                 raise Killed
 
         with contextlib.suppress(Killed):
-            optimise.optimise(model, tokenizer, known, list(range(24)), chosen, tmp_path / name, 7, log)
+            optimise.optimise(model, tokenizer, known, list(range(24)), chosen.plan, tmp_path / name, 7, log)
         return told, {n: p.detach().clone() for n, p in model.named_parameters() if ".default." in n}
 
     whole, weights = run("whole")
@@ -368,11 +375,18 @@ def test_grpo_that_loses_its_numbers_or_takes_no_step_is_an_error(
     known = diagnostics.tables(game, found)
 
     def run(many: int = 24) -> None:
-        model, tokenizer = training.student(chosen, None)
+        model, tokenizer = fresh(chosen)
         steps: list[int] = []
         try:
             optimise.optimise(
-                model, tokenizer, known, list(range(many)), chosen, tmp_path / "grpo", 7, lambda at, _: steps.append(at)
+                model,
+                tokenizer,
+                known,
+                list(range(many)),
+                chosen.plan,
+                tmp_path / "grpo",
+                7,
+                lambda at, _: steps.append(at),
             )
         finally:
             assert not steps and optimise.last_whole(tmp_path / "grpo") is None
@@ -403,11 +417,11 @@ def test_what_cannot_take_a_step_is_refused_before_it_is_trained(
     changes = {"model": str(tiny(tmp_path / "model")), "prompts_per_step": 3, "micro_batch": 3}
     chosen = settings.load("smoke", changes)
     kept = found._replace(informative=np.arange(24) < informative)
-    monkeypatch.setattr(training, "collected", lambda *_: kept)
+    monkeypatch.setattr(loops, "collected", lambda *_: kept)
     monkeypatch.setattr(warm, "learn", lambda *_, **__: pytest.fail("the warm start began"))
-    log = run_folder.Log(tmp_path / "log.jsonl")
+    run = run_folder.Run(tmp_path, {"seconds": {}}, run_folder.Log(tmp_path / "log.jsonl"), Console(quiet=True))
     with pytest.raises(ModelError, match=r"cannot take a step: [012] rows tell actions apart, prompts_per_step = 3; "):
-        training.outer_loop(0, game, chosen, tmp_path, None, log, Console(quiet=True), {"seconds": {}})
+        loops.outer_loop(run, 0, game, chosen, None)
 
 
 # --- the log --------------------------------------------------------------------------------------------------------
@@ -430,7 +444,7 @@ def test_a_step_done_again_replaces_its_line_and_all_after_it(tmp_path: Path) ->
 
 def test_a_trained_adapter_knows_its_base(tmp_path: Path) -> None:
     model = lora(models.load(str(tiny(tmp_path / "merged"))))
-    training.save_adapter(model, tmp_path / "adapter")
+    students.save_adapter(model, tmp_path / "adapter")
     models.load(str(tmp_path / "merged"), tmp_path / "adapter")
     other = tiny(tmp_path / "other" / "merged", seed=1)
     with pytest.raises(models.ModelError, match=r"was made for .*, not for"):
@@ -566,7 +580,7 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(
 def begun(out: Path, **changes: Any) -> dict[str, Any]:
     chosen = settings.load("smoke", changes)
     chosen = chosen.model_copy(update={"model": place(chosen.model)})
-    return run_folder.begin(out, chosen, SimpleNamespace(restart=False), [])
+    return run_folder.begin(out, chosen, False, [])
 
 
 def test_what_only_the_evaluation_needs_may_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -643,9 +657,9 @@ def test_what_is_paid_is_said_beside_the_certificate(
 ) -> None:
     def told(**changes: Any) -> tuple[str, dict[str, Any]]:
         chosen = settings.load("smoke", changes)
-        args = SimpleNamespace(audit=None, force=True, restart=True)
+        args = SimpleNamespace(audit=None, force=True)
         verdict = training.passed(chosen, args)
-        manifest = run_folder.begin(tmp_path / "out", chosen, args, verdict)
+        manifest = run_folder.begin(tmp_path / "out", chosen, True, verdict)
         return report_training.card(chosen, verdict, ""), manifest["paid"]
 
     card, paid = told()

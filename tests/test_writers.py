@@ -63,20 +63,20 @@ WRITERS = {
     "grpo/rows/bank.py::save": INSIDE,
     "grpo/rows/rows.py::save": INSIDE,
     "grpo/learning/warm.py::_keep": INSIDE,
-    "grpo/training/command.py::save_adapter": INSIDE,
-    "grpo/training/command.py::finish_adapter": INSIDE,
+    "grpo/learning/student.py::save_adapter": INSIDE,
+    "grpo/training/loop.py::finish_adapter": INSIDE,
     "grpo/training/run_evaluation.py::base_beside": SCRATCH,
     "jaxsim_soc/json_lines.py::append": LINES,
     "jaxsim_soc/json_lines.py::resume": LINES,
-    "grpo/model/models.py::note_base": INSIDE,
+    "grpo/model/adapters.py::note_base": INSIDE,
     "grpo/model/portable.py::make_portable": INSIDE,
     "grpo/model/embedded.py::_build": WHOLE,
     "grpo/model/embedded.py::_unpack": INSIDE,
     "grpo/model/embedded.py::_write_manifest": INSIDE,
     "grpo/model/embedded.py::convert": INSIDE,
-    "grpo/playing/evaluation.py::locked": SCRATCH,
-    "grpo/exporting/command.py::replacing": WHOLE,
-    "grpo/exporting/command.py::save": INSIDE,
+    "grpo/playing/folder.py::locked": SCRATCH,
+    "grpo/exporting/folder.py::replacing": WHOLE,
+    "grpo/exporting/merge.py::save": INSIDE,
     "grpo/exporting/gguf_file.py::write_gguf": INSIDE,
     "grpo/learning/unsloth_backend.py::": SCRATCH,  # the jobs of a process of its own, in a folder of this run
     "grpo/learning/unsloth_backend.py::optimise": SCRATCH,
@@ -206,16 +206,16 @@ def picture(place: Path, text: str) -> None:
 
 
 def adapter(place: Path, text: str) -> None:
-    from grpo.training.command import save_adapter
+    from grpo.learning.student import save_adapter
 
     save_adapter(Model(text), place / "adapter")
 
 
 def exported(place: Path, text: str) -> None:
-    from grpo.exporting import command as exporting
+    from grpo.exporting import folder
 
-    with exporting.replacing(place / "soc", True, []) as part:
-        (part / exporting.NOTE).write_text(text)
+    with folder.replacing(place / "soc", True, []) as part:
+        (part / folder.NOTE).write_text(text)
 
 
 def log(place: Path, text: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 import prompting
 import scenarios
-from grpo.model import decode, grammar, models
+from grpo.model import decode, folders, grammar
 from grpo.playing import play
 from grpo.rows import bank as banks
 from grpo.rows import rows
@@ -101,7 +101,7 @@ def weights_off(model: Any, folder: Path) -> float:
 
     held = model.state_dict()
     worst = 0.0
-    for file in models.check_folder(folder, str(folder)):
+    for file in folders.check_folder(folder, str(folder)):
         with safe_open(file, framework="pt") as kept:
             for name in kept.keys():  # noqa: SIM118
                 wanted, one = kept.get_tensor(name).float(), held[name].float().cpu()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from grpo.model import embedded
-from grpo.model.embedded import ModelError
+from grpo.model.errors import ModelError
 
 # What llama.cpp's own converter writes, for the architectures that are written here.
 ARCHITECTURES = ("llama", "qwen2")

@@ -15,7 +15,7 @@ from typing import Any
 import prompting
 from grpo.exporting.exam import SAID
 from grpo.model import decode
-from grpo.model.embedded import ModelError
+from grpo.model.errors import ModelError
 
 ATTEMPT_SECONDS = 180  # for llama-server to load a model, and for one of its answers
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy between this machine and itself

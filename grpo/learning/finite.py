@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from grpo.model.embedded import ModelError
+from grpo.model.errors import ModelError
 
 REMEDY = "lower the learning rate or take --dtype float32, in another --out"
 

@@ -24,9 +24,9 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from grpo.learning import diagnostics, finite, sharing, signals
 from grpo.learning.diagnostics import Tables
-from grpo.model.embedded import ModelError
+from grpo.learning.plan import Plan
+from grpo.model.errors import ModelError
 from grpo.rows.rows import chat_of
-from grpo.training.settings import Settings
 from jaxsim_soc import write
 
 # Of the trainer's own use of transformers, nothing that a user could change.
@@ -114,7 +114,7 @@ def optimise(
     tokenizer: Any,
     known: Tables,
     rows: Sequence[int],
-    settings: Settings,
+    plan: Plan,
     folder: Path,
     seed: int,
     log: Callable[[int, dict[str, Any]], None],
@@ -124,57 +124,13 @@ def optimise(
     Continues from the newest whole checkpoint in `folder`. Raises ModelError when numbers are lost, or when fewer steps
     were taken than asked for and no alarm says why.
     """
-    on_gpu = model.device.type == "cuda"
-    half = next(p for p in model.parameters() if not p.requires_grad).dtype
-    each = settings.prompts_per_step * settings.group // PartialState().num_processes
-    config = GRPOConfig(
-        output_dir=str(folder),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=each // settings.micro_batch,
-        num_generations=settings.group,
-        max_completion_length=settings.max_completion,
-        temperature=settings.temperature,
-        learning_rate=settings.lr,
-        beta=settings.beta,
-        loss_type="grpo",
-        # On a GPU the trainer's autocast follows the weights; on a CPU the weights are what they are.
-        bf16=on_gpu and half == torch.bfloat16,
-        fp16=on_gpu and half == torch.float16,
-        cast_lm_head_to_fp32=half == torch.float16,
-        use_cpu=not on_gpu,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_steps=settings.save_every,
-        save_total_limit=2,
-        report_to=settings.log_to,
-        seed=seed,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        shuffle_dataset=True,
-        gradient_checkpointing=settings.gradient_checkpointing,  # on by default
-    )
-    data = Dataset.from_list([{"prompt": chat_of(known.game, known.rows, r), "row": int(r)} for r in rows])
-    book = Book(known, settings.weights)
-    reward_funcs: list[Any] = [book]
-    follow = Follow(book, log, settings.alarm)
-    trainer: Any = GRPOTrainer(
-        model=model,
-        reward_funcs=reward_funcs,
-        args=config,
-        train_dataset=data,
-        processing_class=tokenizer,
-        callbacks=[follow],
-    )
-    trainer.remove_callback(PrinterCallback)
-    for p in trainer.model.parameters():
-        if p.requires_grad:
-            p.data = p.data.float()
+    args = config(model, plan, folder, seed)
+    book = Book(known, plan.weights)
+    follow = Follow(book, log, plan.alarm)
+    trainer = _trainer(model, tokenizer, prompts(known, rows), book, follow, args)
     last = last_whole(folder)
     if last:
-        book.recent = json.loads((last / WHOLE).read_text())["recent"]
-        # Of two adapters (the other is TRL's reference) transformers 5.17 would not restore the one that is trained.
-        set_peft_model_state_dict(trainer.model, load_file(last / "adapter_model.safetensors"))
+        _restore(trainer, book, last)
     try:
         with sharing.share(model), sharing.in_half(model):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -183,6 +139,69 @@ def optimise(
             raise
         raise ModelError(f"GRPO: the model's probabilities are no numbers; {finite.REMEDY}") from error
     taken = trainer.state.global_step
-    if taken < settings.steps and not follow.alarm:
-        raise ModelError(f"GRPO took {taken} of {settings.steps} steps on {len(rows)} rows; give it more rows")
+    if taken < plan.steps and not follow.alarm:
+        raise ModelError(f"GRPO took {taken} of {plan.steps} steps on {len(rows)} rows; give it more rows")
     return follow.alarm
+
+
+def config(model: Any, plan: Plan, folder: Path, seed: int) -> GRPOConfig:
+    """The trainer's own settings."""
+    on_gpu = model.device.type == "cuda"
+    half = next(p for p in model.parameters() if not p.requires_grad).dtype
+    each = plan.prompts_per_step * plan.group // PartialState().num_processes
+    return GRPOConfig(
+        output_dir=str(folder),
+        max_steps=plan.steps,
+        per_device_train_batch_size=plan.micro_batch,
+        gradient_accumulation_steps=each // plan.micro_batch,
+        num_generations=plan.group,
+        max_completion_length=plan.max_completion,
+        temperature=plan.temperature,
+        learning_rate=plan.lr,
+        beta=plan.beta,
+        loss_type="grpo",
+        # On a GPU the trainer's autocast follows the weights; on a CPU the weights are what they are.
+        bf16=on_gpu and half == torch.bfloat16,
+        fp16=on_gpu and half == torch.float16,
+        cast_lm_head_to_fp32=half == torch.float16,
+        use_cpu=not on_gpu,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=plan.save_every,
+        save_total_limit=2,
+        report_to=plan.log_to,
+        seed=seed,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        shuffle_dataset=True,
+        gradient_checkpointing=plan.gradient_checkpointing,  # on by default
+    )
+
+
+def prompts(known: Tables, rows: Sequence[int]) -> Dataset:
+    """The chats of rows, each with the row's number, by which its reward is looked up."""
+    return Dataset.from_list([{"prompt": chat_of(known.game, known.rows, r), "row": int(r)} for r in rows])
+
+
+def _trainer(model: Any, tokenizer: Any, data: Dataset, book: Book, follow: Follow, args: GRPOConfig) -> Any:
+    reward_funcs: list[Any] = [book]
+    trainer: Any = GRPOTrainer(
+        model=model,
+        reward_funcs=reward_funcs,
+        args=args,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[follow],
+    )
+    trainer.remove_callback(PrinterCallback)
+    for p in trainer.model.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
+    return trainer
+
+
+def _restore(trainer: Any, book: Book, checkpoint: Path) -> None:
+    """Put back what the trainer would not: the alarm's memory, and the adapter."""
+    book.recent = json.loads((checkpoint / WHOLE).read_text())["recent"]
+    # Of two adapters (the other is TRL's reference) transformers 5.17 would not restore the one that is trained.
+    set_peft_model_state_dict(trainer.model, load_file(checkpoint / "adapter_model.safetensors"))

@@ -23,13 +23,13 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from safetensors.torch import load_file, save_file
 
-from grpo.model import models
-from grpo.model.embedded import ModelError
-from grpo.training.settings import Settings
+from grpo.learning.plan import Plan
+from grpo.model import folders, models
+from grpo.model.errors import ModelError
 
 INSTALL = "pip install -c grpo/constraints-unsloth.txt 'jaxsim-soc[unsloth]'"
 STDERR = 2
@@ -75,8 +75,24 @@ def _environment(compiled: Path) -> dict[str, str]:
     return {"UNSLOTH_COMPILE_LOCATION": str(compiled), "UNSLOTH_DISABLE_STATISTICS": "1", **os.environ}
 
 
+class Source(NamedTuple):
+    """What the other process has to load again: the base, and the campaigns of the rows."""
+
+    model: str
+    four_bit: bool
+    campaigns: Sequence[str]
+    rules: str
+    reward: str
+
+
 def optimise(
-    model: Any, rows: Sequence[int], settings: Settings, folder: Path, seed: int, log: Callable[[int, Any], None]
+    model: Any,
+    rows: Sequence[int],
+    plan: Plan,
+    source: Source,
+    folder: Path,
+    seed: int,
+    log: Callable[[int, Any], None],
 ) -> str:
     """Train the adapter of `model`, which stays where it is, on rows of `folder`'s neighbour rows/.
 
@@ -90,7 +106,8 @@ def optimise(
     lora = model.peft_config["default"]
     dtype = next(p for p in model.parameters() if not p.requires_grad).dtype
     job = {
-        "settings": settings.model_dump(mode="json"),
+        "plan": plan._asdict(),
+        "source": source._asdict(),
         "rows": [int(r) for r in rows],
         "seed": seed,
         "dtype": str(dtype).removeprefix("torch."),
@@ -142,27 +159,27 @@ def work(folder: Path, tell: Callable[[dict[str, Any]], None]) -> None:
     from grpo.rows import rows
 
     job = json.loads((folder / JOB).read_text("utf-8"))
-    settings = Settings(**job["settings"])
-    game = rows.campaigns(settings.campaigns, settings.rules, settings.reward)
+    plan, source = Plan(**job["plan"]), Source(**job["source"])
+    game = rows.campaigns(source.campaigns, source.rules, source.reward)
     found = rows.load(folder.parent / "rows", game)
     if found is None:
         raise ModelError(f"{folder.parent / 'rows'} has no whole set of rows; start training again to collect them")
-    place, _ = models.find(settings.model, offline=True)  # the other process has just loaded it
-    tokenizer = models.load_tokenizer(place, settings.model)
+    place, _ = folders.find(source.model, offline=True)  # the other process has just loaded it
+    tokenizer = models.load_tokenizer(place, source.model)
     prompts = [decode.chat_tokens(tokenizer, rows.chat_of(game, found, r)) for r in job["rows"]]
-    room = max(map(len, prompts)) + settings.max_completion
-    model = student(settings, place, job, room)
+    room = max(map(len, prompts)) + plan.max_completion
+    model = student(place, job, plan.gradient_checkpointing, source.four_bit, room)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     read_adapter(model, folder / START)
     alarm = optimise.optimise(
-        model, tokenizer, diagnostics.tables(game, found), job["rows"], settings, folder, job["seed"],
+        model, tokenizer, diagnostics.tables(game, found), job["rows"], plan, folder, job["seed"],
         lambda step, report: tell({"step": step, "report": report}),
     )  # fmt: skip
     write_adapter(model, folder / TRAINED)
     tell({"alarm": alarm})
 
 
-def student(settings: Settings, place: Path, job: dict[str, Any], room: int) -> Any:
+def student(place: Path, job: dict[str, Any], checkpoint: bool, four_bit: bool, room: int) -> Any:
     """A model folder, loaded by Unsloth, with a fresh adapter. Sequences over `room` tokens would be cut off.
 
     The adapter's weights are read into it, rather than its folder opened by Unsloth: that would look for its base under
@@ -171,12 +188,12 @@ def student(settings: Settings, place: Path, job: dict[str, Any], room: int) -> 
     import torch
     from unsloth import FastLanguageModel
 
-    checkpointing: Any = "unsloth" if settings.gradient_checkpointing else False
+    checkpointing: Any = "unsloth" if checkpoint else False
     model, _ = FastLanguageModel.from_pretrained(
         model_name=str(place.resolve()),
         max_seq_length=room,
         dtype=getattr(torch, job["dtype"]),
-        load_in_4bit=settings.four_bit,
+        load_in_4bit=four_bit,
         trust_remote_code=False,
         local_files_only=True,
         use_exact_model_name=True,  # not Unsloth's own upload of it, which rounds otherwise

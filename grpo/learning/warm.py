@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from grpo.learning import finite, sharing
 from grpo.model import decode
-from grpo.model.embedded import ModelError
+from grpo.model.errors import ModelError
 from jaxsim_soc import write
 
 CLIP = 1.0  # largest norm of a gradient

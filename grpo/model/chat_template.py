@@ -7,7 +7,7 @@ exported models agree.
 
 from typing import Any
 
-from grpo.model.embedded import first_line
+from grpo.model.errors import first_line
 
 THINK, THOUGHT = "<think>", "</think>"
 RULES, STATE = "Rules-4711", "State-1147"  # stand for the two messages of a chat

@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-EMBEDDED = "embedded"
+from grpo.model.folders import EMBEDDED
 
 
 def place(model: str) -> str:

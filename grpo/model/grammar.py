@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import prompting
-from grpo.model.embedded import INSTALL, ModelError
+from grpo.model.errors import INSTALL, ModelError
 
 
 def matcher(tokenizer: Any, inventory: prompting.Inventory) -> Any:

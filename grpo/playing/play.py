@@ -13,14 +13,12 @@ import numpy as np
 
 import prompting
 from grpo.model import decode
+from grpo.playing.choices import ALWAYS_ASK, ON_CHANGE
 from jaxsim import env, rollouts
 from jaxsim.actions import INVALID
 from jaxsim.rollouts import EpisodeStats
 from jaxsim.types import MONITOR, RUNNING, Dims, Observation, Params, State
 from prompting import Inventory, Parsed
-
-ALWAYS_ASK, ON_CHANGE = "always", "on-change"
-ASKING = (ALWAYS_ASK, ON_CHANGE)  # when the model is asked: each tick, or when its view has changed (else MONITOR)
 
 BATCH = 32  # prompts decoded together
 

@@ -4,11 +4,10 @@ From a row's state the simulator forks K futures for every legal action: that ac
 end. Future k of a row has the same noise for all its actions (common random numbers), so differences between actions
 are paired. A fork knows the hidden state and the defender does not. Two remedies keep a lucky blind guess from being
 taught: the roles of what the defender has not seen are dealt anew in every future, see `redeal`, and rows that show
-the same observation are averaged, see `pool_beliefs`.
+the same observation are averaged, see `beliefs`.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -17,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
-from jax.scipy.special import gammaln
 from jax.sharding import Mesh, PartitionSpec
 
-from grpo.rows.bank import Bank, Groups, concatenate, groups, take
-from jaxsim import actions, check, env, reward, telemetry
+from grpo.rows.bank import Bank, take
+from grpo.rows.redeal import redeal
+from jaxsim import actions, check, env, reward
 from jaxsim.noise import Noise
 from jaxsim.policies import BASELINES, EVIDENCE, HEURISTIC, Handled, Policy
 from jaxsim.rollouts import episode_keys, tick_noise
@@ -42,62 +41,6 @@ class Credit(NamedTuple):
 
 
 # --- one row --------------------------------------------------------------------------------------------------------
-
-
-def unseen(dims: Dims, obs: Observation) -> Array:
-    """(N,) bool: entities that exist and that no alert or forensic result in view names and no mark is on."""
-    entity = np.arange(dims.entities, dtype=np.int32)
-    named = jnp.concatenate([obs.alerts.asset, obs.alerts.identity, obs.forensics.entity])
-    shown = jnp.concatenate([obs.alerts.number, obs.alerts.number, obs.forensics.number]) >= 0
-    mentioned = jnp.any(shown[:, None] & (named[:, None] == entity[None]), axis=0)
-    return obs.exists & ~mentioned & ~jnp.any(obs.marks, axis=0)
-
-
-def dealt_alike(dims: Dims, state: State, params: Params, u: Array) -> Array:
-    """() bool, drawn with the uniform `u` given who plays which role: whether roles were dealt within groups only."""
-    s, share = params.scenario, params.rules.believable_paths
-    kind = (np.arange(dims.entities, dtype=np.int32) >= dims.assets).astype(np.int32)
-    there = s.exists.astype(jnp.float32)
-    role = jnp.where(s.targets >= 0, s.targets, dims.entities)
-    named = jnp.zeros(dims.entities, jnp.float32).at[role].set(1.0, mode="drop")
-
-    def deals(group: Array) -> Array:
-        """Logarithm of the number of ways to deal the roles that are named."""
-        size, roles = (jnp.zeros(dims.entities, jnp.float32).at[group].add(x) for x in (there, named))
-        return jnp.sum(gammaln(size + 1.0) - gammaln(size - roles + 1.0))
-
-    could = jnp.all((s.targets < 0) | (s.group[state.targets] == s.group[s.targets]))
-    odds = jnp.log(share) - jnp.log1p(-share) + deals(kind) - deals(s.group)
-    return could & (u < jax.nn.sigmoid(odds))
-
-
-def redeal(dims: Dims, state: State, params: Params, key: Array) -> State:
-    """The same state with the hidden roles of unseen assets, and of unseen identities, in a random permutation.
-
-    An exact sample given what is in view: where the rules deal roles anew each episode (`unknown_path`), all deals that
-    differ only among the unseen entities of a kind, or, in an episode that is believable, of a group, were equally
-    likely, and show the same. Elsewhere the state as it is. What stays: whether there is an attack, how far it is, and
-    the roles of what has been seen, or contained and restored.
-    """
-    free = unseen(dims, env.observe(dims, state, params)) & ~state.touched & params.rules.unknown_path
-    a, n = dims.assets, dims.entities
-    listed, keys = np.arange(n, dtype=np.int32), jax.random.uniform(key, (n,), jnp.float32)
-    alike = dealt_alike(dims, state, params, jax.random.uniform(jax.random.fold_in(key, 1), (), jnp.float32))
-    group = jnp.where(alike, params.scenario.group, (listed >= a).astype(np.int32))
-    # Sorted by group first, then the seen behind the unseen: those are the same entities in both orders.
-    slots = jnp.lexsort((listed, ~free, group))
-    order = jnp.lexsort((jnp.where(free, keys, listed.astype(np.float32)), ~free, group))
-    place = jnp.zeros(n, jnp.int32).at[slots].set(order.astype(jnp.int32))
-
-    def moved(entity: Array) -> Array:
-        return jnp.where(entity >= 0, place[entity], -1)
-
-    signal, asset, identity = telemetry.unpack(dims, state.pending.code)
-    return state._replace(
-        targets=moved(state.targets),
-        compromised=jnp.zeros(n, bool).at[place].set(state.compromised),
-        pending=state.pending._replace(code=telemetry.pack(dims, signal, moved(asset), moved(identity))),
-    )
 
 
 def memory_at(dims: Dims, policy: Policy, parameters: Any, obs: Observation) -> Any:
@@ -220,6 +163,31 @@ def returns_to_go(
     of the unseen roles, see `redeal`. Raises ValueError for fewer than 2 futures, a chunk below 1, an empty bank, a
     finished state and a campaign that `params` lacks.
     """
+    _check(params, bank, futures, chunk)
+    key = jax.random.key(0) if key is None else key
+    mesh = Mesh(np.asarray(devices or jax.devices()), ("rows",))
+    legal = legal_actions(dims, params, bank)
+    order, real = _lanes(legal)
+    q, se = (np.full(legal.shape, np.nan, np.float32) for _ in range(2))
+    program = partial(
+        _forks, mesh, (dims, policy, futures, redealt), jax.tree.map(jnp.asarray, parameters), params, key
+    )
+    left = np.asarray(params.scenario.horizon)[bank.params_index] - bank.state.tick
+    for chosen, filler in _chunks(left, chunk, mesh.size):
+        part = take(bank, chosen)
+        end = np.where(filler, HORIZON, RUNNING).astype(np.int32)  # over at once
+        count = real[chosen].sum(axis=1, dtype=np.int32)
+        mean, error = map(
+            np.asarray, program(_Row(part.state._replace(end=end), part.params_index, chosen, order[chosen], count))
+        )
+        row, lane = np.nonzero(real[chosen] & ~filler[:, None])
+        place = chosen[row], order[chosen[row], lane]
+        q[place], se[place] = mean[row, lane], error[row, lane]
+    return Credit(q, se, legal, np.full(len(q), futures, np.int32), np.ones(len(q), np.int32))
+
+
+def _check(params: Params, bank: Bank, futures: int, chunk: int) -> None:
+    """Raise ValueError for what no return-to-go can be had of."""
     rows, campaigns = len(bank.params_index), len(params.personality_weights)
     for name, value, least in (("futures", futures, 2), ("chunk", chunk, 1), ("rows of the bank", rows, 1)):
         if value < least:
@@ -231,33 +199,26 @@ def returns_to_go(
             f"params_index of the bank is not in 0..{campaigns - 1}; give the params it was collected with"
         )
 
-    key = jax.random.key(0) if key is None else key
-    mesh = Mesh(np.asarray(devices or jax.devices()), ("rows",))
-    legal = legal_actions(dims, params, bank)
-    count = legal.sum(axis=1, dtype=np.int32)
-    order = np.argsort(~legal, axis=1, kind="stable")[:, : count.max()].astype(np.int32)  # legal ones first
-    order = np.where(np.arange(order.shape[1]) < count[:, None], order, 0)
-    q, se = (np.full(legal.shape, np.nan, np.float32) for _ in range(2))
-    program = partial(
-        _forks, mesh, (dims, policy, futures, redealt), jax.tree.map(jnp.asarray, parameters), params, key
-    )
 
-    # Rows with about as many ticks left run at the same time, so that no device waits for another.
-    left = np.asarray(params.scenario.horizon)[bank.params_index] - bank.state.tick
+def _lanes(legal: Array) -> tuple[Array, Array]:
+    """((R, W) int32 action of each lane, (R, W) bool which are real): legal ones first, then MONITOR."""
+    count = legal.sum(axis=1, dtype=np.int32)
+    order = np.argsort(~legal, axis=1, kind="stable")[:, : count.max()].astype(np.int32)
+    real = np.arange(order.shape[1]) < count[:, None]
+    return np.where(real, order, 0), real
+
+
+def _chunks(left: Array, chunk: int, devices: int) -> Iterator[tuple[Array, Array]]:
+    """(rows, which of them only fill up) of each call: those with about as many ticks `left` run at the same time.
+
+    So no device waits for another: neighbours in length are dealt out among them.
+    """
     by_length = np.argsort(-left, kind="stable").astype(np.int32)
-    size = -(-chunk // mesh.size) * mesh.size
-    for i in range(0, rows, size):
+    size = -(-chunk // devices) * devices
+    dealt = np.arange(size).reshape(-1, devices).T.ravel()
+    for i in range(0, len(left), size):
         mine = by_length[i : i + size]
-        dealt = np.arange(size).reshape(-1, mesh.size).T.ravel()
-        chosen, filler = mine[np.minimum(dealt, len(mine) - 1)], dealt >= len(mine)
-        part = take(bank, chosen)
-        end = np.where(filler, HORIZON, RUNNING).astype(np.int32)  # over at once
-        task = _Row(part.state._replace(end=end), part.params_index, chosen, order[chosen], count[chosen])
-        mean, error = map(np.asarray, program(task))
-        row, lane = np.nonzero((np.arange(order.shape[1]) < count[chosen][:, None]) & ~filler[:, None])
-        place = chosen[row], order[chosen[row], lane]
-        q[place], se[place] = mean[row, lane], error[row, lane]
-    return Credit(q, se, legal, np.full(rows, futures, np.int32), np.ones(rows, np.int32))
+        yield mine[np.minimum(dealt, len(mine) - 1)], dealt >= len(mine)
 
 
 # --- what the numbers say -------------------------------------------------------------------------------------------
@@ -297,79 +258,3 @@ def scaled(credit: Credit) -> Array:
     """(R, A) float32: each row's q from 0, its worst legal action, to 1, its best; 0 where all are equal."""
     low, high = (f(credit.q, axis=1, keepdims=True) for f in (np.nanmin, np.nanmax))
     return (credit.q - low) / np.where(high > low, high - low, np.float32(1))
-
-
-# --- averages over beliefs ------------------------------------------------------------------------------------------
-
-
-def pool_beliefs(credit: Credit, rows: Groups) -> Credit:
-    """Average the credit over the rows of a group, from action to corresponding action, see `bank.groups`.
-
-    Within a row, actions that differ only in which of several alike and unnamed entities they name are averaged first.
-    That also holds for a row alone in its group; `beliefs`, the rows of each group, is 1 for it. `se` is the larger of
-    what the futures leave, sqrt(sum se^2) / M, and what the M rows differ by, sd / sqrt(M): one counts luck, the other
-    hidden states. For a few rows the second is itself rough.
-    """
-    row, action = np.nonzero(credit.legal)
-    slots = np.int64(rows.slot.max()) + 1
-    # Cells: a row's distinct actions, then a group's.
-    own, cell = np.unique(row * slots + rows.slot[row, action], return_inverse=True)
-    _, whole = np.unique(rows.group[own // slots] * slots + own % slots, return_inverse=True)
-    centred = credit.q - np.nanmean(credit.q, axis=1, keepdims=True)
-    members, many = np.bincount(cell), np.bincount(whole)
-
-    def of_cells(x: Array) -> Array:
-        return np.bincount(cell, x[row, action].astype(np.float64)) / members
-
-    q, gain, error = of_cells(credit.q), of_cells(centred), of_cells(credit.se)
-    mean = np.bincount(whole, q) / many
-    apart = gain - (np.bincount(whole, gain) / many)[whole]
-    between = np.bincount(whole, apart**2) / np.maximum(many - 1, 1) / many
-    luck = np.bincount(whole, error**2) / many**2
-    pooled = [np.full(credit.q.shape, np.nan, np.float32) for _ in range(2)]
-    for x, found in zip(pooled, (mean, np.sqrt(np.maximum(luck, between))), strict=True):
-        x[row, action] = found[whole][cell]
-    return credit._replace(q=pooled[0], se=pooled[1], beliefs=np.bincount(rows.group)[rows.group].astype(np.int32))
-
-
-def beliefs(
-    dims: Dims,
-    params: Params,
-    bank: Bank,
-    reference: Bank,
-    policy: Policy = EVIDENCE,
-    parameters: Any = BASELINES["evidence"][1],
-    key: Array | None = None,
-    *,
-    most: int = 16,
-    futures: int = 32,
-    reference_futures: int = 8,
-    digits: int = 1,
-    campaign: Array | None = None,
-    chunk: int = 64,
-    devices: Sequence[jax.Device] | None = None,
-) -> Credit:
-    """`returns_to_go` of the bank's rows, averaged over hidden states that they cannot be told from.
-
-    `reference` holds states of many other episodes of the same campaigns, played by the same behaviour. Those that show
-    what a row shows are draws from the belief at that row; up to `most` for each observation are forked as well, with
-    fewer futures, since it is the hidden states that differ. `digits` and `campaign` are those of `bank.groups`; the
-    rest is as for `returns_to_go`. `beliefs` of the result says how many states were averaged.
-    """
-    key = jax.random.key(0) if key is None else key
-    rows = len(bank.params_index)
-    alike = groups(dims, params, concatenate([bank, reference]), campaign=campaign, digits=digits)
-    wanted, used, extra = set(alike.group[:rows].tolist()), Counter[int](), []
-    for i, group in enumerate(alike.group[rows:].tolist()):
-        if group in wanted and used[group] < most:
-            used[group] += 1
-            extra.append(i)
-    play = partial(returns_to_go, dims, params, policy=policy, parameters=parameters, chunk=chunk, devices=devices)
-    parts = [play(bank, key=key, futures=futures)]
-    if extra:
-        parts.append(play(take(reference, extra), key=jax.random.fold_in(key, 1), futures=reference_futures))
-    chosen = np.concatenate([np.arange(rows), rows + np.asarray(extra, np.int64)])
-    pooled = pool_beliefs(
-        jax.tree.map(lambda *x: np.concatenate(x), *parts), Groups(alike.group[chosen], alike.slot[chosen])
-    )
-    return jax.tree.map(lambda x: x[:rows], pooled)

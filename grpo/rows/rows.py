@@ -15,6 +15,7 @@ from grpo.playing import play
 from grpo.rows import bank as banks
 from grpo.rows import credit as credits
 from grpo.rows.bank import Bank
+from grpo.rows.beliefs import beliefs
 from grpo.rows.credit import Credit
 from jaxsim import env, noise, reward, rollouts
 from jaxsim.actions import table
@@ -172,9 +173,7 @@ def credited(
             banks.collect_heuristic(game.env, game.params, EVIDENCE, member, noise.root(seed + 1), reference, 8)
             for member in (WAITS, DEFAULT_EVIDENCE)
         ]
-        found = credits.beliefs(
-            game.dims, game.params, bank, banks.concatenate(behaviours), key=key, futures=futures, most=16
-        )
+        found = beliefs(game.dims, game.params, bank, banks.concatenate(behaviours), key=key, futures=futures, most=16)
     else:
         found = credits.returns_to_go(game.dims, game.params, bank, key=key, futures=futures)
     return Rows(

@@ -21,7 +21,7 @@ from rich.table import Table
 
 import prompting
 from grpo.model import decode, grammar, models
-from grpo.model.embedded import ModelError
+from grpo.model.errors import ModelError
 from jaxsim import BASELINES, env, make, rollouts
 from jaxsim.env import observe
 from jaxsim.noise import Noise

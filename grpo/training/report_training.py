@@ -9,7 +9,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from grpo.reporting.report import SAID, VERB_COLOURS, campaigns_figure, number, returns_figure
+from grpo.reporting.measure import SAID
+from grpo.reporting.pictures import VERB_COLOURS, campaigns_figure, returns_figure
+from grpo.reporting.report import number
 from grpo.training.settings import Settings
 from jaxsim_soc import cli
 from prompting import FORMAT_VERSION

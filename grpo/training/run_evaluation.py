@@ -7,7 +7,6 @@ import fcntl
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ import torch
 from accelerate import PartialState
 
 from grpo.playing import evaluation
-from grpo.training.run_folder import timed
 from grpo.training.settings import Settings
 
 
@@ -67,9 +65,8 @@ def base_beside(out: Path, chosen: Settings) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def evaluate(out: Path, chosen: Settings, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+def evaluate(out: Path, chosen: Settings) -> list[dict[str, Any]]:
     """Rows of base, adapter and baselines on episodes that nothing was trained on."""
-    began = time.monotonic()
     lock = out / "evaluation" / "lock"
     if lock.exists():  # the base's evaluation may have outlived a run that was killed
         with open(lock) as file:
@@ -80,6 +77,5 @@ def evaluate(out: Path, chosen: Settings, manifest: dict[str, Any]) -> list[dict
             "--shuffle" if chosen.evaluate_shuffle else "--no-shuffle", "--policies", *chosen.evaluate_policies,
         ]
     )  # fmt: skip
-    timed(out, manifest, "evaluation", began)
     found: list[dict[str, Any]] = json.loads((out / "evaluation" / "rows.json").read_text("utf-8"))
     return found

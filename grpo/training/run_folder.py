@@ -6,11 +6,14 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from accelerate import PartialState
+from rich.console import Console
 
 import prompting
 import scenarios
@@ -23,10 +26,10 @@ MANIFEST = "run_manifest.json"
 PHASES = ("warm", "grpo", "check")  # of a loop, in the log
 
 
-def begin(out: Path, chosen: Settings, args: Any, verdict: list[dict[str, Any]]) -> dict[str, Any]:
+def begin(out: Path, chosen: Settings, restart: bool, verdict: list[dict[str, Any]]) -> dict[str, Any]:
     """The manifest of a new run, or of the run in `out` if what it trains is the same."""
     path = out / MANIFEST
-    if args.restart and path.exists():
+    if restart and path.exists():
         shutil.rmtree(out)
     wanted = json.loads(chosen.model_dump_json())
     contents = {
@@ -34,38 +37,51 @@ def begin(out: Path, chosen: Settings, args: Any, verdict: list[dict[str, Any]])
         "scenarios": [scenarios.digest(scenarios.load(name)) for name in chosen.campaigns],
     }
     if path.exists():
-        try:
-            manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            had, held, prompts = manifest["settings"], manifest.get("contents", {}), manifest["versions"]["prompts"]
-            differ = [k for k in wanted if k not in (*MAY_CHANGE, *contents) and had.get(k) != wanted[k]]
-            # Of a folder or a file it is the content that counts, and neither its path nor how that is spelled.
-            differ += [k for k, v in contents.items() if (held[k] != v if held.get(k) else had.get(k) != wanted[k])]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            cli.fail(f"{path}: not the manifest of a run ({error}); give another --out, or --restart")
-        if prompts != prompting.FORMAT_VERSION:
-            cli.fail(
-                f"{path}: prompts of format {prompts!r} there, {prompting.FORMAT_VERSION!r} here; "
-                "give another --out, or --restart to delete it"
-            )
-        if differ:
-            k = differ[0]
-            changed = f"{k} = {had.get(k)!r} there, {wanted[k]!r} here"
-            if held.get(k) and contents.get(k):
-                changed = f"{k} = {wanted[k]!r} holds something else than {had.get(k)!r} did when the run began"
-            cli.fail(f"{path}: {changed}; give another --out, or --restart to delete it")
-        manifest |= {"settings": wanted, "contents": contents}
-        save_manifest(out, manifest)
-        return manifest
-    if out.exists() and any(out.iterdir()):
+        manifest = _continued(path, wanted, contents)
+    elif out.exists() and any(out.iterdir()):
         cli.fail(f"--out {str(out)!r} is a folder with other files in it; give an empty or a new one")
-    out.mkdir(parents=True, exist_ok=True)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        paid = {"signals": chosen.weights, "not_covered_by_the_audit": chosen.not_covered}
+        manifest = {
+            "settings": wanted, "contents": contents, **_machine(), "paid": paid, "audit": verdict,
+            "command": ["jaxsim-soc", "train", *sys.argv[1:]], "seconds": {},
+        }  # fmt: skip
+    save_manifest(out, manifest)
+    return manifest
+
+
+def _continued(path: Path, wanted: dict[str, Any], contents: dict[str, Any]) -> dict[str, Any]:
+    """The manifest that is there, with the settings wanted now. Fails when another thing would be trained."""
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        had, held, prompts = manifest["settings"], manifest.get("contents", {}), manifest["versions"]["prompts"]
+        differ = [k for k in wanted if k not in (*MAY_CHANGE, *contents) and had.get(k) != wanted[k]]
+        # Of a folder or a file it is the content that counts, and neither its path nor how that is spelled.
+        differ += [k for k, v in contents.items() if (held[k] != v if held.get(k) else had.get(k) != wanted[k])]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        cli.fail(f"{path}: not the manifest of a run ({error}); give another --out, or --restart")
+    if prompts != prompting.FORMAT_VERSION:
+        cli.fail(
+            f"{path}: prompts of format {prompts!r} there, {prompting.FORMAT_VERSION!r} here; "
+            "give another --out, or --restart to delete it"
+        )
+    if differ:
+        k = differ[0]
+        changed = f"{k} = {had.get(k)!r} there, {wanted[k]!r} here"
+        if held.get(k) and contents.get(k):
+            changed = f"{k} = {wanted[k]!r} holds something else than {had.get(k)!r} did when the run began"
+        cli.fail(f"{path}: {changed}; give another --out, or --restart to delete it")
+    return manifest | {"settings": wanted, "contents": contents}
+
+
+def _machine() -> dict[str, Any]:
+    """What a run begins with: versions and hardware."""
     import torch
     import transformers
     import trl
 
-    manifest = {
-        "settings": wanted,
-        "contents": contents,
+    return {
         "versions": {
             "jaxsim-soc": cli.version(), "simulator": SIMULATOR_VERSION, "prompts": prompting.FORMAT_VERSION,
             "python": platform.python_version(), "jax": jax.__version__, "torch": torch.__version__,
@@ -75,13 +91,7 @@ def begin(out: Path, chosen: Settings, args: Any, verdict: list[dict[str, Any]])
             "machine": platform.machine(), "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "paid": {"signals": chosen.weights, "not_covered_by_the_audit": chosen.not_covered},
-        "audit": verdict,
-        "command": ["jaxsim-soc", "train", *sys.argv[1:]],
-        "seconds": {},
     }  # fmt: skip
-    save_manifest(out, manifest)
-    return manifest
 
 
 def save_manifest(out: Path, manifest: dict[str, Any]) -> None:
@@ -125,7 +135,20 @@ class Log:
             cli.write_bytes(self.path, json_lines.encode(self.lines))
 
 
-def timed(out: Path, manifest: dict[str, Any], what: str, since: float) -> None:
-    """Add the seconds since then to what a stage took, over all its interruptions."""
-    manifest["seconds"][what] = round(manifest["seconds"].get(what, 0) + time.monotonic() - since, 1)
-    save_manifest(out, manifest)
+class Run(NamedTuple):
+    """Where a run's stages say what they did."""
+
+    out: Path  # its folder
+    manifest: dict[str, Any]
+    log: Log
+    console: Console
+
+
+@contextmanager
+def timed(run: Run, stage: str) -> Iterator[None]:
+    """Add the seconds within to what a stage took, over all its interruptions."""
+    began = time.monotonic()
+    yield
+    seconds = run.manifest["seconds"]
+    seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - began, 1)
+    save_manifest(run.out, run.manifest)

@@ -4,13 +4,14 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 import scenarios
 from grpo.learning import signals
-from grpo.playing.play import ASKING
+from grpo.learning.plan import Plan
+from grpo.playing.choices import ASKING, MAX_EPISODES, OTHERS
 from jaxsim import rules as rule_sets
 from jaxsim.reward import PRESETS as REWARDS
 from prompting import LAYOUTS
@@ -19,9 +20,6 @@ from scenarios.wording import show
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "presets").glob("*.yaml"))}
 MAX_SEED = 2**31 - 1
-OPEN_LOOP, LEARNED = "open-loop", "learned"
-OTHERS = ("heuristic", OPEN_LOOP, "evidence", LEARNED)  # policies that an evaluation may have beside the model
-MAX_EPISODES = 10_000  # of a campaign in an evaluation
 CHECKED = 64  # rows of each loop, at most, that nothing is trained on, for its shuffle drop
 # What a run may be continued with: nothing that was trained depends on it.
 MAY_CHANGE = ("evaluate_episodes", "evaluate_policies", "evaluate_shuffle", "evaluate_beside", "log_to")
@@ -29,6 +27,21 @@ MAY_CHANGE = ("evaluate_episodes", "evaluate_policies", "evaluate_shuffle", "eva
 
 class SettingsError(ValueError):
     """A setting that cannot be; the message names preset or option, field, value and remedy."""
+
+
+class Collection(NamedTuple):
+    """What collecting rows needs of the settings, by their names."""
+
+    rows: int
+    warm_rows: int
+    futures: int
+    least_z: float
+    layout: str
+    collect_episodes: int
+    temperature: float
+    asking: str
+    max_completion: int
+    seed: int
 
 
 class Settings(BaseModel):
@@ -165,6 +178,16 @@ class Settings(BaseModel):
     def not_covered(self) -> list[str]:
         """What GRPO pays for that an audit of the reward says nothing about, in words."""
         return signals.beside_the_return(self.weights) if self.steps else []
+
+    @property
+    def collection(self) -> Collection:
+        """What collecting rows needs of these."""
+        return Collection(**{name: getattr(self, name) for name in Collection._fields})
+
+    @property
+    def plan(self) -> Plan:
+        """What GRPO needs of these."""
+        return Plan(**{name: getattr(self, name) for name in Plan._fields})
 
 
 def kept_apart(rows: int) -> int:

@@ -1,0 +1,8 @@
+"""What may be chosen for an evaluation, where settings and options can read it without torch."""
+
+ALWAYS_ASK, ON_CHANGE = "always", "on-change"
+ASKING = (ALWAYS_ASK, ON_CHANGE)  # when the model is asked: each tick, or when its view has changed (else MONITOR)
+OPEN_LOOP, LEARNED = "open-loop", "learned"
+OTHERS = ("heuristic", OPEN_LOOP, "evidence", LEARNED)  # policies that an evaluation may have beside the model
+MAX_EPISODES = 10_000  # of a campaign in an evaluation
+BASE, TRAINED = "base", "trained"  # rows of a model without an adapter and with one

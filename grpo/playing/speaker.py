@@ -1,0 +1,111 @@
+"""A model that answers in an evaluation, and its play, which goes on where it stopped."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import prompting
+from grpo.model import models
+from grpo.model.errors import ModelError
+from grpo.playing import play
+from grpo.playing.campaign import Campaign
+from grpo.playing.folder import read_part
+from grpo.playing.play import Played, Respond, Turn
+from jaxsim_soc import cli, json_lines
+
+
+class Speaker(NamedTuple):
+    """Whoever answers."""
+
+    respond_in: Callable[[Campaign, str], Respond]  # the campaign, the first prompt of the play
+    count: Callable[[Sequence[str]], int]  # tokens of answers
+    about: dict[str, Any]
+
+
+def load(args: Any, adapter: Path | None) -> Speaker:
+    """The model. Fails when it cannot be loaded."""
+    import torch
+
+    from grpo.model import decode, grammar
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        loaded = models.load(
+            args.model, adapter, four_bit=args.four_bit, dtype=args.dtype, device=args.device, offline=args.offline
+        )
+    except ModelError as error:
+        cli.fail(f"--model: {error}")
+    decoder = decode.Decoder(loaded.model, loaded.tokenizer)
+    # Free text has a close call every few words: settled one by one in bfloat16, it would take ten times as long.
+    settle = args.constrained or loaded.about["dtype"] == "float32"
+    sampling = decode.Sampling(args.temperature, args.max_new_tokens, settle)
+
+    def respond_in(campaign: Campaign, opening: str) -> Respond:
+        if not settle:  # nothing that was said at another tick may matter, or a resumed run would differ
+            decoder.pin(decode.chat_tokens(loaded.tokenizer, prompting.chat(opening, campaign.inventory)))
+        rules = grammar.matcher(loaded.tokenizer, campaign.inventory) if args.constrained else None
+        likely = play.likely_answers(loaded.tokenizer, [campaign.inventory])
+        return play.responder(
+            decoder, sampling, campaign.inventory, matcher=rules, seed=args.seed, batch=args.batch, likely=likely
+        )
+
+    def count(texts: Sequence[str]) -> int:
+        return sum(map(len, loaded.tokenizer(list(texts), add_special_tokens=False)["input_ids"])) if texts else 0
+
+    return Speaker(respond_in, count, loaded.about)
+
+
+def play_model(
+    args: Any,
+    campaign: Campaign,
+    name: str,
+    speak: Callable[[], Speaker],
+    advance: Callable[[str], None],
+    shuffle: tuple[str, ...] = (),
+) -> tuple[Played, float, int]:
+    """Play or go on playing: what was played, seconds of answering, tokens said. Each tick is kept once it is done."""
+    label = f"{campaign.scenario.id}-{name}{'-shuffled' if shuffle else ''}"
+    path = args.out / "parts" / f"{label}.jsonl"
+    past = read_part(path, len(campaign.keys))
+    spent = {turn["tick"]: (turn["seconds"], turn["tokens"]) for turn in past}
+
+    opening: list[str] = []
+
+    @cache
+    def answers() -> Respond:
+        return speak().respond_in(campaign, opening[0])
+
+    def respond(prompts: Sequence[str], episodes: Sequence[int], tick: int) -> Sequence[str]:
+        speaker, answer = speak(), answers()
+        began = time.perf_counter()
+        texts = answer(prompts, episodes, tick)
+        spent[tick] = (time.perf_counter() - began, speaker.count(texts))
+        return texts
+
+    def keep(turn: Turn) -> None:
+        seconds, tokens = spent.get(turn.tick, (0.0, 0))  # nothing where nobody was asked
+        json_lines.append(path, {**turn._asdict(), "seconds": seconds, "tokens": tokens})
+        advance(f"{label}, tick {turn.tick + 1}")
+
+    # fmt: off
+    played = play.play(
+        campaign.env, campaign.params, campaign.inventory, campaign.keys, respond, layout=args.layout,
+        asking=args.asking, shuffle=shuffle, opening=opening.append, advance=keep,
+        past=[Turn(t["tick"], t["texts"]) for t in past],
+    )
+    # fmt: on
+    return played, sum(seconds for seconds, _ in spent.values()), sum(tokens for _, tokens in spent.values())
+
+
+def load_once(
+    loaded: list[Speaker], args: Any, adapter: Path | None, about: Path, advance: Callable[[str], None]
+) -> Speaker:
+    """The model, loaded when something is first to be asked: what was said before needs none."""
+    if not loaded:
+        advance("loading the model")
+        loaded.append(load(args, adapter))
+        cli.write_json(about, loaded[0].about)
+    return loaded[0]
