@@ -117,6 +117,18 @@ def optimise(
     (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
     gc.collect()
     torch.cuda.empty_cache()  # the other process needs the room
+    alarm, code = _followed(folder, log)
+    if code or alarm is None:
+        raise ModelError(
+            f"training with unsloth failed (exit code {code}; what it said is above); the same command goes on from "
+            f"the last checkpoint, --backend transformers with another --out does without unsloth"
+        )
+    read_adapter(model, folder / TRAINED)
+    return alarm
+
+
+def _followed(folder: Path, log: Callable[[int, Any], None]) -> tuple[str | None, int]:
+    """Do the job of a folder in another process: (the alarm's reason, None if that was never said; exit code)."""
     reports, theirs = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-m", "grpo.learning.unsloth_backend", str(folder), str(theirs)],
@@ -140,13 +152,7 @@ def optimise(
             code = process.wait()
         finally:
             process.kill()
-    if code or alarm is None:
-        raise ModelError(
-            f"training with unsloth failed (exit code {code}; what it said is above); the same command goes on from "
-            f"the last checkpoint, --backend transformers with another --out does without unsloth"
-        )
-    read_adapter(model, folder / TRAINED)
-    return alarm
+    return alarm, code
 
 
 # --- in the other process -------------------------------------------------------------------------------------------

@@ -6,29 +6,26 @@ A record is that of `jaxsim.replays`; it may also hold `texts` (what was said at
 asked), `model`, `layout` and `policy`. The page is one file without scripts or foreign parts.
 """
 
-import html
 import json
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 import prompting
 import scenarios
+from grpo.reporting.escaped import shown
+from grpo.reporting.transcript_picture import LEGEND, events, picture
 from jaxsim import replays
-from jaxsim.actions import INVALID, table
+from jaxsim.actions import INVALID
 from jaxsim.audit.witness import tick_rows
 from jaxsim.names import action_text
 from jaxsim.rules import PERSONALITIES
-from jaxsim.types import BLOCKED, ENDS, IN_PROGRESS, INVESTIGATE, RUNNING, SUCCEEDED, Channels, Dims
+from jaxsim.types import ENDS, RUNNING, Channels, Dims
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli
-
-LONGEST = 20_000  # characters of one answer that are shown
-TO_LEFT, TO_RIGHT, WIDE, CURVE, LANE = 88, 14, 960, 170, 22  # of the picture, in its own units
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1c1c1c;--faint:#6a6a6a;--line:#d9d9d9;--box:#f4f4f2;
@@ -61,30 +58,7 @@ svg text{fill:var(--faint)}
 """
 
 
-class Event(NamedTuple):
-    """A mark in the picture."""
-
-    tick: int
-    lane: int
-    shape: str
-    colour: str  # a variable of the style sheet
-    filled: bool
-    text: str
-
-
 # --- text -----------------------------------------------------------------------------------------------------------
-
-
-def shown(text: str) -> str:
-    """Any text as HTML that shows it and does nothing else: escaped, what cannot be seen made visible, cut if long."""
-    plain = "".join(map(_visible, text[:LONGEST]))
-    more = f" … and {len(text) - LONGEST} more characters" if len(text) > LONGEST else ""
-    return html.escape(plain + more)
-
-
-def _visible(c: str) -> str:
-    """A character, or the code of one that is a control, a surrogate or turns the direction of text."""
-    return c if c in "\n\t" or unicodedata.category(c)[0] != "C" else f"‹U+{ord(c):04X}›"
 
 
 def signed(value: float) -> str:
@@ -99,96 +73,6 @@ def lines(text: str) -> str:
     colours = {"alert": "alert", "forensics": "act"}
     each = [] if text == "-" else text.split("\n")
     return "<br>".join(f'<span class="{colours.get(x.split()[0], "attack")}">{shown(x)}</span>' for x in each)
-
-
-# --- the picture ----------------------------------------------------------------------------------------------------
-
-
-def events(scenario: scenarios.Scenario, dims: Dims, played: replays.Replay, ticks: int) -> list[Event]:
-    """What is marked in the lanes: the attack, what the defender learnt, what it did."""
-    marks = {
-        IN_PROGRESS: ("circle", "--attack", False, "started"),
-        SUCCEEDED: ("circle", "--attack", True, "succeeded"),
-        BLOCKED: ("square", "--good", True, "blocked"),
-    }
-    verbs, _ = table(dims)
-    found = []
-    for t in range(ticks):
-        was, now = np.asarray(played.state.status[t]), np.asarray(played.state.status[t + 1])
-        for stage, before, after in zip(scenario.stages, was.tolist(), now.tolist(), strict=False):
-            if before != after and after in marks:
-                shape, colour, filled, what = marks[after]
-                found.append(Event(t + 1, 0, shape, colour, filled, f"{stage.id} {what}"))
-        for ring, what, colour in (
-            (played.state.alerts, "alert", "--mark"),
-            (played.state.forensics, "forensics", "--act"),
-        ):
-            if arrived := int(ring.count[t + 1] - ring.count[t]):
-                found.append(Event(t + 1, 1, "bar", colour, True, f"{arrived} × {what}"))
-        action = int(played.action[t])
-        text = action_text(action, scenario, dims)
-        if float(played.signals.invalid[t]):
-            found.append(Event(t + 1, 2, "square", "--bad", False, "invalid"))
-        elif verbs[action] >= INVESTIGATE:
-            contains = float(played.signals.containments[t]) > 0
-            found.append(Event(t + 1, 2, "square" if contains else "circle", "--act", contains, text))
-    return sorted(found, key=lambda event: event.filled)  # what is filled goes on top
-
-
-def picture(played: replays.Replay, found: Sequence[Event], ticks: int) -> str:
-    """The running return over ticks, and the lanes of events under it, as SVG."""
-    running = [0.0, *np.cumsum(np.asarray(played.reward[:ticks], np.float64)).tolist()]
-    low, high = min(running), max(running)
-    room = max(high - low, 0.1) * 0.08
-    low, high = low - room, high + room
-
-    def x(tick: float) -> float:
-        return TO_LEFT + (WIDE - TO_LEFT - TO_RIGHT) * tick / max(ticks, 1)
-
-    def y(points: float) -> float:
-        return 8 + (CURVE - 16) * (high - points) / (high - low)
-
-    tall = CURVE + 3 * LANE + 26
-    parts = [f'<svg viewBox="0 0 {WIDE} {tall}" role="img" aria-label="running return over ticks, with events">']
-    for value in steps(low, high, 4):
-        colour = "var(--faint)" if value == 0 else "var(--line)"
-        parts.append(f'<path d="M{TO_LEFT} {y(value):.1f}H{WIDE - TO_RIGHT}" stroke="{colour}" stroke-width="1"/>')
-        parts.append(f'<text x="{TO_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}</text>')
-    parts.append(f'<text transform="translate(14 {CURVE / 2}) rotate(-90)" text-anchor="middle">return</text>')
-    path = "".join(f"{'ML'[t > 0]}{x(t):.1f} {y(v):.1f}" for t, v in enumerate(running))
-    parts.append(f'<path d="{path}" fill="none" stroke="var(--ink)" stroke-width="1.8"/>')
-    for lane, name in enumerate(("attack", "evidence", "actions")):
-        middle = CURVE + LANE * (lane + 0.5)
-        parts.append(f'<text x="{TO_LEFT - 6}" y="{middle + 4}" text-anchor="end">{name}</text>')
-        parts.append(f'<path d="M{TO_LEFT} {middle}H{WIDE - TO_RIGHT}" stroke="var(--line)" stroke-width="1"/>')
-    marks = [_mark(event, x(event.tick), CURVE + LANE * (event.lane + 0.5)) for event in found]
-    clock = [f'<text x="{x(t):.1f}" y="{tall - 8}" text-anchor="middle">{t:g}</text>' for t in steps(0, ticks, 8)]
-    return "".join([*parts, *marks, *clock, "</svg>"])
-
-
-def steps(low: float, high: float, many: int) -> list[float]:
-    """About `many` round numbers from low to high."""
-    rough = (high - low) / many
-    size = 10.0 ** np.floor(np.log10(rough)) if rough > 0 else 1.0
-    step = next(size * f for f in (1, 2, 5, 10) if size * f >= rough)
-    return [round(step * i, 9) for i in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
-
-
-def _mark(event: Event, x: float, y: float) -> str:
-    fill = f"var({event.colour})" if event.filled else "var(--paper)"
-    look = f'fill="{fill}" stroke="var({event.colour})" stroke-width="1.5"'
-    title = f"<title>tick {event.tick}: {shown(event.text)}</title>"
-    if event.shape == "circle":
-        return f'<circle cx="{x:.1f}" cy="{y}" r="4.5" {look}>{title}</circle>'
-    width, height = (9, 9) if event.shape == "square" else (2.5, 14)
-    return f'<rect x="{x - width / 2:.1f}" y="{y - height / 2}" width="{width}" height="{height}" {look}>{title}</rect>'
-
-
-LEGEND = (
-    "Attack: hollow circle = stage started, filled = succeeded, square = blocked. Evidence: yellow bar = alert, blue = "
-    "forensics. Actions: filled square = containment, hollow circle = another action, hollow square = invalid. "
-    "Point at a mark to read it."
-)
 
 
 # --- the page -------------------------------------------------------------------------------------------------------

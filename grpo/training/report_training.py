@@ -68,16 +68,8 @@ def markdown(chosen: Settings, log: Sequence[Row], rows: Sequence[Row], manifest
             else " Shuffle drop: below, at rows kept apart."
         ),
         "",
-        "| campaign | policy | return [95 %] | over base | over monitor | invalid | exfil | contained before alert |",
-        "|---|---|---|---|---|---|---|---|",
+        *results(rows),
     ]
-    for r in rows:
-        blind = r["contained_before_alert"]
-        text.append(
-            f"| {r['scenario']} | {r['policy']} | {number(r, 'mean_return')} | {number(r, 'over_base')} | "
-            f"{number(r, 'over_monitor')} | {r['invalid_rate']:.1%} | {r['exfil_rate']:.0%} | "
-            f"{'–' if blind is None else f'{blind:.0%}'} |"
-        )
     text += ["", "![Returns](aggregate_performance.png)", "", "![Before and after](before_after.png)", ""]
     text += [
         "![Training](training_diagnostics.png)",
@@ -85,25 +77,46 @@ def markdown(chosen: Settings, log: Sequence[Row], rows: Sequence[Row], manifest
         "![Training return against baselines](baseline_curves.png)",
         "",
     ]
-    checks = [x for x in log if x["phase"] == "check"]
-    if checks:
-        text += [
-            "Shuffle drop at rows that nothing was trained on: how much more a greedy answer is worth at its own row "
-            "than at others of its campaign, in return-to-go.",
-            "",
-            "| after loop | rows | own, points | other rows | waiting | drop ± standard error | valid |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        text += [
-            f"| {x['loop']} | {x['rows']} | {x['own']:+.2f} | {x['other']:+.2f} | {x['waiting']:+.2f} | "
-            f"{x['drop']:.2f} ± {x['drop_se']:.2f} | {x['valid_rate']:.0%} |"
-            for x in checks
-        ]
-        text.append("")
+    text += checks([x for x in log if x["phase"] == "check"])
     text += ["Seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in manifest["seconds"].items()) + ".", ""]
     text += ["Everything said in the evaluation, with transcripts: [evaluation/report.md](evaluation/report.md).", ""]
     text += ["| file | what |", "|---|---|", *(f"| `{f}` | {what} |" for f, what in FILES.items()), ""]
     return "\n".join(text)
+
+
+def results(rows: Sequence[Row]) -> list[str]:
+    """The table of all rows of the evaluation."""
+    lines = [
+        "| campaign | policy | return [95 %] | over base | over monitor | invalid | exfil | contained before alert |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        blind = r["contained_before_alert"]
+        lines.append(
+            f"| {r['scenario']} | {r['policy']} | {number(r, 'mean_return')} | {number(r, 'over_base')} | "
+            f"{number(r, 'over_monitor')} | {r['invalid_rate']:.1%} | {r['exfil_rate']:.0%} | "
+            f"{'–' if blind is None else f'{blind:.0%}'} |"
+        )
+    return lines
+
+
+def checks(log: Sequence[Row]) -> list[str]:
+    """The table of the shuffle drops after each loop; nothing without one."""
+    if not log:
+        return []
+    return [
+        "Shuffle drop at rows that nothing was trained on: how much more a greedy answer is worth at its own row "
+        "than at others of its campaign, in return-to-go.",
+        "",
+        "| after loop | rows | own, points | other rows | waiting | drop ± standard error | valid |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {x['loop']} | {x['rows']} | {x['own']:+.2f} | {x['other']:+.2f} | {x['waiting']:+.2f} | "
+            f"{x['drop']:.2f} ± {x['drop_se']:.2f} | {x['valid_rate']:.0%} |"
+            for x in log
+        ),
+        "",
+    ]
 
 
 FILES = {
