@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.model import embedded
-from grpo.model.errors import ModelError, first_line, need
+from grpo.model.errors import ModelError, first_line, required
 from grpo.model.folders import EMBEDDED, HUB_ID, header, identity_of, json_object
 
 BASE_NOTE = "base.json"  # in an adapter's folder: which base it was made for
@@ -75,7 +75,7 @@ def adapted_model(model: Any, folder: Path, base: str, trainable: bool) -> Any:
         try:
             # Weights to train stay float32; to answer with, they are as narrow as the model's, which is far faster.
             kind: dict[str, Any] = {"is_trainable": trainable, "autocast_adapter_dtype": trainable}
-            adapted = need("peft").PeftModel.from_pretrained(model, str(folder), **kind)
+            adapted = required("peft").PeftModel.from_pretrained(model, str(folder), **kind)
             # Once more, since only this tells what had no place.
             dropped = adapted.load_adapter(str(folder), adapted.active_adapter, **kind).unexpected_keys
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, UserWarning) as error:

@@ -15,7 +15,7 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def need(package: str) -> Any:
+def required(package: str) -> Any:
     """An optional package. Raises ModelError when it cannot be imported."""
     try:
         return importlib.import_module(package)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.model import embedded
-from grpo.model.errors import ModelError, first_line, need
+from grpo.model.errors import ModelError, first_line, required
 
 EMBEDDED = "embedded"
 HUB_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "model*.safetensors")
@@ -43,7 +43,7 @@ def find(name: str, offline: bool) -> tuple[Path, str]:
         return path, str(path.resolve())
     if not HUB_ID.fullmatch(name):
         raise ModelError(f"{name!r} is no folder and no hub id such as Qwen/Qwen2.5-1.5B-Instruct{_nearest(name)}")
-    hub = need("huggingface_hub")
+    hub = required("huggingface_hub")
     try:
         path = Path(hub.snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=offline))
     except hub.errors.GatedRepoError as error:
@@ -63,7 +63,7 @@ def _nearest(name: str) -> str:
     """Models that are here, those of a like name first."""
     path = Path(name).expanduser()
     here = [str(found.parent) for found in sorted(path.parent.glob("*/config.json"))[:100]]
-    hub = Path(need("huggingface_hub").constants.HF_HUB_CACHE)
+    hub = Path(required("huggingface_hub").constants.HF_HUB_CACHE)
     here += [found.name.removeprefix("models--").replace("--", "/") for found in sorted(hub.glob("models--*--*"))]
     near = difflib.get_close_matches(name, here, n=3, cutoff=0.5) or here[:3]
     return f"; here are: {', '.join([*near, EMBEDDED])}"
@@ -102,7 +102,7 @@ def in_few_bits(folder: Path) -> bool:
 
 def header(path: Path) -> dict[str, list[int]]:
     """The shape of every tensor in a safetensors file. Raises ModelError when it is damaged or cut off."""
-    safetensors = need("safetensors")
+    safetensors = required("safetensors")
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from grpo.model import chat_template, embedded
 from grpo.model.adapters import adapted_model, check_adapter
-from grpo.model.errors import ModelError, first_line, need
+from grpo.model.errors import ModelError, first_line, required
 from grpo.model.folders import EMBEDDED, check_folder, find, identity, in_few_bits, weight_bytes
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -43,7 +43,7 @@ def load(
     everything that can be wrong with these, with the remedy.
     """
     packages = ["torch", "transformers", "accelerate"] + ["bitsandbytes"] * four_bit + ["peft"] * (adapter is not None)
-    modules = {package: need(package) for package in packages}
+    modules = {package: required(package) for package in packages}
     device = _device(device, modules["torch"])
     number = _dtype(dtype, device, modules["torch"])
     folder, source = find(name, offline)
@@ -97,7 +97,7 @@ def _dtype(dtype: str, device: str, torch: Any) -> Any:
 def free_memory(device: str) -> int | None:
     """Bytes that can be had on a device; None where that is not known."""
     if device != "cpu":
-        torch = need("torch")
+        torch = required("torch")
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for reuse
         return int(torch.cuda.mem_get_info(device)[0] + kept)
     try:
@@ -119,7 +119,7 @@ def check_memory(name: str, need: float, device: str, four_bit: bool) -> None:
 
 def load_tokenizer(folder: Path, name: str) -> Any:
     try:
-        tokenizer: Any = need("transformers").AutoTokenizer.from_pretrained(
+        tokenizer: Any = required("transformers").AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True, padding_side="left"
         )
     except Exception as error:  # the reader of a tokenizer raises Exception itself
@@ -148,7 +148,7 @@ def _template_file(folder: Path) -> Path:
 
 
 def _model(folder: Path, name: str, dtype: Any, device: str, four_bit: bool) -> Any:
-    transformers = need("transformers")
+    transformers = required("transformers")
     options: dict[str, Any] = {}
     if four_bit:
         options["quantization_config"] = transformers.BitsAndBytesConfig(
