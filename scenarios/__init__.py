@@ -34,7 +34,7 @@ triaged queue, and "insider_repo_pivot@raw" is the same network before triage. T
 describes every field.
 """
 
-from scenarios.load import GROUPS, ScenarioError, digest, dump, in_queue, load, loads, names
+from scenarios.load import GROUPS, ScenarioError, digest, dump, in_queue, load, loads, names, renamed
 from scenarios.model import SIGNALS, Asset, Benign, Identity, Queue, Scenario, Stage
 
 __all__ = [
@@ -53,4 +53,5 @@ __all__ = [
     "load",
     "loads",
     "names",
+    "renamed",
 ]

@@ -125,6 +125,23 @@ def in_queue(scenario: Scenario, queue: str) -> Scenario:
     )
 
 
+def renamed(scenario: Scenario) -> Scenario:
+    """The same network with names that say nothing: asset-1, asset-2, … and identity-1, …, in listed order.
+
+    Kinds, segments and roles stay. What depends on nothing else plays it as it plays the scenario.
+    """
+    new = {x.id: f"asset-{i}" for i, x in enumerate(scenario.assets, 1)}
+    new |= {x.id: f"identity-{i}" for i, x in enumerate(scenario.identities, 1)}
+
+    def all_of(parts: Iterable[Any], *fields: str) -> list[dict[str, Any]]:
+        dumped = (part.model_dump() for part in parts)
+        return [part | {field: new.get(part[field]) for field in fields} for part in dumped]
+
+    parts = {name: all_of(getattr(scenario, name), "id") for name in ("assets", "identities")}
+    parts |= {name: all_of(getattr(scenario, name), "asset", "identity") for name in ("stages", "benign")}
+    return Scenario.model_validate(scenario.model_dump() | parts)
+
+
 def loads(text: str, source: str = "<string>") -> Scenario:
     """The scenario in `text`: JSON if `source` ends in .json, else YAML. `source` names it in error messages.
 

@@ -204,24 +204,37 @@ def test_with_an_adapter_it_is_compared_to_its_base(tmp_path: Path, monkeypatch:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
-    evaluation.main(command(tmp_path / "out", "--adapter", str(adapter), "--asking", "on-change", "--no-shuffle"))
+    evaluation.main(
+        command(tmp_path / "out", "--adapter", str(adapter), "--asking", "on-change", "--no-shuffle", "--rename")
+    )
     rows = {r["policy"]: r for r in rows_in(tmp_path / "out")}
     assert list(rows) == ["random", "monitor", "base", "trained"]
     assert rows["trained"]["over_base"] == pytest.approx(
         rows["trained"]["mean_return"] - rows["base"]["mean_return"], abs=1e-5
     )
     assert 0 < rows["trained"]["decisions"] < 3 * TICKS and rows["trained"]["shuffle_loss"] is None
+    assert rows["trained"]["name_loss"] is not None and rows["base"]["name_loss"] is None
+    said = (tmp_path / "out" / "parts" / f"{SUPPLY}-trained-renamed.jsonl").read_text()
+    assert ("asset-" in said or "identity-" in said) and "svc-ci-deploy" not in said
 
 
 def test_probability_of_improvement_and_shares_are_those_of_small_numbers() -> None:
-    def told(returns: list[float], shuffled: list[float] | None = None) -> measure.Told:
+    def told(returns: list[float], shuffled: list[float] | None = None, renamed: Any = None) -> measure.Told:
         n = len(returns)
         env, params = jaxsim.make(SUPPLY)
         stats = jaxsim.rollout(env, params, *jaxsim.BASELINES["monitor"], jax.random.key(0), n)
         stats = stats._replace(episode_return=np.asarray(returns, np.float32))
         flat = np.zeros((2, n))
         return measure.Told(
-            "base", SUPPLY, stats, flat.astype(int), flat == 0, flat == 0, flat, shuffled and np.asarray(shuffled)
+            "base",
+            SUPPLY,
+            stats,
+            flat.astype(int),
+            flat == 0,
+            flat == 0,
+            flat,
+            shuffled and np.asarray(shuffled),
+            renamed,
         )
 
     others = {"monitor": [told([0, 1, 2, 3])]}
@@ -231,6 +244,9 @@ def test_probability_of_improvement_and_shares_are_those_of_small_numbers() -> N
     assert row["shuffle_loss"] == pytest.approx(0.5625) and math.isfinite(row["shuffle_drop_ci"][1])
     clear = measure.measure([told([2, 3, 4, 5], [1, 2, 3, 4])], others)
     assert clear["shuffle_drop"] == pytest.approx(0.5) and clear["shuffle_drop_ci"] == pytest.approx([0.5, 0.5])
+    named = measure.measure([told([2, 3, 4, 5], renamed=np.asarray([1.5, 2.5, 3.5, 4.5]))], others)
+    assert named["name_drop"] == pytest.approx(0.25) and named["name_loss"] == 0.5 and named["shuffle_drop"] is None
+    assert clear["name_drop"] is None
     assert clear["p_over_monitor"] == 1 and clear["over_monitor_ci"] == pytest.approx([2, 2])
 
 

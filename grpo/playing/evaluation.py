@@ -74,6 +74,8 @@ def parser() -> cli.Parser:
                    help=f"rows beside {' and '.join(ALWAYS_THERE)} (default: {' '.join(OTHERS)})")
     p.add_argument("--shuffle", action=switch, default=True,
                    help="play again on another episode's evidence (a base model only where there is no adapter)")
+    p.add_argument("--rename", action=switch, default=False,
+                   help="play again where assets and identities have names that say nothing (likewise)")
     p.add_argument("--transcripts", type=whole(0), default=2, metavar="N", help="pages of each campaign (default: 2)")
     p.add_argument("--constrained", action=switch, default=True, help="let the model say legal answers only")
     p.add_argument("--temperature", type=temperature, default=0.0, metavar="T", help="0, the default, is greedy")
@@ -168,11 +170,16 @@ def evaluate(args: Any, advance: Callable[[str], None]) -> tuple[dict[str, list[
                 seconds=seconds,
                 tokens=tokens,
             )
-            if args.shuffle and name == list(wanted)[-1]:
-                again, _, _ = play_model(args, campaign, name, speak, advance, SHUFFLED)
+            last = name == list(wanted)[-1]
+            if args.shuffle and last:
+                again, _, _ = play_model(args, campaign, name, speak, advance, "shuffled", SHUFFLED)
                 row = row._replace(shuffled=again.stats.episode_return)
+            if args.rename and last:
+                neutral = prompting.inventory(scenarios.renamed(campaign.scenario), dims)
+                again, _, _ = play_model(args, campaign._replace(inventory=neutral), name, speak, advance, "renamed")
+                row = row._replace(renamed=again.stats.episode_return)
             told.setdefault(name, []).append(row)
-            if name == list(wanted)[-1]:
+            if last:
                 advance(f"{campaign.scenario.id}: transcripts")
                 same = {k: getattr(args, k) for k in ("rules", "reward", "personality", "layout", "model")}
                 same |= {"seed": seed, "policy": name}

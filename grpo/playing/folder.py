@@ -52,7 +52,7 @@ def begin(out: Path, wanted: dict[str, Any], restart: bool) -> None:
 
 def _spoken(out: Path, name: str) -> bool:
     """Whether anything is kept that a model of this name said."""
-    ends = (f"-{name}.jsonl", f"-{name}-shuffled.jsonl")
+    ends = tuple(f"-{name}{way}.jsonl" for way in ("", "-shuffled", "-renamed"))
     return any(p.stat().st_size for p in (out / "parts").iterdir() if p.name.endswith(ends))
 
 

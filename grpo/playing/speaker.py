@@ -64,10 +64,14 @@ def play_model(
     name: str,
     speak: Callable[[], Speaker],
     advance: Callable[[str], None],
+    way: str = "",
     shuffle: tuple[str, ...] = (),
 ) -> tuple[Played, float, int]:
-    """Play or go on playing: what was played, seconds of answering, tokens said. Each tick is kept once it is done."""
-    label = f"{campaign.scenario.id}-{name}{'-shuffled' if shuffle else ''}"
+    """Play or go on playing: what was played, seconds of answering, tokens said. Each tick is kept once it is done.
+
+    `way` tells apart what one model plays in one campaign in several ways.
+    """
+    label = f"{campaign.scenario.id}-{name}{way and f'-{way}'}"
     path = args.out / "parts" / f"{label}.jsonl"
     past = read_part(path, len(campaign.keys))
     spent = {turn["tick"]: (turn["seconds"], turn["tokens"]) for turn in past}

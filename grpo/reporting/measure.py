@@ -29,7 +29,7 @@ ALL = "all campaigns"
 TIE = 1e-4  # points; float32 sums of equal terms differ by less
 SAID = (*VERBS, "INVALID")
 ESTIMATES = (
-    *("mean_return", "iqm_return", "shuffle_drop", "shuffle_loss"),
+    *("mean_return", "iqm_return", "shuffle_drop", "shuffle_loss", "name_drop", "name_loss"),
     *(f"{kind}_{other}" for other in ("monitor", "random", "base") for kind in ("over", "p_over")),
 )
 CHUNK = 100  # resamples at a time
@@ -46,6 +46,7 @@ class Told(NamedTuple):
     alerted: np.ndarray  # (T, E) bool, an alert was in view when acting
     containments: np.ndarray  # (T, E)
     shuffled: np.ndarray | None  # (E,) returns on another episode's evidence
+    renamed: np.ndarray | None = None  # (E,) returns where names say nothing
     seconds: float = 0.0
     words: str = ""  # what the policy is
     reasons: Mapping[str, int] | None = None  # of a model: how often each reason, '' for a legal answer
@@ -100,15 +101,18 @@ def measure(many: Sequence[Told], others: Mapping[str, Sequence[Told]]) -> Row:
         gaps = [mine - t.stats.episode_return for mine, t in zip(own, theirs, strict=True)]
         columns[f"over_{name}"] = gaps
         columns[f"p_over_{name}"] = [(g > TIE) + 0.5 * (np.abs(g) <= TIE) for g in gaps]
-    if all(t.shuffled is not None for t in many):
-        columns["shuffle_loss"] = [mine - t.shuffled for mine, t in zip(own, many, strict=True)]
+    for kind, other in (("shuffle", "shuffled"), ("name", "renamed")):
+        again = [getattr(t, other) for t in many]
+        if all(x is not None for x in again):
+            columns[f"{kind}_loss"] = [mine - x for mine, x in zip(own, again, strict=True)]
     means, boots = stratified([np.stack(s, axis=1) for s in zip(*columns.values(), strict=True)])
     found = {name: estimate(means[i], boots[:, i]) for i, name in enumerate(columns)}
     found["iqm_return"] = iqm(own)
-    if "shuffle_loss" in found and "over_monitor" in found and found["over_monitor"].low > 0:
-        gain, lost = (list(columns).index(name) for name in ("over_monitor", "shuffle_loss"))
-        gaining = boots[boots[:, gain] > 0]  # nearly all
-        found["shuffle_drop"] = estimate(means[lost] / means[gain], gaining[:, lost] / gaining[:, gain])
+    for kind in ("shuffle", "name"):
+        if f"{kind}_loss" in found and "over_monitor" in found and found["over_monitor"].low > 0:
+            gain, lost = (list(columns).index(name) for name in ("over_monitor", f"{kind}_loss"))
+            gaining = boots[boots[:, gain] > 0]  # nearly all
+            found[f"{kind}_drop"] = estimate(means[lost] / means[gain], gaining[:, lost] / gaining[:, gain])
 
     stats = jax.tree.map(lambda *x: np.concatenate(x).astype(np.float64), *[t.stats for t in many])
     contained = stats.signals.containments.sum()
@@ -129,6 +133,7 @@ def measure(many: Sequence[Told], others: Mapping[str, Sequence[Told]]) -> Row:
         "blind_rate": stats.blind.mean(),
         "contained_before_alert": _share(sum(t.containments[~t.alerted].sum() for t in many), contained),
         "evidence_backed": _share(stats.signals.evidence_backed.sum(), contained),
+        "false_containments": _share(stats.signals.false_positives.sum(), contained),
         "actions_before_alert": _actions(many, alerted=False),
         "actions_after_alert": _actions(many, alerted=True),
         "decisions": decisions or None,

@@ -93,7 +93,9 @@ RESULTS = {
 CONDUCT = {
     "invalid": ("invalid_rate", ".1%"), "fallback": ("fallback_rate", ".1%"), "blind": ("blind_rate", ".0%"),
     "contained before alert": ("contained_before_alert", ".0%"), "evidence-backed": ("evidence_backed", ".0%"),
+    "false containments": ("false_containments", ".0%"),
     "shuffle drop [95 %]": ("shuffle_drop", ".2f"), "shuffle loss [95 %]": ("shuffle_loss", "+.2f"),
+    "name drop [95 %]": ("name_drop", ".2f"), "name loss [95 %]": ("name_loss", "+.2f"),
     "decisions/s": ("decisions_per_second", ".2f"), "tokens/s": ("tokens_per_second", ".1f"),
     "seconds": ("seconds", ".1f"),
 }
@@ -111,10 +113,13 @@ LEGEND = """*over X*: mean difference to X in the same episodes. *P(over X)*: ch
 episode, ties half (Agarwal et al. 2021, paired). *IQM*: mean of the middle half of the returns. *invalid*: share of
 ticks without a legal action; *fallback*: share of answers with nothing that could be called an action. *blind*: share
 of episodes whose first containment came before any alert; *contained before alert*: share of containments;
-*evidence-backed*: share of containments of a target confirmed before. *shuffle drop*: share of the gain over monitor
-that is lost on another episode's alerts and forensics, only where that gain is significant; *shuffle loss*: the same
-loss in points. Intervals: 95 % bootstrap over episodes, stratified by campaign (2,000 resamples). Seconds, decisions
-and tokens are those of answering; without a model, of playing, compiling included."""
+*evidence-backed*: share of containments of a target confirmed before, *false containments*: share of containments
+of an entity that no stage names, or without an attack (elsewhere: evidence-gated action rate, false-positive
+containment rate). *shuffle drop*: share of the gain over monitor that is lost on another episode's alerts and
+forensics, only where that gain is significant; *shuffle loss*: the same loss in points; *name drop* and *name
+loss*: likewise, where assets and identities have names that say nothing. Intervals: 95 % bootstrap over episodes,
+stratified by campaign (2,000 resamples). Seconds, decisions and tokens are those of answering; without a model, of
+playing, compiling included."""
 
 
 def markdown(
