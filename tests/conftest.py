@@ -9,6 +9,7 @@ import platform
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before JAX is imported: a test run is many small programs, for which more threads only get in each other's way, and
 # compiling them takes longer than running them. XLA's older emitters take a third of the time; where they fuse
@@ -27,7 +28,7 @@ os.environ.setdefault(
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _programs = tempfile.TemporaryDirectory(prefix="jaxsim-programs-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # to read even a small one takes a third of the time
 
 import hypothesis
 import jax
@@ -54,8 +55,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path not in slow, -count[item.path], item.path))
 
 
+MANY_MAPS = 20_000  # of the memory maps that a process may have, 65,530; each program holds some
+MAPS = Path("/proc/self/maps")  # on Linux
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
-    """A file's programs are dropped after it: each holds memory maps, of which a process may have 65,530."""
+    """The next files of a worker use what was traced and compiled for the last ones, until there is too much of it."""
     yield
-    jax.clear_caches()
+    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()

@@ -169,6 +169,7 @@ def stack(many: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *x: jnp.stack(x), *many)
 
 
+@cache
 def all_rewards() -> RewardWeights:
     """Those of REWARDS, in that order."""
     rewards: RewardWeights = stack([*map(reward.weights, twin.REWARDS), reward.weights("linear", **LOOKING)])

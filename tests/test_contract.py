@@ -253,8 +253,9 @@ def test_what_does_not_fit_is_refused(field: str) -> None:
 # --- reset and observation ------------------------------------------------------------------------------------------
 
 
-reset = jax.jit(env.Env(DIMS).reset)
+reset, step = (jax.jit(method, static_argnums=0) for method in (env.Env.reset, env.Env.step))
 reset_many = jax.jit(jax.vmap(env.Env(DIMS).reset, in_axes=(0, None)))
+observe = jax.jit(env.observe, static_argnums=0)
 
 
 def numbers(view: types.Alerts | types.Forensics) -> np.ndarray:
@@ -264,7 +265,7 @@ def numbers(view: types.Alerts | types.Forensics) -> np.ndarray:
 @every_case
 def test_reset_shows_an_untouched_inventory(case: Case) -> None:
     scenario = EVERY[case.scenario]
-    obs, state = reset(KEYS[0], params_of(case))
+    obs, state = reset(env.Env(DIMS), KEYS[0], params_of(case))
     assert (numbers(obs.alerts) == -1).all() and (numbers(obs.forensics) == -1).all()
     assert (int(obs.tick), int(obs.horizon), int(state.end)) == (0, scenario.horizon, RUNNING)
     assert not np.asarray(obs.marks).any() and not np.asarray(state.compromised).any()
@@ -321,10 +322,10 @@ def check_comments(value: Any, found: list[str]) -> None:
 def test_shapes_and_dtypes_are_those_in_the_comments() -> None:
     environment, found = env.Env(DIMS), list[str]()
     params = params_of(CASES[0])
-    obs, state = environment.reset(KEYS[0], params)
+    obs, state = reset(environment, KEYS[0], params)
     for tree in (obs, state, params._replace(personalities=state.personality)):
         check_comments(tree, found)
-    obs, state, points, done, truncated, info = jax.jit(environment.step)(KEYS[0], state, jnp.int32(1), params)
+    obs, state, points, done, truncated, info = step(environment, KEYS[0], state, jnp.int32(1), params)
     for tree in (obs, state, info["signals"], info["channels"]):
         check_comments(tree, found)
     assert all(x.shape == (SIZES["P"],) for x in params.personalities)
@@ -344,14 +345,13 @@ DEALT = ("personality", "who", "attack", "next_start", "targets", "order")  # wh
 def test_step_ends_and_begins_episodes(rule_set: str, auto_reset: bool) -> None:
     """With auto_reset a last step gives the next episode's first observation, and its own as final_observation."""
     environment, params = jaxsim.make("supply_chain_token_drift", rules=rule_set, dims=DIMS, auto_reset=auto_reset)
-    step = jax.jit(environment.step)
-    obs, state = environment.reset(KEYS[0], params)
+    obs, state = reset(environment, KEYS[0], params)
     attackers = []
     for key in jax.random.split(jax.random.key(77), 290):
         before = int(state.tick)
-        obs, state, points, terminated, truncated, info = step(key, state, jnp.int32(0), params)
+        obs, state, points, terminated, truncated, info = step(environment, key, state, jnp.int32(0), params)
         assert not truncated and bool(terminated) == (int(info["end"]) != RUNNING)
-        assert unequal(obs, env.observe(DIMS, state, params)) == []
+        assert unequal(obs, observe(DIMS, state, params)) == []
         assert float(points) == pytest.approx(float(reward.total(info["channels"], params.reward)))
         if not auto_reset:
             assert "final_observation" not in info
@@ -360,7 +360,7 @@ def test_step_ends_and_begins_episodes(rule_set: str, auto_reset: bool) -> None:
         assert int(last.tick) == before + 1
         if terminated:
             attackers.append(float(state.personality.dwell))
-            fresh, beginning = environment.reset(jax.random.key(0), params)
+            fresh, beginning = reset(environment, jax.random.key(0), params)
             assert unequal(obs._replace(personality=fresh.personality), fresh) == []
             assert unequal(state._replace(**{f: getattr(beginning, f) for f in DEALT}), beginning) == []
         else:
@@ -456,7 +456,7 @@ def test_a_replay_plays_the_episode_of_the_rollout(name: str, rule_set: str) -> 
         assert len(again.state.tick) == len(again.action) + 1 and int(again.state.tick[0]) == 0
         for t in (0, int(stats.length[0, e])):
             state, obs = (jax.tree.map(lambda x, t=t: x[t], tree) for tree in (again.state, again.observation))
-            assert unequal(obs, env.observe(DIMS, state, params)) == []
+            assert unequal(obs, observe(DIMS, state, params)) == []
 
 
 def test_a_rollout_does_not_depend_on_its_batch() -> None:

@@ -56,7 +56,7 @@ def unequal(a: Any, b: Any) -> list[str]:
 def inputs_of(observe: Callable[..., Any]) -> tuple[set[str], set[str]]:
     """Paths of the state and of the parameters that a program reads, dead code taken out."""
     params = params_of("hardened")
-    state = start(DIMS, jax.random.key(0), params)
+    state = jax.eval_shape(partial(start, DIMS), jax.random.key(0), params)
     jaxpr = jax.make_jaxpr(observe)(state, params).jaxpr
     _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     flags, of_state, of_params = iter(used), paths(state), paths(params)

@@ -158,10 +158,11 @@ def test_a_masked_policy_reads_no_evidence() -> None:
 
 def test_only_a_privileged_policy_sees_the_truth() -> None:
     params = env.make_params(TOY, TOY_DIMS, "classic", "linear", "any")
-    state = start(TOY_DIMS, jax.random.key(0), params)
+    state = jax.jit(start, static_argnums=0)(TOY_DIMS, jax.random.key(0), params)
     other = state._replace(compromised=~state.compromised, attack=~state.attack)
-    obs = env.observe(TOY_DIMS, state, params)
-    true, false = (recurrent.features(TOY_DIMS, PRIVILEGED, (obs, s)) for s in (state, other))
+    obs = jax.jit(env.observe, static_argnums=0)(TOY_DIMS, state, params)
+    features = jax.jit(partial(recurrent.features, TOY_DIMS, PRIVILEGED))
+    true, false = (features((obs, s)) for s in (state, other))
     assert not np.array_equal(true.entity, false.entity) and not np.array_equal(true.overall, false.overall)
     assert {view for view in VIEWS if recurrent.POLICIES[view].privileged} == {PRIVILEGED}
 

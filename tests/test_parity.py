@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -125,6 +125,7 @@ class RandomPlay(NamedTuple):
     played: Played
 
 
+@lru_cache(maxsize=len(CELLS))  # of one kind of rules: more is not asked for again
 def random_play(name: str, personality: str, under: str) -> RandomPlay:
     """Episodes of a cell, under classic rules or under rules of every kind, without RESTORE or with it."""
     ticks, dims = max(s.horizon for s in SCENARIOS.values()), LIFTABLE_DIMS if under == MIXED_LIFTABLE else DIMS
@@ -252,7 +253,7 @@ def test_what_failed_last_is_preferred_as_by_the_twin(personality: str) -> None:
     params = params_of("routine", personality)._replace(rules=persistent)
     reader = Reader(SCENARIOS["routine"], personality)
     theirs = twin.reset(reader.scenario, personality, twin.CLASSIC._replace(persistence=True))
-    state, fails = start(DIMS, jax.random.key(0), params), jnp.full(16, 0.999, jnp.float32)
+    state, fails = jax.jit(start, static_argnums=0)(DIMS, jax.random.key(0), params), jnp.full(16, 0.999, jnp.float32)
     progress = jax.jit(lambda s: attacker.progress(DIMS, s, jnp.bool_(True), fails, params)[0])
     for k in (1, 2, 0, 1, 1, 0):
         state = progress(state._replace(stage=jnp.int32(k)))

@@ -233,6 +233,6 @@ def test_observing_is_that_of_the_environment(hardened: Game) -> None:
         watch=lambda state, obs, asked, prompts: seen.append((jax.tree.map(np.asarray, state), obs)),
     )
     state, obs = seen[40]
-    direct = jax.vmap(lambda s: env.observe(hardened.env.dims, s, hardened.params))(state)
+    direct = jax.jit(jax.vmap(lambda s: env.observe(hardened.env.dims, s, hardened.params)))(state)
     assert_same(obs, direct)
     assert not obs.marks[:, CONFIRMED].any()

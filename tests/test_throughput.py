@@ -83,7 +83,7 @@ def test_lanes_play_the_episodes_of_rollout(arena: tuple[env.Env, Any]) -> None:
 
 def test_checksum_reads_every_leaf(arena: tuple[env.Env, Any]) -> None:
     environment, params = arena
-    obs, _ = environment.reset(jax.random.key(0), params)
+    obs, _ = jax.jit(environment.reset)(jax.random.key(0), params)
     leaves, shape = jax.tree.flatten(obs)
     before = int(throughput.checksum(obs))
     for i, leaf in enumerate(leaves):

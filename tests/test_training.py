@@ -90,11 +90,11 @@ def test_step_rewards_are_those_of_one_step(game: rows.Campaigns, found: rows.Ro
     from jaxsim import env, reward
     from jaxsim.noise import draw
 
-    params = game.of(0)
+    params, transition = game.of(0), jax.jit(env.transition, static_argnums=0)
     for r, a in ((0, 0), (5, 3), (11, game.dims.actions - 1)):
         state = jax.tree.map(lambda x, r=r: jax.numpy.asarray(x[r]), found.bank.state)
         block = draw(jax.random.fold_in(jax.random.key(1), r))
-        _, seen = env.transition(game.dims, state, jax.numpy.int32(a), block, params)
+        _, seen = transition(game.dims, state, jax.numpy.int32(a), block, params)
         wanted = reward.total(reward.channels(seen, params.reward), params.reward)
         assert found.step_reward[r, a] == pytest.approx(float(wanted), abs=1e-5)
 
@@ -483,15 +483,6 @@ def command(model: Path, out: Path) -> list[str]:
     return [*TRAIN, "--model", str(model), "--out", str(out), "--save-every", "1", "--outer-loops", "2"]
 
 
-def environment(cache: Path) -> dict[str, str]:
-    """Programs are compiled quickly, and once for all runs: most of the time would go there."""
-    return {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-
-
 def lines(out: Path) -> int:
     log = out / "training_log.jsonl"
     return len(log.read_text().splitlines()) if log.exists() else 0
@@ -512,8 +503,8 @@ KILLS = {
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> None:
-    model, given = tiny(tmp_path / "model"), environment(tmp_path / "programs")
-    done = subprocess.run(command(model, tmp_path / "whole"), env=given, capture_output=True, text=True)
+    model = tiny(tmp_path / "model")
+    done = subprocess.run(command(model, tmp_path / "whole"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     # In a folder whose name a console could take for markup, each time spelled in another way.
     out = tmp_path / "cut [bold] short"
@@ -523,7 +514,7 @@ def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> Non
     ways = itertools.cycle(command(*way) for way in spelled)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for where, condition in KILLS.items():
-        run = subprocess.Popen(next(ways), env=given, cwd=tmp_path, **quiet)
+        run = subprocess.Popen(next(ways), cwd=tmp_path, **quiet)
         while run.poll() is None and not condition(out):
             time.sleep(0.005)
         assert run.poll() is None, f"ended before it could be killed in {where}"
@@ -533,10 +524,10 @@ def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> Non
     # The reader of what it says has gone.
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(next(ways), env=given, cwd=tmp_path, stdout=writing, stderr=writing)
+    done = subprocess.run(next(ways), cwd=tmp_path, stdout=writing, stderr=writing)
     os.close(writing)
     assert done.returncode == 0
-    done = subprocess.run(next(ways), env=given, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(next(ways), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and f"report in {out}/report.md" in done.stderr, done.stderr[-3000:]
     assert (out / "training_log.jsonl").read_text() == (tmp_path / "whole" / "training_log.jsonl").read_text()
     for name in ("adapter/adapter_model.safetensors", "adapter/README.md", "report.md", "metrics.json"):

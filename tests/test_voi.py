@@ -39,7 +39,7 @@ def test_they_never_investigate_and_still_contain() -> None:
 
 def seen(tick: int) -> Any:
     """An observation of the middle of an episode in which something was investigated."""
-    obs, state = ENV.reset(jax.random.key(1), PARAMS)
+    obs, state = jax.jit(ENV.reset)(jax.random.key(1), PARAMS)
     step = jax.jit(ENV.step)
     for t in range(tick):
         obs, state, *_ = step(jax.random.key(t), state, jnp.int32(1 + t % ENV.dims.entities), PARAMS)

@@ -174,7 +174,7 @@ def content(place: Path) -> dict[str, bytes]:
 
 ENV, PARAMS = jaxsim.make("supply_chain_token_drift")
 MANY = bank.stack([PARAMS])
-STATE = jax.tree.map(lambda x: np.asarray(x)[None], ENV.reset(jax.random.key(0), PARAMS)[1])
+STATE = jax.tree.map(lambda x: np.asarray(x)[None], jax.jit(ENV.reset)(jax.random.key(0), PARAMS)[1])
 BANK = bank.Bank(STATE, *[np.zeros(1, np.int32)] * 3)
 
 
