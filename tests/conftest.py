@@ -43,16 +43,23 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-pytest.register_assert_rewrite("parity")  # its helpers assert too
+# What several files use lies beside them, and asserts too.
+_beside = (path.stem for path in Path(__file__).parent.glob("*/*.py"))
+pytest.register_assert_rewrite(*(name for name in _beside if not name.startswith(("test_", "conftest"))))
+
+
+# Few tests, none of them slow, and long all the same: they share what takes the time.
+LONG = ("test_audit", "test_choices", "test_credit", "test_export")
+LONG += ("test_llm_evaluate", "test_metrics", "test_rows", "test_sub_steps")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, then those with many: a worker takes a file at a time, and none should begin a long
-    one when the others have nothing left.
+    """Files with slow tests first, then the LONG ones, then those with many: a worker takes a file at a time, and none
+    should begin a long one when the others have nothing left.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     count = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path not in slow, -count[item.path], item.path))
+    items.sort(key=lambda i: (i.path not in slow, i.path.stem not in LONG, -count[i.path], i.path))
 
 
 MANY_MAPS = 20_000  # of the memory maps that a process may have, 65,530; each program holds some
