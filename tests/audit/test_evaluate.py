@@ -14,7 +14,7 @@ import pytest
 
 import scenarios
 from jaxsim.audit import evaluation
-from jaxsim.twin import CHANNELS
+from jaxsim.twin_reward import CHANNELS
 from jaxsim_soc import cli
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import scenarios
-from jaxsim import env, reward, twin
+from jaxsim import env, reward, twin_reward, twin_rules
 from jaxsim.compile import dims_of
 from jaxsim.types import (
     Dims,
@@ -108,7 +108,7 @@ CAMPAIGNS = {name: scenarios.load(name) for name in scenarios.names()}
 SCENARIOS = CAMPAIGNS | {s.id: s for s in map(scenarios.loads, (BRANCHING, NO_IDENTITIES, ROUTINE))}
 DIMS = dims_of(list(SCENARIOS.values()))  # one size for all, so that each program here is compiled once
 LIFTABLE_DIMS = DIMS._replace(restore=True)  # and once more for rules that bring RESTORE
-CELLS = list(itertools.product(SCENARIOS, twin.PERSONALITIES))
+CELLS = list(itertools.product(SCENARIOS, twin_rules.PERSONALITIES))
 
 # Played under hardened rules; and, under names of their own, with all switches on.
 HARDENED = {name: scenarios.load(name) for name in scenarios.names("hardened")}
@@ -121,9 +121,9 @@ STATUS = ("idle", "in_progress", "succeeded", "failed", "blocked")
 END = (None, "exfil", "attacker_done", "horizon")
 ALL_ON = "hardened+foothold+liftable+eradication+believable_paths+resumption+severe_background"
 PRESETS = {
-    "classic": twin.CLASSIC,
-    "hardened": twin.HARDENED,
-    ALL_ON: twin.HARDENED._replace(
+    "classic": twin_rules.CLASSIC,
+    "hardened": twin_rules.HARDENED,
+    ALL_ON: twin_rules.HARDENED._replace(
         foothold=True,
         liftable=True,
         eradication=True,
@@ -132,9 +132,9 @@ PRESETS = {
         background_severity=(0.10, 0.90),
     ),
 }
-SWITCHES = twin.Rules._fields
+SWITCHES = twin_rules.Rules._fields
 LOOKING = {"investigation": -0.25}  # what no preset charges for
-REWARDS = {**twin.REWARDS, "looking": twin.LINEAR | LOOKING}
+REWARDS = {**twin_reward.REWARDS, "looking": twin_reward.LINEAR | LOOKING}
 
 
 def stack(many: Sequence[Any]) -> Any:
@@ -145,7 +145,7 @@ def stack(many: Sequence[Any]) -> Any:
 @cache
 def all_rewards() -> RewardWeights:
     """Those of REWARDS, in that order."""
-    rewards: RewardWeights = stack([*map(reward.weights, twin.REWARDS), reward.weights("linear", **LOOKING)])
+    rewards: RewardWeights = stack([*map(reward.weights, twin_reward.REWARDS), reward.weights("linear", **LOOKING)])
     return rewards
 
 

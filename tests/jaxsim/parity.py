@@ -10,7 +10,7 @@ import numpy as np
 from cells import DIMS, EDGE, END, REWARDS, STATUS, TOLERANCE, dims_for, scenario_of
 
 import scenarios
-from jaxsim import env, policies, reward, twin, twin_policies
+from jaxsim import env, policies, reward, twin, twin_policies, twin_reward, twin_rules, twin_state
 from jaxsim.names import action_text, entity_names, parse_plan
 from jaxsim.rollouts import start, tick_noise
 from jaxsim.types import (
@@ -73,11 +73,11 @@ def deal(dims: Dims, params: Params, keys: jax.Array) -> State:
 # --- both in one tongue ----------------------------------------------------------------------------------------------
 
 
-def named_action(scenario: scenarios.Scenario, dims: Dims, action: int) -> twin.Action:
+def named_action(scenario: scenarios.Scenario, dims: Dims, action: int) -> twin_state.Action:
     """The twin's form of an action; what is not in the table becomes an action on nobody."""
     text = action_text(action, scenario, dims)
     if text == "INVALID":
-        return twin.INVESTIGATE, "nobody"
+        return twin_rules.INVESTIGATE, "nobody"
     verb, _, target = text.partition(" ")
     return verb, target or None
 
@@ -87,19 +87,19 @@ class Reader:
 
     def __init__(self, scenario: scenarios.Scenario, personality: str, dims: Dims = DIMS) -> None:
         self.scenario, self.personality, self.dims = scenario, personality, dims
-        self.fresh = twin.reset(scenario, personality)
+        self.fresh = twin_state.reset(scenario, personality)
         self.places: list[int] = []  # of the stages in the order of preference at reset
         self.entities = entity_names(scenario, dims)
         self.stages = [stage.id for stage in scenario.stages]
 
-    def reset(self, first: State, rules: twin.Rules) -> twin.State:
+    def reset(self, first: State, rules: twin_rules.Rules) -> twin_state.State:
         """The twin of tick 0, and what `read` is to take for granted from now on.
 
         It is read from the state of tick 1, in which nothing of what an episode is dealt can have changed.
         """
         targets = [(self.name(asset), self.name(identity)) for asset, identity in zip(*first.targets, strict=True)]
         benign = self.dims.stages + len(self.scenario.benign)
-        dealt = twin.Dealt(
+        dealt = twin_rules.Dealt(
             attack=first.attack,
             first_start=first.next_start,
             stages=tuple(targets[: len(self.stages)]),
@@ -107,8 +107,8 @@ class Reader:
             order=tuple(self.order(first)),
         )
         self.places = first.order
-        self.fresh = twin.reset(self.scenario, self.personality, rules, dealt)
-        return twin.reset(self.scenario, self.personality, rules, dealt)
+        self.fresh = twin_state.reset(self.scenario, self.personality, rules, dealt)
+        return twin_state.reset(self.scenario, self.personality, rules, dealt)
 
     def order(self, s: State) -> list[str]:
         """The lowest first, the first listed of equals."""
@@ -120,10 +120,10 @@ class Reader:
     def name(self, entity: int) -> str | None:
         return self.entities[entity] if entity >= 0 else None
 
-    def read(self, s: State, pending: bool = True) -> twin.State:
+    def read(self, s: State, pending: bool = True) -> twin_state.State:
         """The twin of a state; `pending` False leaves the alerts in flight out."""
         cut_off = self.names(s.marks[CUT_OFF])
-        return twin.State(
+        return twin_state.State(
             scenario=self.scenario,
             personality_name=self.personality,
             personality=self.fresh.personality,
@@ -161,12 +161,12 @@ class Reader:
             forensics=self.results(s),
         )
 
-    def alert(self, code: int, severity: float, visible: int) -> twin.Alert:
+    def alert(self, code: int, severity: float, visible: int) -> twin_state.Alert:
         signal, asset, identity = code & 7, (code >> 3 & 2**14 - 1) - 1, code >> 17
         at = identity + self.dims.assets - 1 if identity else -1
-        return twin.Alert(twin.SIGNALS[signal], self.name(asset), self.name(at), severity, visible)
+        return twin_state.Alert(twin_rules.SIGNALS[signal], self.name(asset), self.name(at), severity, visible)
 
-    def in_flight(self, s: State) -> list[twin.Alert]:
+    def in_flight(self, s: State) -> list[twin_state.Alert]:
         """Oldest first: row t mod L holds the stage that started at tick t."""
         code, due, severities = s.pending
         rows = [t % self.dims.max_lag for t in range(s.tick - self.dims.max_lag + 1, s.tick + 1)]
@@ -177,17 +177,18 @@ class Reader:
             if due[row][i] > s.tick
         ]
 
-    def in_view(self, s: State) -> list[twin.Alert]:
+    def in_view(self, s: State) -> list[twin_state.Alert]:
         code, severity, tick, count = s.alerts
         slots = [n % self.dims.alerts for n in range(max(0, count - self.dims.alerts), count)]
         return [self.alert(code[i], severity[i], tick[i]) for i in slots]
 
-    def results(self, s: State) -> list[twin.Forensic]:
+    def results(self, s: State) -> list[twin_state.Forensic]:
         entity, compromised, confidence, tick, count = s.forensics
         slots = [n % self.dims.forensics for n in range(max(0, count - self.dims.forensics), count)]
         verdict = ("clean", "compromised")
         return [
-            twin.Forensic(str(self.name(entity[i])), verdict[compromised[i]], confidence[i], tick[i]) for i in slots
+            twin_state.Forensic(str(self.name(entity[i])), verdict[compromised[i]], confidence[i], tick[i])
+            for i in slots
         ]
 
 
@@ -204,7 +205,7 @@ EXACT = (
 )
 
 
-def differences(ours: twin.State, theirs: twin.State) -> list[str]:
+def differences(ours: twin_state.State, theirs: twin_state.State) -> list[str]:
     """What two states do not agree in: all but severities and confidences to the letter."""
     found = [f for f in EXACT if getattr(ours, f) != getattr(theirs, f)]
     if choices(ours) != choices(theirs):
@@ -216,7 +217,7 @@ def differences(ours: twin.State, theirs: twin.State) -> list[str]:
     return found
 
 
-def choices(state: twin.State) -> list[str]:
+def choices(state: twin_state.State) -> list[str]:
     """The stages that may still start, the most preferred first."""
     return [name for name in state.order if state.status[name] in ("idle", "in_progress")]
 
@@ -226,7 +227,7 @@ def same_record(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     return a[-1] == b[-1] and a[:-2] == b[:-2] and abs(a[-2] - b[-2]) < TOLERANCE
 
 
-def signals_of(tick: twin.Tick) -> Signals:
+def signals_of(tick: twin_state.Tick) -> Signals:
     """A tick of the twin in the simulator's terms."""
     left = tick.stages_total - tick.stages_succeeded
     return Signals(
@@ -247,12 +248,12 @@ def signals_of(tick: twin.Tick) -> Signals:
     )
 
 
-def points_of(tick: twin.Tick) -> list[float]:
+def points_of(tick: twin_state.Tick) -> list[float]:
     """The seven channels and the total under each reward, the rewards one after the other."""
     found: list[float] = []
     for weights in REWARDS.values():
-        parts = twin.channels(tick, weights)
-        found += [*(parts[name] for name in Channels._fields), twin.total(parts, weights)]
+        parts = twin_reward.channels(tick, weights)
+        found += [*(parts[name] for name in Channels._fields), twin_reward.total(parts, weights)]
     return found
 
 
@@ -265,17 +266,17 @@ def near_step(u: float, count: float) -> bool:
     return near(u * count / max(count, 1.0), round(u * count) / max(count, 1.0))
 
 
-def on_an_edge(scenario: scenarios.Scenario, who: twin.Personality, u: twin.Draws) -> bool:
+def on_an_edge(scenario: scenarios.Scenario, who: twin_rules.Personality, u: twin_rules.Draws) -> bool:
     """Whether single and double precision may part ways on these draws: one of them lies on a threshold."""
     rates = itertools.accumulate([scenario.noise_rate, *(activity.rate for activity in scenario.benign)])
     if near(u.forensic_error, 0.15, 0.12) or near(u.pause, who.pause) or near(u.background, *rates):
         return True
-    low, high = twin.HARDENED.retry_delay
+    low, high = twin_rules.HARDENED.retry_delay
     if near_step(u.dwell, high - low + 1):
         return True
     for s in scenario.stages:
-        p = twin.clip(s.success + who.bias, 0.05, 0.99)
-        strength = twin.clip(s.detection * who.detection, 0.0, 1.0)
+        p = twin_rules.clip(s.success + who.bias, 0.05, 0.99)
+        strength = twin_rules.clip(s.detection * who.detection, 0.0, 1.0)
         low, high = (max(1, round(d * who.dwell)) for d in s.dwell)
         span = s.lag[1] - s.lag[0] + 1
         if near(u.stage_success, p, max(0.05, p - 0.3)) or near_step(u.dwell, high - low + 1):
@@ -297,14 +298,14 @@ def on_an_edge(scenario: scenarios.Scenario, who: twin.Personality, u: twin.Draw
 
 
 def first_difference(
-    reader: Reader, plan: list[int], played: list[Played], rules: twin.Rules = twin.CLASSIC
-) -> tuple[str, twin.Draws] | None:
+    reader: Reader, plan: list[int], played: list[Played], rules: twin_rules.Rules = twin_rules.CLASSIC
+) -> tuple[str, twin_rules.Draws] | None:
     """Play an episode again with the twin, on the noise of the simulator's, until they differ."""
     first = played[0].state
     state = reader.reset(first, rules)
     assert dealt_by(rules, reader.scenario, state.dealt)
     for action, row in zip(plan, played, strict=False):
-        u = twin.Draws._make(row.block)
+        u = twin_rules.Draws._make(row.block)
         tick = twin.step(state, named_action(reader.scenario, reader.dims, action), u)
         found = differences(reader.read(row.state), state)
         found += [f for f, a, b in zip(Signals._fields, row.signals, signals_of(tick), strict=True) if differ(a, b)]
@@ -321,9 +322,9 @@ def first_difference(
     return None
 
 
-def dealt_by(rules: twin.Rules, scenario: scenarios.Scenario, dealt: twin.Dealt) -> bool:
+def dealt_by(rules: twin_rules.Rules, scenario: scenarios.Scenario, dealt: twin_rules.Dealt) -> bool:
     """Whether an episode may begin like this."""
-    listed, (low, high) = twin.as_listed(scenario), rules.attack_delay
+    listed, (low, high) = twin_rules.as_listed(scenario), rules.attack_delay
     if not low <= dealt.first_start - 1 <= high or dealt.attack < rules.attack_probability - 0.99:
         return False
     if not rules.unknown_path:
@@ -346,12 +347,14 @@ def differ(a: float, b: float) -> bool:
     return abs(a - b) > TOLERANCE
 
 
-def skipped(reader: Reader, plans: np.ndarray, played: Played, each: Sequence[twin.Rules] = (twin.CLASSIC,)) -> int:
+def skipped(
+    reader: Reader, plans: np.ndarray, played: Played, each: Sequence[twin_rules.Rules] = (twin_rules.CLASSIC,)
+) -> int:
     """Compare every episode; how many went apart on the edge of a threshold. Any other difference fails.
 
     The rules of the episodes are `each` in turn.
     """
-    who, count = twin.PERSONALITIES[reader.personality], 0
+    who, count = twin_rules.PERSONALITIES[reader.personality], 0
     for e, length in enumerate(played.state.tick[:, -1].tolist()):
         episode = rows(jax.tree.map(lambda x, e=e: x[e], played), length)
         found = first_difference(reader, plans[e].tolist(), episode, each[e % len(each)])
@@ -389,7 +392,7 @@ def twin_policy(name: str, policy: str) -> twin_policies.Policy:
     return {"random": twin_policies.random_policy, "heuristic": twin_policies.heuristic}[policy]
 
 
-def is_close_call(state: twin.State, u: twin.Draws) -> bool:
+def is_close_call(state: twin_state.State, u: twin_rules.Draws) -> bool:
     """Whether rounding may change a choice: a severity on a threshold, two all but equal, or a draw on a step."""
     severities = [alert.severity for alert in state.alerts]
     pairs = itertools.combinations(severities, 2)

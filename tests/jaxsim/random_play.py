@@ -10,7 +10,7 @@ import numpy as np
 from cells import ALL_ON, CELLS, DIMS, LIFTABLE_DIMS, PRESETS, SCENARIOS, SWITCHES, all_rewards, params_of
 from parity import Played, Reader, play
 
-from jaxsim import actions, rules, twin
+from jaxsim import actions, rules, twin_rules
 from jaxsim.names import entity_names
 from jaxsim.rollouts import episode_keys
 from jaxsim.types import (
@@ -20,7 +20,7 @@ from jaxsim.types import (
 
 EPISODES = 200  # of each cell, step by step
 SWITCHED = 45  # of each cell, step by step, each under other rules; and as many that bring RESTORE
-OFF, ON = twin.CLASSIC, PRESETS[ALL_ON]
+OFF, ON = twin_rules.CLASSIC, PRESETS[ALL_ON]
 RULES = [
     *PRESETS.values(),
     *(OFF._replace(**{s: getattr(ON, s)}) for s in SWITCHES),  # each alone
@@ -29,7 +29,7 @@ RULES = [
 CLASSIC, MIXED, MIXED_LIFTABLE = "classic", "mixed", "mixed, liftable"  # rules of random play
 
 
-def rules_of(many: Sequence[twin.Rules]) -> Rules:
+def rules_of(many: Sequence[twin_rules.Rules]) -> Rules:
     """The simulator's form of rules, with a leading axis; that they are `liftable` is in its Dims."""
     classic = jax.tree.map(np.asarray, rules.rules("classic"))
     own = [s for s in SWITCHES if s != "liftable"]
@@ -37,11 +37,11 @@ def rules_of(many: Sequence[twin.Rules]) -> Rules:
     return jax.tree.map(lambda x: np.broadcast_to(x, (len(many), *x.shape)), classic)._replace(**switched)
 
 
-def all_rules(rng: np.random.Generator, count: int, liftable: bool) -> list[twin.Rules]:
+def all_rules(rng: np.random.Generator, count: int, liftable: bool) -> list[twin_rules.Rules]:
     """Each switch alone and each left out, then any mix of them."""
     choices = [[*pair] for pair in zip(OFF, ON, strict=True)]
     choices[SWITCHES.index("believable_paths")].append(1.0)
-    mixed = [twin.Rules._make(c[rng.integers(len(c))] for c in choices) for _ in range(count)]
+    mixed = [twin_rules.Rules._make(c[rng.integers(len(c))] for c in choices) for _ in range(count)]
     return [*(r for r in RULES if r.liftable == liftable), *(r._replace(liftable=liftable) for r in mixed)][:count]
 
 
@@ -78,7 +78,7 @@ class RandomPlay(NamedTuple):
 
     reader: Reader
     plans: np.ndarray
-    rules: list[twin.Rules]
+    rules: list[twin_rules.Rules]
     played: Played
 
 
@@ -88,7 +88,7 @@ def random_play(name: str, personality: str, under: str) -> RandomPlay:
     ticks, dims = max(s.horizon for s in SCENARIOS.values()), LIFTABLE_DIMS if under == MIXED_LIFTABLE else DIMS
     rng = np.random.default_rng(CELLS.index((name, personality)))
     if under == CLASSIC:
-        plans, each = random_plans(rng, dims, EPISODES, ticks), [twin.CLASSIC] * EPISODES
+        plans, each = random_plans(rng, dims, EPISODES, ticks), [twin_rules.CLASSIC] * EPISODES
     else:
         size = SWITCHED // 3, ticks
         thirds = random_plans(rng, dims, *size), *(f(rng, dims, name, *size) for f in (focused_plans, orderly_plans))

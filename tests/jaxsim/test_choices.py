@@ -10,7 +10,7 @@ import pytest
 from cells import CELLS, DIMS, LIFTABLE_DIMS, SCENARIOS, params_of
 from parity import PLAN_TICKS, POLICIES, is_close_call, named_action, on_an_edge, twin_policy
 
-from jaxsim import env, policies, twin
+from jaxsim import env, policies, twin, twin_rules, twin_state
 from jaxsim.rollouts import episode_keys, start, tick_noise
 from jaxsim.types import (
     Dims,
@@ -40,14 +40,14 @@ def choose(dims: Dims, policy: policies.Policy, params: Params, key: jax.Array) 
 def test_every_choice_of_a_policy_equals_the_twins(policy: str, dims: Dims) -> None:
     """On the same state and noise, at every tick of every cell."""
     episodes, left_out, verbs = 60, 0, set[str]()
-    keys, own = episode_keys(jax.random.key(41), episodes), twin.CLASSIC._replace(liftable=dims.restore)
+    keys, own = episode_keys(jax.random.key(41), episodes), twin_rules.CLASSIC._replace(liftable=dims.restore)
     for name, personality in CELLS:
         scenario = SCENARIOS[name]
         chosen, blocks = map(np.asarray, choose(dims, POLICIES[policy], params_of(name, personality), keys))
         for e in range(episodes):
-            state, memory = twin.reset(scenario, personality, own), set[str]()
+            state, memory = twin_state.reset(scenario, personality, own), set[str]()
             while not state.done:
-                u = twin.Draws._make(blocks[e, state.tick].tolist())
+                u = twin_rules.Draws._make(blocks[e, state.tick].tolist())
                 ours = named_action(scenario, dims, int(chosen[e, state.tick]))
                 theirs = twin_policy(name, policy)(state, memory, u)
                 if ours != theirs or on_an_edge(scenario, state.personality, u):
@@ -58,4 +58,4 @@ def test_every_choice_of_a_policy_equals_the_twins(policy: str, dims: Dims) -> N
                 verbs.add(ours[0])
                 twin.step(state, theirs, u)
     assert left_out < 0.01 * episodes * len(CELLS)
-    assert verbs == set(twin.VERBS) - ({twin.RESTORE} if not dims.restore else set())
+    assert verbs == set(twin_rules.VERBS) - ({twin_rules.RESTORE} if not dims.restore else set())

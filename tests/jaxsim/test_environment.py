@@ -12,7 +12,7 @@ from cases import CASES, DIMS, EVERY, KEYS, Case, every_case, illegal, observe, 
 from cells import ALL_ON, PRESETS
 
 import jaxsim
-from jaxsim import actions, env, names, reward, rules, twin, types
+from jaxsim import actions, env, names, reward, rules, twin, twin_state, types
 from jaxsim.rollouts import episode_keys
 from jaxsim.types import RUNNING, VERBS, Dims
 
@@ -146,7 +146,7 @@ def test_legal_means_valid(name: str, rule_set: str) -> None:
     valid = np.asarray(actions.decode(dims, jnp.arange(-3, dims.actions + 3), exists)[2])
     assert not valid[:3].any() and not valid[-3:].any()
     assert np.array_equal(valid[3:-3], mask)
-    fresh = twin.reset(scenario, "stealthy", PRESETS[rule_set])
+    fresh = twin_state.reset(scenario, "stealthy", PRESETS[rule_set])
     for action, legal in enumerate(mask.tolist()):
         text = names.action_text(action, scenario, dims)
         assert (text != "INVALID") == legal

@@ -37,17 +37,17 @@ from parity import (
     twin_policy,
 )
 
-from jaxsim import env, policies, twin, twin_policies
+from jaxsim import env, policies, twin, twin_policies, twin_reward, twin_rules, twin_state
 from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many, tick_noise
 from jaxsim.types import EXFIL, Channels, Signals
 
 # Means are compared on these.
-CAMPAIGN_CELLS = list(itertools.product(CAMPAIGNS | HARDENED | LIFTABLE, twin.PERSONALITIES))
+CAMPAIGN_CELLS = list(itertools.product(CAMPAIGNS | HARDENED | LIFTABLE, twin_rules.PERSONALITIES))
 # Of these pytest takes one personality for each hardened campaign, where episodes are long, and of two of them one with
 # all switches on; `--episodes` takes all.
 TESTED_CELLS = [
-    *itertools.product(CAMPAIGNS, twin.PERSONALITIES),
-    *zip(HARDENED, itertools.cycle(twin.PERSONALITIES)),
+    *itertools.product(CAMPAIGNS, twin_rules.PERSONALITIES),
+    *zip(HARDENED, itertools.cycle(twin_rules.PERSONALITIES)),
     *zip([*LIFTABLE][1::2], ("opportunistic", "aggressive"), strict=True),
 ]
 
@@ -103,7 +103,7 @@ def share_of(name: str) -> float:
 def twin_sample(name: str, personality: str, policy: str, episodes: int) -> np.ndarray:
     """(metric, episode) of the twin, on random numbers of its own."""
     rng = random.Random(f"{name} {personality} {policy}")
-    scenario, weights, rules_ = scenario_of(name), twin.REWARDS["evidence"], PRESETS[preset_of(name)]
+    scenario, weights, rules_ = scenario_of(name), twin_reward.REWARDS["evidence"], PRESETS[preset_of(name)]
     choice = twin_policy(name, policy)
     played = [twin_policies.episode(scenario, personality, choice, weights, rng, rules_) for _ in range(episodes)]
     return np.asarray([[row[m] for row in played] for m in METRICS])
@@ -179,20 +179,20 @@ def noise_of(key: jax.Array) -> jax.Array:
     return jax.vmap(partial(tick_noise, key))(jnp.arange(1, PLAN_TICKS + 1))
 
 
-def twin_stats(state: twin.State, choice: twin_policies.Policy, blocks: np.ndarray) -> tuple[EpisodeStats, bool]:
+def twin_stats(state: twin_state.State, choice: twin_policies.Policy, blocks: np.ndarray) -> tuple[EpisodeStats, bool]:
     """An episode of the twin in the terms of a rollout, and whether rounding may have changed its course."""
-    scenario, weights, memory = state.scenario, twin.REWARDS["evidence"], set[str]()
-    ticks, points, verbs, edge = list[twin.Tick](), list[list[float]](), [0] * len(twin.VERBS), False
+    scenario, weights, memory = state.scenario, twin_reward.REWARDS["evidence"], set[str]()
+    ticks, points, verbs, edge = list[twin_state.Tick](), list[list[float]](), [0] * len(twin_rules.VERBS), False
     first, blind = scenario.horizon + 1, False
     while not state.done:
-        u = twin.Draws._make(blocks[state.tick].tolist())
+        u = twin_rules.Draws._make(blocks[state.tick].tolist())
         edge |= on_an_edge(scenario, state.personality, u) or is_close_call(state, u)
         in_view = len(state.alerts)
         action = choice(state, memory, u)
-        verbs[twin.VERBS.index(action[0])] += 1
+        verbs[twin_rules.VERBS.index(action[0])] += 1
         ticks.append(twin.step(state, action, u))
-        parts = twin.channels(ticks[-1], weights)
-        points.append([*parts.values(), twin.total(parts, weights)])
+        parts = twin_reward.channels(ticks[-1], weights)
+        points.append([*parts.values(), twin_reward.total(parts, weights)])
         if ticks[-1].containments and first > scenario.horizon:
             first, blind = state.tick, in_view == 0
     sums = np.sum(points, axis=0)
@@ -261,7 +261,7 @@ def test_published_figures_of_thirty_episodes(name: str, policy: str, figure: fl
 
 def test_early_isolation_always_earns_the_same() -> None:
     """Tick 1 nothing; tick 2 blocks the first stage in progress. 2.5 - 0.15 + 5 for no stage, less 0.08 x 0.6."""
-    for personality in twin.PERSONALITIES:
+    for personality in twin_rules.PERSONALITIES:
         returns = our_sample(FIRST, personality, "early isolation")[0]
         assert returns.std() < 1e-6
         assert returns.mean() == pytest.approx(7.302, abs=1e-5)

@@ -13,7 +13,7 @@ from cells import CELLS, DIMS, END, PRESETS, SCENARIOS, STATUS, SWITCHES, params
 from parity import RULES_ONLY, Played, Reader, deal, first_difference, rows, skipped
 from random_play import CLASSIC, EPISODES, MIXED, MIXED_LIFTABLE, OFF, ON, RULES, random_play, rules_of
 
-from jaxsim import attacker, env, rules, twin
+from jaxsim import attacker, env, rules, twin, twin_rules, twin_state
 from jaxsim.rollouts import episode_keys, start
 from jaxsim.types import (
     CONFIRMED,
@@ -136,7 +136,7 @@ def test_what_failed_last_is_preferred_as_by_the_twin(personality: str) -> None:
     persistent = rules.rules("classic+persistence")
     params = params_of("routine", personality)._replace(rules=persistent)
     reader = Reader(SCENARIOS["routine"], personality)
-    theirs = twin.reset(reader.scenario, personality, twin.CLASSIC._replace(persistence=True))
+    theirs = twin_state.reset(reader.scenario, personality, twin_rules.CLASSIC._replace(persistence=True))
     state, fails = jax.jit(start, static_argnums=0)(DIMS, jax.random.key(0), params), jnp.full(16, 0.999, jnp.float32)
     progress = jax.jit(lambda s: attacker.progress(DIMS, s, jnp.bool_(True), fails, params)[0])
     for k in (1, 2, 0, 1, 1, 0):
@@ -154,7 +154,7 @@ def test_presets_are_the_twins() -> None:
 
 def test_episodes_are_dealt_evenly() -> None:
     """Whether there is an attack, its delay, who plays which role and the order of preference, and any two of them."""
-    episodes, scenario, chance = 40_000, SCENARIOS["routine"], twin.HARDENED.attack_probability
+    episodes, scenario, chance = 40_000, SCENARIOS["routine"], twin_rules.HARDENED.attack_probability
     params = params_of("routine", "stealthy")._replace(rules=rules.rules("hardened"))
     dealt = jax.tree.map(np.asarray, deal(DIMS, params, episode_keys(jax.random.key(61), episodes)))
     attack, stages = dealt.attack, np.arange(len(scenario.stages))
@@ -200,13 +200,13 @@ def is_even(values: np.ndarray, kinds: int) -> bool:
     return len(counts) == kinds and abs(chi_square - kinds + 1) < 5 * math.sqrt(2 * (kinds - 1))
 
 
-@pytest.mark.parametrize("personality", twin.PERSONALITIES)
+@pytest.mark.parametrize("personality", twin_rules.PERSONALITIES)
 def test_the_personality_seen_is_the_twins(personality: str) -> None:
     params = params_of("routine", personality)
     seen = see(DIMS, params._replace(rules=rules_of(RULES)), jax.random.key(7)).personality
     for ours, own in zip(seen.tolist(), RULES, strict=True):
-        theirs = twin.personality_seen(twin.reset(SCENARIOS["routine"], personality, own))
-        assert ours == (-1 if theirs is None else list(twin.PERSONALITIES).index(theirs))
+        theirs = twin_state.personality_seen(twin_state.reset(SCENARIOS["routine"], personality, own))
+        assert ours == (-1 if theirs is None else list(twin_rules.PERSONALITIES).index(theirs))
 
 
 @partial(jax.jit, static_argnames="dims")

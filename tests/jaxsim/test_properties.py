@@ -13,7 +13,7 @@ from parity import Played, Reader, play, skipped
 from two_ways import DIMS, TWO_WAYS
 
 import scenarios
-from jaxsim import env, names, rules, twin
+from jaxsim import env, names, rules, twin_rules
 from jaxsim.compile import compile_scenario
 from jaxsim.rollouts import episode_keys
 from jaxsim.types import (
@@ -36,7 +36,10 @@ from jaxsim.types import (
 
 EPISODES, TICKS = 3, 24  # of each example
 NEW = "classic+foothold+liftable+eradication"
-RULES = {"classic": twin.CLASSIC, NEW: twin.CLASSIC._replace(foothold=True, liftable=True, eradication=True)}
+RULES = {
+    "classic": twin_rules.CLASSIC,
+    NEW: twin_rules.CLASSIC._replace(foothold=True, liftable=True, eradication=True),
+}
 ACTIONS = DIMS._replace(restore=True).actions
 
 
@@ -124,7 +127,7 @@ class Run(NamedTuple):
     """What was played, NumPy arrays (E, T), and the arrays of the scenario."""
 
     example: Example
-    rules: twin.Rules
+    rules: twin_rules.Rules
     plans: np.ndarray
     played: Played
     arrays: ScenarioArrays

@@ -20,7 +20,7 @@ from parity import (
 )
 from random_play import MIXED_LIFTABLE, random_play, rules_of
 
-from jaxsim import actions, attacker, telemetry, twin
+from jaxsim import actions, attacker, telemetry, twin, twin_rules, twin_state
 from jaxsim.defender import defend
 from jaxsim.rollouts import episode_keys, tick_noise
 from jaxsim.types import (
@@ -78,7 +78,7 @@ def sub_steps(dims: Dims, params: Params, state: State, action: jax.Array, block
 class Bank(NamedTuple):
     """States of running episodes and an action for each."""
 
-    rules: list[twin.Rules]
+    rules: list[twin_rules.Rules]
     firsts: State  # of tick 1 of the same episode
     states: State
     actions: np.ndarray
@@ -121,7 +121,7 @@ def test_every_sub_step_equals_the_twin(name: str, personality: str) -> None:
     chosen = zip(begun.rules, firsts, befores, begun.actions.tolist(), blocks.tolist(), afters, strict=True)
     for own, first, before, action, block, after in chosen:
         reader.reset(first, own)
-        u = twin.Draws._make(block)
+        u = twin_rules.Draws._make(block)
         if on_an_edge(reader.scenario, reader.fresh.personality, u):
             left_out += 1
         else:
@@ -148,8 +148,8 @@ def test_the_sub_steps_do_something() -> None:
     assert {*back_and_forth, *((going, end) for end in ends)} <= moves
 
 
-def check_sub_steps(reader: Reader, before: State, action: int, u: twin.Draws, ours: SubSteps) -> None:
-    state, tick = reader.read(before), twin.Tick()
+def check_sub_steps(reader: Reader, before: State, action: int, u: twin_rules.Draws, ours: SubSteps) -> None:
+    state, tick = reader.read(before), twin_state.Tick()
     state.tick += 1
 
     def agree(after: State, what: str, in_flight: bool = False, over: bool = False) -> None:

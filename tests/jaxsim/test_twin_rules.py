@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import scenarios
-from jaxsim import twin
+from jaxsim import twin, twin_reward, twin_rules, twin_state
 from jaxsim.twin_policies import Policy, monitor, random_policy
 
 # Each stage takes 3 ticks and succeeds, the first takes 1. Left alone, `enter` runs in ticks 1 to 2, `login` 2 to 5,
@@ -43,17 +43,17 @@ stages:
 benign:
   - {id: backup, name: b, asset: pad, identity: cay, rate: 0.0, strength: 0.5, signal: data_staging}
 """)
-LASTING = twin.CLASSIC._replace(run_to_horizon=True)
+LASTING = twin_rules.CLASSIC._replace(run_to_horizon=True)
 
 # Stages succeed, nobody pauses, nothing raises an alert, and forensics are right and sure.
-CALM = twin.Draws._make([0.99] * len(twin.SLOTS))._replace(stage_success=0.0, dwell=0.0)
+CALM = twin_rules.Draws._make([0.99] * len(twin_rules.SLOTS))._replace(stage_success=0.0, dwell=0.0)
 
 
-def begin(rules: twin.Rules = LASTING, **switches: Any) -> twin.State:
-    return twin.reset(NETWORK, "opportunistic", rules._replace(**switches))
+def begin(rules: twin_rules.Rules = LASTING, **switches: Any) -> twin_state.State:
+    return twin_state.reset(NETWORK, "opportunistic", rules._replace(**switches))
 
 
-def play(state: twin.State, *actions: str, u: twin.Draws = CALM) -> twin.Tick:
+def play(state: twin_state.State, *actions: str, u: twin_rules.Draws = CALM) -> twin_state.Tick:
     """One tick for each action; what happened on the last."""
     for text in actions:
         verb, _, target = text.partition(" ")
@@ -61,7 +61,7 @@ def play(state: twin.State, *actions: str, u: twin.Draws = CALM) -> twin.Tick:
     return tick
 
 
-def waiting(ticks: int, rules: twin.Rules = LASTING, **switches: Any) -> twin.State:
+def waiting(ticks: int, rules: twin_rules.Rules = LASTING, **switches: Any) -> twin_state.State:
     state = begin(rules, **switches)
     play(state, *["MONITOR"] * ticks)
     return state
@@ -79,8 +79,8 @@ def test_the_attack_left_alone_runs_as_said_above() -> None:
 
 
 def test_restore_is_the_last_verb_and_invalid_without_its_switch() -> None:
-    assert twin.VERBS[-1] == twin.RESTORE == "RESTORE" and len(twin.VERBS) == 7
-    for rules in (twin.CLASSIC, twin.HARDENED):
+    assert twin_rules.VERBS[-1] == twin_rules.RESTORE == "RESTORE" and len(twin_rules.VERBS) == 7
+    for rules in (twin_rules.CLASSIC, twin_rules.HARDENED):
         state = begin(rules)
         state.isolated.add("door")
         assert play(state, "RESTORE door").invalid
@@ -89,7 +89,7 @@ def test_restore_is_the_last_verb_and_invalid_without_its_switch() -> None:
 
 @pytest.mark.parametrize(("target", "valid"), [("door", True), ("ann", True), ("enter", False), (None, False)])
 def test_restore_is_of_an_asset_or_an_identity(target: str | None, valid: bool) -> None:
-    assert twin.is_valid(begin(liftable=True), (twin.RESTORE, target)) == valid
+    assert twin.is_valid(begin(liftable=True), (twin_rules.RESTORE, target)) == valid
 
 
 def test_restore_lifts_all_that_is_in_force_but_a_patch() -> None:
@@ -278,7 +278,7 @@ def test_one_that_is_contained_as_well_is_blocked_for_good() -> None:
 
 
 def test_a_stage_without_foothold_neither_starts_nor_counts_as_something_to_do() -> None:
-    lasting, classic = waiting(2, foothold=True), waiting(2, twin.CLASSIC, foothold=True)
+    lasting, classic = waiting(2, foothold=True), waiting(2, twin_rules.CLASSIC, foothold=True)
     for state in (lasting, classic):
         play(state, "ISOLATE_ASSET door")
     assert classic.end == "attacker_done"  # though four stages are idle
@@ -417,9 +417,9 @@ def test_a_rebuilt_asset_is_no_foothold_until_it_is_taken_again() -> None:
 # --- believable paths ------------------------------------------------------------------------------------------------
 
 
-def cast(dealt: twin.Dealt) -> dict[str | None, str | None]:
+def cast(dealt: twin_rules.Dealt) -> dict[str | None, str | None]:
     """Who plays whose role."""
-    listed = twin.as_listed(NETWORK)
+    listed = twin_rules.as_listed(NETWORK)
     roles, players = (
         [target for targets in (*d.stages, *d.benign) for target in targets if target] for d in (listed, dealt)
     )
@@ -428,8 +428,8 @@ def cast(dealt: twin.Dealt) -> dict[str | None, str | None]:
 
 
 def casts(chance: float, count: int) -> list[dict[str | None, str | None]]:
-    rules = twin.CLASSIC._replace(unknown_path=True, believable_paths=chance)
-    return [cast(twin.deal(NETWORK, rules, random.Random(seed))) for seed in range(count)]
+    rules = twin_rules.CLASSIC._replace(unknown_path=True, believable_paths=chance)
+    return [cast(twin_rules.deal(NETWORK, rules, random.Random(seed))) for seed in range(count)]
 
 
 def is_believable(played_by: dict[str | None, str | None]) -> bool:
@@ -447,9 +447,11 @@ def test_in_a_believable_episode_like_plays_like() -> None:
 
 def test_the_order_of_preference_is_shuffled_in_both() -> None:
     for chance in (0.0, 1.0):
-        rules = twin.CLASSIC._replace(unknown_path=True, believable_paths=chance)
-        orders = [twin.deal(NETWORK, rules, random.Random(seed)).order for seed in range(100)]
-        assert {order[0] for order in orders} == {order[4] for order in orders} == set(twin.as_listed(NETWORK).order)
+        rules = twin_rules.CLASSIC._replace(unknown_path=True, believable_paths=chance)
+        orders = [twin_rules.deal(NETWORK, rules, random.Random(seed)).order for seed in range(100)]
+        assert (
+            {order[0] for order in orders} == {order[4] for order in orders} == set(twin_rules.as_listed(NETWORK).order)
+        )
 
 
 def test_so_many_episodes_are_believable() -> None:
@@ -463,14 +465,14 @@ def test_so_many_episodes_are_believable() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_without_it_the_luck_is_what_it_was(seed: int) -> None:
-    for rules in (twin.HARDENED, twin.HARDENED._replace(unknown_path=False, believable_paths=1.0)):
+    for rules in (twin_rules.HARDENED, twin_rules.HARDENED._replace(unknown_path=False, believable_paths=1.0)):
         ours, rng = random.Random(seed), random.Random(seed)
-        dealt = twin.deal(NETWORK, rules, ours)
+        dealt = twin_rules.deal(NETWORK, rules, ours)
         assert dealt.attack == (rng.random() < 0.6) and dealt.first_start == 1 + rng.randint(0, 20)
         if rules.unknown_path:
             rng.sample(NETWORK.assets, 5)
             rng.sample(NETWORK.identities, 3)
-            assert dealt.order == tuple(rng.sample(twin.as_listed(NETWORK).order, 5))
+            assert dealt.order == tuple(rng.sample(twin_rules.as_listed(NETWORK).order, 5))
         assert ours.getstate() == rng.getstate()
 
 
@@ -490,10 +492,10 @@ def test_without_it_the_luck_is_what_it_was(seed: int) -> None:
 def test_investigations_are_counted_and_paid_for(action: str, investigations: int, confirmed: int) -> None:
     tick = play(waiting(2), action)
     assert (tick.investigations, tick.newly_confirmed) == (investigations, confirmed)
-    weights = {**twin.LINEAR, "investigation": -0.25}
-    assert twin.channels(tick, weights)["detection"] == 1.5 * confirmed - 0.25 * investigations
-    for preset in twin.REWARDS.values():
-        assert twin.channels(tick, preset)["detection"] == 1.5 * confirmed
+    weights = {**twin_reward.LINEAR, "investigation": -0.25}
+    assert twin_reward.channels(tick, weights)["detection"] == 1.5 * confirmed - 0.25 * investigations
+    for preset in twin_reward.REWARDS.values():
+        assert twin_reward.channels(tick, preset)["detection"] == 1.5 * confirmed
 
 
 def test_nothing_is_investigated_after_the_end() -> None:
@@ -505,34 +507,36 @@ def test_nothing_is_investigated_after_the_end() -> None:
 
 
 def test_the_random_policy_restores_where_that_is_an_action() -> None:
-    def chosen(state: twin.State, verb: float, target: float) -> twin.Action:
+    def chosen(state: twin_state.State, verb: float, target: float) -> twin_state.Action:
         return random_policy(state, set(), CALM._replace(policy_verb=verb, policy_target=target))
 
-    assert chosen(begin(), 0.999, 0.0) == (twin.REVOKE, "ann")
+    assert chosen(begin(), 0.999, 0.0) == (twin_rules.REVOKE, "ann")
     liftable = begin(liftable=True)
-    assert chosen(liftable, 6.01 / 7, 0.0) == (twin.RESTORE, "door")
-    assert chosen(liftable, 5.99 / 7, 0.0) == (twin.REVOKE, "ann")
+    assert chosen(liftable, 6.01 / 7, 0.0) == (twin_rules.RESTORE, "door")
+    assert chosen(liftable, 5.99 / 7, 0.0) == (twin_rules.REVOKE, "ann")
     everyone = [*liftable.criticality, *liftable.privilege]
-    assert [chosen(liftable, 0.999, (i + 0.5) / 8) for i in range(8)] == [(twin.RESTORE, name) for name in everyone]
+    assert [chosen(liftable, 0.999, (i + 0.5) / 8) for i in range(8)] == [
+        (twin_rules.RESTORE, name) for name in everyone
+    ]
 
 
 def test_presets_have_the_new_rules_off() -> None:
     new = ("foothold", "liftable", "eradication", "believable_paths", "resumption", "background_severity")
-    assert twin.Rules._fields[-6:] == new
-    assert twin.CLASSIC[-6:] == twin.HARDENED[-6:] == (False, False, False, 0.0, False, (0.10, 0.45))
-    assert all(weights["investigation"] == 0.0 for weights in twin.REWARDS.values())
+    assert twin_rules.Rules._fields[-6:] == new
+    assert twin_rules.CLASSIC[-6:] == twin_rules.HARDENED[-6:] == (False, False, False, 0.0, False, (0.10, 0.45))
+    assert all(weights["investigation"] == 0.0 for weights in twin_reward.REWARDS.values())
 
 
 @pytest.mark.parametrize("policy", [monitor, random_policy])
 def test_in_any_episode_a_stage_pays_once_and_load_is_what_is_in_force(policy: Policy) -> None:
-    rules = twin.HARDENED._replace(foothold=True, liftable=True, eradication=True, believable_paths=0.5)
+    rules = twin_rules.HARDENED._replace(foothold=True, liftable=True, eradication=True, believable_paths=0.5)
     lifted = 0
     for seed in range(30):
         rng = random.Random(seed)
-        state = twin.reset(NETWORK, "opportunistic", rules, twin.deal(NETWORK, rules, rng))
+        state = twin_state.reset(NETWORK, "opportunistic", rules, twin_rules.deal(NETWORK, rules, rng))
         active = preemptive = 0
         while not state.done:
-            u, before = twin.draw(rng), len(state.isolated | state.egress_blocked | state.revoked)
+            u, before = twin_rules.draw(rng), len(state.isolated | state.egress_blocked | state.revoked)
             tick = twin.step(state, policy(state, set(), u), u)
             active, preemptive = active + tick.active_blocks, preemptive + tick.preemptive_blocks
             lifted += len(state.isolated | state.egress_blocked | state.revoked) < before
