@@ -27,7 +27,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import scenarios
-from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Policy, options, twin, twin_policies
+from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Policy, options, twin_policies, twin_reward, twin_rules
 from jaxsim import env as env_module
 from jaxsim.compile import dims_of
 from jaxsim.noise import Noise, draw
@@ -128,10 +128,10 @@ def seconds(work: Callable[[], object]) -> float:
 
 def scalar_rate(scenario: scenarios.Scenario, policy: twin_policies.Policy, least: int, rng: random.Random) -> float:
     """Steps a second of the scalar twin over `least` steps or some more, attackers drawn uniformly."""
-    weights, count = twin.REWARDS["evidence"], 0
+    weights, count = twin_reward.REWARDS["evidence"], 0
     before = time.perf_counter()
     while count < least:
-        who = rng.choice(list(twin.PERSONALITIES))
+        who = rng.choice(list(twin_rules.PERSONALITIES))
         count += int(twin_policies.episode(scenario, who, policy, weights, rng)["length"])
     return count / (time.perf_counter() - before)
 

@@ -1,328 +1,41 @@
 """The rules in plain Python: slow, readable, and written apart from the simulator it checks.
 
 One tick takes a state, an action and one named set of uniform draws, so a test can hand the same draws to
-both simulators and compare them step by step. A draw u in [0, 1) becomes a value in one of three ways:
-
-    happens with probability p      u < p
-    real between a and b            a + u * (b - a)
-    integer from low to high        min(high, low + floor(u * (high - low + 1)))
+both simulators and compare them step by step.
 
 Where the rules can be read in two ways, the reading taken is a switch below.
 """
 
-import math
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
+
+from jaxsim.twin_rules import (
+    ALERTS_SEEN,
+    ASSET_VERBS,
+    BLOCK_EGRESS,
+    FORENSICS_SEEN,
+    INVESTIGATE,
+    ISOLATE,
+    MONITOR,
+    PATCH,
+    RESTORE,
+    REVOKE,
+    SIGNALS,
+    Draws,
+    clip,
+    integer,
+    pick,
+    real,
+)
+from jaxsim.twin_state import Action, Alert, Forensic, State, Tick
 
 # ---- readings ------------------------------------------------------------------------------------
 
 START_AFTER_END = True  # the next stage may start on the very tick on which one ended
 BACKGROUND_DELAY = 0  # ticks until a background alert is seen
 ACTED_MEANS_CONTAINED = False  # "the defender acted": only containments count, not INVESTIGATE
-PASSIVE_ON_EXFIL = False  # the penalty for never acting is paid when the data got out as well
 START_AFTER_EXFIL = True  # so it may on the tick on which the data got out, where that ends the episode
 MOVED_KEEP_ORDER = True  # stages put last one after the other stay in the order in which they were preferred
 COUNT_UNSUPPORTED = True  # under foothold an idle stage that gets contained is a preemptive block, supported or not
-
-# ---- constants -----------------------------------------------------------------------------------
-
-MONITOR = "MONITOR"
-INVESTIGATE = "INVESTIGATE"
-ISOLATE = "ISOLATE_ASSET"
-BLOCK_EGRESS = "BLOCK_EGRESS"
-PATCH = "PATCH_ASSET"
-REVOKE = "REVOKE_IDENTITY"
-RESTORE = "RESTORE"
-VERBS = (MONITOR, INVESTIGATE, ISOLATE, BLOCK_EGRESS, PATCH, REVOKE, RESTORE)
-ASSET_VERBS = (ISOLATE, BLOCK_EGRESS, PATCH)
-
-NOISE = "background_noise"
-SIGNALS = ("auth_anomaly", "lateral_movement", "data_staging", "egress_anomaly", NOISE)
-
-ALERTS_SEEN = 12
-FORENSICS_SEEN = 8
-
-
-class Personality(NamedTuple):
-    dwell: float  # multiplies the dwell of a stage
-    detection: float  # multiplies the strength at which a stage shows
-    bias: float  # added to the chance of success
-    pause: float  # chance to hold still on a tick on which the defender acted
-    reroutes: bool  # under persistence it leaves a stage that failed for last, else it insists on it
-
-
-PERSONALITIES = {
-    "stealthy": Personality(dwell=1.5, detection=0.55, bias=-0.05, pause=0.50, reroutes=False),
-    "aggressive": Personality(dwell=0.6, detection=1.30, bias=0.05, pause=0.00, reroutes=False),
-    "opportunistic": Personality(dwell=1.0, detection=1.00, bias=0.00, pause=0.15, reroutes=True),
-}
-
-# ---- rules ----------------------------------------------------------------------------------------
-
-
-class Rules(NamedTuple):
-    run_to_horizon: bool  # neither the data getting out nor an attacker at a loss ends an episode
-    attack_probability: float
-    attack_delay: tuple[int, int]  # ticks before the first stage may start
-    unknown_path: bool  # who plays which role, and the attacker's order of preference, are drawn anew
-    persistence: bool  # a stage that failed is tried again, and a failure or a block costs time
-    retry_delay: tuple[int, int]  # that time, in ticks
-    hide_personality: bool
-    evidence_once: bool  # only the first containment of a target can be evidence-backed
-    earned_clean: bool  # staying clean counts only if the defender stopped or found something
-    foothold: bool  # a stage needs earlier ones to hold what they took, and is blocked when they lose it
-    liftable: bool  # RESTORE is an action, and lifts isolation, egress block and revocation
-    eradication: bool  # a patch of an isolated asset also rids it of the attacker
-    believable_paths: float  # chance that under unknown_path only like plays like
-    resumption: bool  # with RESTORE, a stage that was stopped in progress goes on where it was
-    background_severity: tuple[float, float]  # least and most of a background alert
-
-
-CLASSIC = Rules(
-    run_to_horizon=False,
-    attack_probability=1.0,
-    attack_delay=(0, 0),
-    unknown_path=False,
-    persistence=False,
-    retry_delay=(1, 1),
-    hide_personality=False,
-    evidence_once=False,
-    earned_clean=False,
-    foothold=False,
-    liftable=False,
-    eradication=False,
-    believable_paths=0.0,
-    resumption=False,
-    background_severity=(0.10, 0.45),
-)
-HARDENED = Rules(
-    run_to_horizon=True,
-    attack_probability=0.6,
-    attack_delay=(0, 20),
-    unknown_path=True,
-    persistence=True,
-    retry_delay=(3, 8),
-    hide_personality=True,
-    evidence_once=True,
-    earned_clean=True,
-    foothold=False,
-    liftable=False,
-    eradication=False,
-    believable_paths=0.0,
-    resumption=False,
-    background_severity=(0.10, 0.45),
-)
-
-Target = tuple[str | None, str | None]  # an asset and an identity
-
-
-class Dealt(NamedTuple):
-    """What is settled before the first tick of an episode."""
-
-    attack: bool
-    first_start: int  # tick before which no stage starts
-    stages: tuple[Target, ...]  # in listed order
-    benign: tuple[Target, ...]  # in listed order
-    order: tuple[str, ...]  # stages, most preferred first
-
-
-def as_listed(scenario: Any) -> Dealt:
-    stages = tuple((stage.asset, stage.identity) for stage in scenario.stages)
-    benign = tuple((activity.asset, activity.identity) for activity in scenario.benign)
-    return Dealt(True, 1, stages, benign, tuple(stage.id for stage in scenario.stages))
-
-
-def deal(scenario: Any, rules: Rules, rng: random.Random) -> Dealt:
-    attack = rng.random() < rules.attack_probability
-    dealt = as_listed(scenario)._replace(attack=attack, first_start=1 + rng.randint(*rules.attack_delay))
-    if not rules.unknown_path:
-        return dealt
-    believable = rules.believable_paths > 0 and rng.random() < rules.believable_paths
-    played_by: dict[str | None, str | None] = {None: None}
-    for ids in interchangeable(scenario, believable):
-        played_by.update(zip(ids, shuffled(ids, rng), strict=True))
-    return dealt._replace(
-        stages=tuple((played_by[asset], played_by[identity]) for asset, identity in dealt.stages),
-        benign=tuple((played_by[asset], played_by[identity]) for asset, identity in dealt.benign),
-        order=tuple(shuffled(dealt.order, rng)),
-    )
-
-
-def interchangeable(scenario: Any, believable: bool) -> list[list[str]]:
-    """Groups of those who may play each other's roles."""
-    sorts: dict[str, tuple[str, ...]] = {asset.id: ("asset", asset.kind, asset.segment) for asset in scenario.assets}
-    sorts |= {identity.id: ("identity", identity.role) for identity in scenario.identities}
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name, sort in sorts.items():
-        groups.setdefault(sort if believable else sort[:1], []).append(name)
-    return list(groups.values())
-
-
-def shuffled(items: Sequence[Any], rng: random.Random) -> list[Any]:
-    return rng.sample(items, len(items))
-
-
-# ---- noise ---------------------------------------------------------------------------------------
-
-
-class Draws(NamedTuple):
-    """Every uniform number one tick may need; most ticks need few of them."""
-
-    forensic_error: float
-    forensic_confidence: float
-    stage_success: float
-    pause: float
-    dwell: float
-    alert_1: float
-    lag_1: float
-    severity_1: float
-    alert_2: float
-    lag_2: float
-    severity_2: float
-    background: float
-    background_entity: float
-    background_severity: float
-    policy_verb: float
-    policy_target: float
-
-
-SLOTS = Draws._fields
-
-
-def draw(rng: random.Random) -> Draws:
-    return Draws._make([rng.random() for _ in SLOTS])
-
-
-def real(u: float, low: float, high: float) -> float:
-    return low + u * (high - low)
-
-
-def integer(u: float, low: int, high: int) -> int:
-    return min(high, low + math.floor(u * (high - low + 1)))
-
-
-def pick(u: float, items: Sequence[Any]) -> Any:
-    return items[min(len(items) - 1, math.floor(u * len(items)))]
-
-
-def clip(value: float, low: float, high: float) -> float:
-    return max(low, min(high, value))
-
-
-# ---- state ---------------------------------------------------------------------------------------
-
-Action = tuple[str, str | None]
-
-
-class Alert(NamedTuple):
-    signal: str
-    asset: str | None
-    identity: str | None
-    severity: float
-    visible: int  # first tick on which the defender sees it
-
-
-class Forensic(NamedTuple):
-    target: str
-    verdict: str  # "compromised" or "clean"
-    confidence: float
-    tick: int
-
-
-@dataclass(slots=True)
-class State:
-    scenario: Any
-    personality_name: str
-    personality: Personality
-    rules: Rules
-    dealt: Dealt
-    stages: dict[str, Any]  # by id, with the targets of this episode, in listed order
-    benign: list[Any]  # likewise
-    order: list[str]  # stages, most preferred first
-    next_start: int  # tick before which no stage starts
-    criticality: dict[str, float]  # by asset, in listed order
-    privilege: dict[str, float]  # by identity, in listed order
-    named: set[str]  # targets that some stage names
-    status: dict[str, str]  # by stage: idle, in_progress, succeeded, failed or blocked
-    tick: int = 0
-    done: bool = False
-    end: str | None = None  # exfil, attacker_done or horizon
-    current: Any = None  # the stage in progress
-    left: dict[str, int] = field(default_factory=dict)  # by stage that was stopped: ticks of its dwell that are left
-    stage_end: int = 0  # tick on which its dwell is over
-    out: bool = False  # the data got out
-    earned: bool = False  # a stage was blocked in progress or a containment was evidence-backed
-    acted: bool = False  # the defender has taken a valid action other than MONITOR, or than a RESTORE of nothing
-    put_off: set[str] = field(default_factory=set)  # stages left for last
-    active_counted: set[str] = field(default_factory=set)  # stages that have counted as an active block
-    preemptive_counted: set[str] = field(default_factory=set)  # likewise as a preemptive one
-    ever_contained: set[str] = field(default_factory=set)  # targets, whether or not a control is still in force
-    isolated: set[str] = field(default_factory=set)
-    egress_blocked: set[str] = field(default_factory=set)
-    patched: set[str] = field(default_factory=set)
-    revoked: set[str] = field(default_factory=set)
-    compromised: set[str] = field(default_factory=set)
-    confirmed: set[str] = field(default_factory=set)
-    pending: list[Alert] = field(default_factory=list)  # raised, not yet seen
-    alerts: list[Alert] = field(default_factory=list)  # in view, oldest first
-    forensics: list[Forensic] = field(default_factory=list)  # in view, oldest first
-
-
-@dataclass(slots=True)
-class Tick:
-    """What happened on one tick. After the end of an episode every field keeps its zero."""
-
-    newly_confirmed: int = 0
-    investigations: int = 0
-    active_blocks: int = 0
-    preemptive_blocks: int = 0
-    containments: int = 0
-    evidence_backed: int = 0
-    false_positives: int = 0
-    invalid: bool = False
-    load: float = 0.0
-    done: bool = False  # the episode ended on this tick
-    exfil: bool = False  # the data got out on this tick
-    clean: bool = False  # the episode ended on this tick and no stage succeeded, as far as that counts
-    other: bool = False  # it ended on this tick, neither so nor with the data out
-    stages_succeeded: int = 0
-    stages_total: int = 0
-    acted: bool = False  # on this tick or an earlier one
-
-
-def reset(scenario: Any, personality_name: str, rules: Rules = CLASSIC, dealt: Dealt | None = None) -> State:
-    """Tick 0. Without `dealt` there is an attack at once, everyone in the role the scenario lists."""
-    dealt = dealt or as_listed(scenario)
-    return State(
-        scenario=scenario,
-        personality_name=personality_name,
-        personality=PERSONALITIES[personality_name],
-        rules=rules,
-        dealt=dealt,
-        stages={stage.id: aimed(stage, target) for stage, target in zip(scenario.stages, dealt.stages, strict=True)},
-        benign=[aimed(activity, target) for activity, target in zip(scenario.benign, dealt.benign, strict=True)],
-        order=list(dealt.order),
-        next_start=dealt.first_start,
-        criticality={asset.id: asset.criticality for asset in scenario.assets},
-        privilege={identity.id: identity.privilege for identity in scenario.identities},
-        named={target for targets in dealt.stages for target in targets if target},
-        status={stage.id: "idle" for stage in scenario.stages},
-    )
-
-
-def aimed(activity: Any, target: Target) -> Any:
-    """The stage or benign activity on this target."""
-    if target == (activity.asset, activity.identity):
-        return activity
-    return activity.model_copy(update={"asset": target[0], "identity": target[1]})
-
-
-def personality_seen(state: State) -> str | None:
-    """What the defender is told of the attacker."""
-    return None if state.rules.hide_personality else state.personality_name
-
 
 # ---- one tick ------------------------------------------------------------------------------------
 
@@ -651,71 +364,3 @@ def end_check(state: State, tick: Tick) -> None:
 
 def is_at_a_loss(state: State) -> bool:
     return state.current is None and not any(is_ready(state, stage) for stage in state.stages.values())
-
-
-# ---- reward --------------------------------------------------------------------------------------
-
-Weights = dict[str, float]
-
-CHANNELS = (
-    "detection",
-    "containment",
-    "evidence_bonus",
-    "false_positive",
-    "disruption",
-    "invalid_action",
-    "terminal",
-)
-
-LINEAR: Weights = {
-    "newly_confirmed": 1.5,
-    "investigation": 0.0,
-    "active_block": 2.5,
-    "preemptive_block": 0.4,
-    "containment": -0.15,
-    "evidence_backed": 0.0,
-    "false_positive": -0.6,
-    "load": -0.08,
-    "disruption_floor": -math.inf,  # the disruption channel is never below it
-    "invalid": -0.6,
-    "exfil": -6.0,
-    "untouched": 5.0,  # a clean end
-    "stage_saved": 0.6,  # for each stage that did not succeed
-    "passive": -1.5,  # the defender never acted
-    "clip": 5.0,  # bound of a tick's reward without the terminal channel
-}
-
-REWARDS: dict[str, Weights] = {
-    "capped": {**LINEAR, "disruption_floor": -0.6},
-    "linear": LINEAR,
-    "evidence": {**LINEAR, "evidence_backed": 1.5},
-}
-
-
-def channels(tick: Tick, weights: Weights) -> dict[str, float]:
-    return {
-        "detection": weights["newly_confirmed"] * tick.newly_confirmed + weights["investigation"] * tick.investigations,
-        "containment": weights["active_block"] * tick.active_blocks
-        + weights["preemptive_block"] * tick.preemptive_blocks
-        + weights["containment"] * tick.containments,
-        "evidence_bonus": weights["evidence_backed"] * tick.evidence_backed,
-        "false_positive": weights["false_positive"] * tick.false_positives,
-        "disruption": max(weights["disruption_floor"], weights["load"] * tick.load),
-        "invalid_action": weights["invalid"] * tick.invalid,
-        "terminal": terminal(tick, weights),
-    }
-
-
-def terminal(tick: Tick, weights: Weights) -> float:
-    saved = weights["stage_saved"] * (tick.stages_total - tick.stages_succeeded)
-    passive = 0.0 if tick.acted else weights["passive"]
-    if tick.exfil:
-        return weights["exfil"] + saved + (passive if PASSIVE_ON_EXFIL else 0.0)
-    if tick.clean:
-        return weights["untouched"]
-    return saved + passive if tick.other else 0.0
-
-
-def total(channels: dict[str, float], weights: Weights) -> float:
-    bound = weights["clip"]
-    return clip(sum(channels.values()) - channels["terminal"], -bound, bound) + channels["terminal"]

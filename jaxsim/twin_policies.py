@@ -10,9 +10,10 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxsim.twin import (
+from jaxsim.twin import step
+from jaxsim.twin_reward import CHANNELS, Weights, channels, total
+from jaxsim.twin_rules import (
     BLOCK_EGRESS,
-    CHANNELS,
     CLASSIC,
     INVESTIGATE,
     ISOLATE,
@@ -22,20 +23,13 @@ from jaxsim.twin import (
     RESTORE,
     REVOKE,
     VERBS,
-    Action,
-    Alert,
     Draws,
     Rules,
-    State,
-    Weights,
-    channels,
     deal,
     draw,
     pick,
-    reset,
-    step,
-    total,
 )
+from jaxsim.twin_state import Action, Alert, State, reset
 
 # ---- readings ------------------------------------------------------------------------------------
 

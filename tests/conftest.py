@@ -9,6 +9,7 @@ import platform
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before JAX is imported: a test run is many small programs, for which more threads only get in each other's way, and
 # compiling them takes longer than running them. XLA's older emitters take a third of the time; where they fuse
@@ -27,7 +28,7 @@ os.environ.setdefault(
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _programs = tempfile.TemporaryDirectory(prefix="jaxsim-programs-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # to read even a small one takes a third of the time
 
 import hypothesis
 import jax
@@ -42,20 +43,32 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-pytest.register_assert_rewrite("parity")  # its helpers assert too
+# What several files use lies beside them, and asserts too.
+_beside = (path.stem for path in Path(__file__).parent.glob("*/*.py"))
+pytest.register_assert_rewrite(*(name for name in _beside if not name.startswith(("test_", "conftest"))))
+
+
+# Few tests, none of them slow, and long all the same: they share what takes the time.
+LONG = ("test_audit", "test_choices", "test_credit", "test_export")
+LONG += ("test_llm_evaluate", "test_metrics", "test_rows", "test_sub_steps")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, then those with many: a worker takes a file at a time, and none should begin a long
-    one when the others have nothing left.
+    """Files with slow tests first, then the LONG ones, then those with many: a worker takes a file at a time, and none
+    should begin a long one when the others have nothing left.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     count = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path not in slow, -count[item.path], item.path))
+    items.sort(key=lambda i: (i.path not in slow, i.path.stem not in LONG, -count[i.path], i.path))
+
+
+MANY_MAPS = 20_000  # of the memory maps that a process may have, 65,530; each program holds some
+MAPS = Path("/proc/self/maps")  # on Linux
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
-    """A file's programs are dropped after it: each holds memory maps, of which a process may have 65,530."""
+    """The next files of a worker use what was traced and compiled for the last ones, until there is too much of it."""
     yield
-    jax.clear_caches()
+    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()

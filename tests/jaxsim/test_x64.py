@@ -1,0 +1,107 @@
+"""With JAX_ENABLE_X64=1 every number keeps its width, so that every episode and every result is the same.
+
+`python tests/jaxsim/test_x64.py` prints a digest of each result, as JSON.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsim
+from grpo.rows import bank, credit
+from jaxsim import recurrent, rollouts
+from jaxsim.audit import ppo
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = ppo.Settings(lanes=8, minibatches=2, epochs=1)
+ALL_ON = "hardened+foothold+liftable+eradication+believable_paths+resumption+severe_background"
+
+
+def digest(tree: Any) -> str:
+    """Of every leaf's type, shape and bits."""
+    leaves = [np.asarray(x) for x in jax.tree.leaves(tree)]
+    return hashlib.sha256(b"".join(str((x.dtype, x.shape)).encode() + x.tobytes() for x in leaves)).hexdigest()
+
+
+def network(key: jax.Array, restore: bool = False) -> recurrent.Learned:
+    """Of one policy."""
+    learned = recurrent.Learned(recurrent.init_weights(key, restore=restore), np.bool_(False))
+    return jax.tree.map(lambda x: np.asarray(x)[None], learned)
+
+
+def digests() -> dict[str, str]:
+    """What a user gets: rollouts, the recurrent policy's play, a bank, a short fork of its states."""
+    env, params = jaxsim.make("supply_chain_token_drift")
+    key, many = jax.random.key(3), bank.stack([params])
+    policy, parameters = jaxsim.BASELINES["random"]
+    seeing, keys = recurrent.POLICIES[recurrent.SEEING], rollouts.episode_keys(key, 8)
+    states = bank.collect_heuristic(env, many, policy, parameters, key, 2, 2)
+    liftable = jaxsim.make("supply_chain_token_drift", rules=ALL_ON)
+    return {
+        "liftable": digest(jaxsim.rollout(*liftable, *jaxsim.BASELINES["evidence"], key, 16)),
+        "rollout": digest(jaxsim.rollout(env, params, policy, parameters, key, 16)),
+        "recurrent": digest(jaxsim.rollout_many(env, params, seeing, network(key), keys, record=True)),
+        "bank": digest(states),
+        "fork": digest(credit.returns_to_go(env.dims, many, states, policy, parameters, futures=2)),
+    }
+
+
+def wide() -> list[str]:
+    """Operations of the traced programs whose result is of 64 bits; integers are exact, whatever their width."""
+    env, params = jaxsim.make("supply_chain_token_drift", rules=ALL_ON)
+    dims, key, many = env.dims, jax.random.key(3), bank.stack([params])
+    keys = rollouts.episode_keys(key, 2)
+    played = [(policy, jax.tree.map(lambda x: np.asarray(x)[None], p)) for policy, p in jaxsim.BASELINES.values()]
+    played += [(policy, network(key, restore=True)) for policy in recurrent.POLICIES.values()]
+    plans, batch, impl = np.zeros((1, 3), np.int32), jax.random.key_data(keys)[None], "threefry2x32"
+    swap = rollouts.donors(2)[None], rollouts.named_channels(("alerts",))
+
+    def tick(policy: Any, parameters: Any, batch: Any) -> Any:
+        state = jax.tree.map(lambda x: x[None], jax.vmap(lambda key: rollouts.start(dims, key, params))(keys))
+        stats = jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 2, *x.shape)), rollouts.no_stats(params))
+        memory = rollouts._remember(dims, policy, parameters, 2)
+        block = rollouts._noise(batch, impl, np.int32(1))
+        action, memory = rollouts._act(dims, policy, parameters, params, memory, state, block, swap)
+        state, stats, signals, *_ = rollouts._advance(dims, params, state, action, block, stats)
+        sums = jnp.zeros_like(signals)
+        return rollouts._pay((stats.episode_return, stats.channels), sums, signals, params.reward), state, stats, memory
+
+    programs = [jax.make_jaxpr(lambda k, a=a: tick(*a, k))(batch) for a in played]
+    programs.append(jax.make_jaxpr(lambda k: rollouts._begin(dims, params, k, impl))(batch))
+    programs.append(jax.make_jaxpr(lambda k: rollouts._plan_returns(dims, plans, params, k, impl))(batch))
+    both = recurrent.init_weights(key, restore=True), recurrent.init_critic(key)
+
+    def learn(many: Any, key: jax.Array) -> Any:
+        batch = ppo.collect(dims, recurrent.SEEING, None, (), ppo.Learner(*both, ()), many, key, 5, SETTINGS)
+        return jax.grad(partial(ppo.loss, dims, SETTINGS, False), has_aux=True)(both, batch)
+
+    programs.append(jax.make_jaxpr(learn)(many, key))
+    return [line.strip() for program in programs for line in re.findall(r".*:f64\[[^]]*\] = .*", str(program))]
+
+
+@pytest.mark.slow
+def test_nothing_changes_with_wide_numbers() -> None:
+    environment = {**os.environ, "JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "PYTHONPATH": str(ROOT)}
+    command, pipe = [sys.executable, str(Path(__file__))], subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as other:
+        own = digests()
+        printed, errors = other.communicate()
+    assert other.returncode == 0, errors
+    said = json.loads(printed)
+    assert said.pop("x64") and said.pop("wide") == []
+    assert said == own
+
+
+if __name__ == "__main__":
+    print(json.dumps({"x64": jax.config.jax_enable_x64, "wide": wide(), **digests()}))

@@ -1,0 +1,65 @@
+"""Episodes of one campaign under hardened rules, whose hidden side the tests of leaks change."""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import scenarios
+from jaxsim import env
+from jaxsim.actions import table
+from jaxsim.compile import dims_of
+from jaxsim.rollouts import episode_keys, start, tick_noise
+from jaxsim.rules import restores
+from jaxsim.types import Dims, Params, State
+
+SCENARIO = scenarios.load("insider_repo_pivot_hardened")
+DIMS = dims_of([SCENARIO])
+TICKS = SCENARIO.horizon + 3
+
+HIDDEN = sorted(set(State._fields) - {"tick", "marks", "alerts", "forensics", "end"})
+
+ALL_ON = "hardened+foothold+liftable+eradication+believable_paths+resumption+severe_background"
+
+
+def dims_under(rules: str) -> Dims:
+    return DIMS._replace(restore=restores(rules))
+
+
+@cache
+def params_of(rules: str) -> Params:
+    return env.make_params(SCENARIO, dims_under(rules), rules, "operational", "any")
+
+
+def scrambled(x: Any) -> Any:
+    """Other values, in other places."""
+    x = jnp.asarray(x)
+    x = jnp.roll(x, 1) if x.ndim else x
+    return ~x if x.dtype == bool else x + jnp.ones((), x.dtype)
+
+
+@jax.jit
+def play(params: Params, keys: Any, plans: Any) -> State:
+    """States of whole episodes from tick 0 on, axes (E, T + 1)."""
+    return jax.vmap(lambda key, plan: play_on(params, start(DIMS, key, params), key, plan))(keys, plans)
+
+
+def play_on(params: Params, state: State, key: Any, plan: Any, dims: Dims = DIMS) -> State:
+    """States from `state` on, leading axis T + 1, under the noise of `key`."""
+
+    def tick(state: State, action: Any) -> tuple[State, State]:
+        after, _ = env.transition(dims, state, action, tick_noise(key, state.tick + 1), params)
+        return after, after
+
+    _, states = jax.lax.scan(tick, state, plan)
+    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state, states)
+
+
+def busy_episodes(episodes: int = 32, but: int | None = None, dims: Dims = DIMS) -> tuple[Any, Any]:
+    """Keys, and plans (E, T) in which one tick in four has an action, none of them of the verb `but`."""
+    rng = np.random.default_rng(5)
+    usable = np.flatnonzero(table(dims)[0] != but)
+    plans = np.where(rng.random((episodes, TICKS)) < 0.25, rng.choice(usable, (episodes, TICKS)), 0).astype(np.int32)
+    return episode_keys(jax.random.key(5), episodes), jnp.asarray(plans)
