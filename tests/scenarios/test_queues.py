@@ -93,6 +93,7 @@ def test_a_queue_that_is_none_is_one_line(name: str, said: str) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for each in NAMES:
         print(f"{each:40s}", *(f"{share:7.1%}" for share in outside(each)))
         sys.stdout.flush()
