@@ -74,16 +74,18 @@ def contained(state: State) -> Array:
     return jnp.any(state.controls, axis=0)
 
 
-def supported(dims: Dims, state: State, params: Params) -> Array:
-    """(S,) bool: stages whose prerequisites succeeded and, under `foothold`, still give the attacker one."""
-    scenario = params.scenario
-    held = jnp.any(state.taken & ~state.controls[:2], axis=0) | ~jnp.any(scenario.stage_compromises, axis=1)
-    gives = (state.status == SUCCEEDED) & (held | ~params.rules.foothold)
-    bits = jnp.pad(gives, (0, 32 * dims.words - dims.stages)).reshape(dims.words, 32).astype(jnp.uint32)
-    words = jnp.sum(bits << np.arange(32, dtype=np.uint32)[None], axis=1, dtype=jnp.uint32)[None]
-    options = scenario.options
-    one = jnp.any(options & words != 0, axis=1) | jnp.all(options == 0, axis=1)
-    return jnp.all(scenario.needs & ~words == 0, axis=1) & one
+def gives(dims: Dims, state: State, params: Params) -> Array:
+    """(W,) uint32: a bit for each stage that succeeded and, under `foothold`, still gives the attacker one."""
+    held = jnp.any(state.taken & ~state.controls[:2], axis=0) | ~jnp.any(params.scenario.stage_compromises, axis=1)
+    stages = (state.status == SUCCEEDED) & (held | ~params.rules.foothold)
+    bits = jnp.pad(stages, (0, 32 * dims.words - dims.stages)).reshape(dims.words, 32).astype(jnp.uint32)
+    return jnp.sum(bits << np.arange(32, dtype=np.uint32)[None], axis=1, dtype=jnp.uint32)
+
+
+def supported(given: Array, needs: Array, options: Array) -> Array:
+    """Bool: those that have what they need; `given` is (W,) of `gives`, the others (..., W), bits as in it."""
+    one = jnp.any(options & given != 0, axis=-1) | jnp.all(options == 0, axis=-1)
+    return jnp.all(needs & ~given == 0, axis=-1) & one
 
 
 def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params) -> tuple[State, Array, Array]:
@@ -92,7 +94,7 @@ def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params
     k = jnp.maximum(state.stage, 0)
     running = live & (state.stage >= 0)
     stopped = contained(state)[k]
-    blocked = running & (stopped | ~supported(dims, state, params)[k])
+    blocked = running & (stopped | ~supported(gives(dims, state, params), scenario.needs[k], scenario.options[k]))
     over = running & ~blocked & (state.tick >= state.stage_end)
     p = jnp.clip(scenario.stage_success[k] + state.personality.success, SUCCESS_MIN, SUCCESS_MAX)
     p = jnp.where(state.patched[k], jnp.maximum(p - rules.patch_penalty, SUCCESS_MIN), p)
@@ -125,17 +127,21 @@ def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params
         succeeded=state.succeeded + success.astype(jnp.int32),
         compromised=state.compromised.at[compromises].set(True, mode="drop"),
     )
-    return state._replace(supported=supported(dims, state, params)), blocked, success & scenario.stage_exfil[k]
+    given = gives(dims, state, params)[None]
+    state = state._replace(supported=supported(given, scenario.needs, scenario.options))
+    return state, blocked, success & scenario.stage_exfil[k]
 
 
 def start(dims: Dims, state: State, live: Array, acted: Array, noise: Array, params: Params) -> tuple[State, Started]:
     """Sub-step c: pause after a defender action, or start the ready stage that the attacker prefers."""
     none = 2 * LAST - 1
-    first = jnp.min(jnp.where(ready(state) & ~contained(state), state.order, none))
     paused = acted & (noise[Noise.PAUSE] < state.personality.pause)
     over = state.exfil & params.rules.run_to_horizon
-    begins = live & state.attack & ~over & (state.tick >= state.next_start)
-    begins &= (state.stage < 0) & ~paused & (first < none)
+    free = live & state.attack & ~over & (state.tick >= state.next_start) & (state.stage < 0) & ~paused
+    # All conditions are within the minimum, so that what follows reads one number: compilers repeat what leads to a
+    # number wherever it is read, but not a minimum.
+    first = jnp.min(jnp.where(free & ready(state) & ~contained(state), state.order, none))
+    begins = first < none
     k = jnp.where(begins, first & (2**INDEX_BITS - 1), 0)
 
     # Python's and NumPy's round: half to even.

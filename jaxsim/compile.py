@@ -135,8 +135,8 @@ def grouped(dims: Dims, assets: np.ndarray, identities: np.ndarray) -> tuple[np.
     for labels, first, size in ((assets, 0, dims.assets), (identities, dims.assets, dims.identities)):
         own = np.tile(2**32 + np.arange(size), (len(labels), 1))
         own[:, : labels.shape[1]] = np.where(labels < 0, own[:, : labels.shape[1]], labels)
-        leader, _ = _runs(own)
-        group, members = _runs(np.take_along_axis(np.argsort(own, axis=1, kind="stable"), leader, axis=1))
+        leader, order = _runs(own)
+        group, members = _runs(np.take_along_axis(order, leader, axis=1))
         found.append((first + group, first + members))
     groups, both = (np.concatenate(x, axis=1).astype(np.int32) for x in zip(*found, strict=True))
     return groups, both

@@ -73,7 +73,6 @@ def defend(
 
     row = jnp.asarray((CUT_OFF, CONFIRMED, CUT_OFF, EGRESS_BLOCKED, PATCHED, CUT_OFF, CUT_OFF), jnp.int32)[verb]
     changes = confirmed | (containment & ~state.marks[row, target])
-    marks = state.marks.at[jnp.where(changes, row, len(state.marks)), target].set(True, mode="drop")
     zero = jnp.zeros_like(rules.load_isolated)
     load_per_value = jnp.stack([zero, zero, rules.load_isolated, rules.load_egress, zero, rules.load_revoked, zero])[
         verb
@@ -89,6 +88,9 @@ def defend(
     ]
     rebuilds = containment & (verb == PATCH_ASSET) & state.marks[CUT_OFF, target] & rules.eradication
     rebuilt = jnp.where(rebuilds, target, dims.entities)
+    rows = jnp.stack([row, jnp.full_like(row, CONFIRMED)])
+    columns = jnp.stack([jnp.where(changes, target, dims.entities), rebuilt])
+    marks = state.marks.at[rows, columns].set(np.asarray([True, False]), mode="drop")
     f = state.forensics
     slot = jnp.where(investigates, f.count % dims.forensics, dims.forensics)
     state = state._replace(
@@ -98,7 +100,7 @@ def defend(
         taken=state.taken & ~jnp.stack([rebuilds & on_asset, jnp.zeros_like(on_asset)]),
         compromised=state.compromised.at[rebuilt].set(False, mode="drop"),
         touched=state.touched.at[jnp.where(containment, target, dims.entities)].set(True, mode="drop"),
-        marks=marks.at[CONFIRMED, rebuilt].set(False, mode="drop"),
+        marks=marks,
         load=state.load + jnp.where(changes, load_per_value * scenario.value[target], 0.0),
         forensics=f._replace(
             entity=f.entity.at[slot].set(target, mode="drop"),

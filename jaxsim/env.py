@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,21 +34,39 @@ from jaxsim.types import (
 )
 
 
-def reset(dims: Dims, key: Array, params: Params) -> State:
-    """Tick 0: nothing has happened, no alerts. Draws the attacker's personality and what its attack is."""
-    scenario = params.scenario
+class Drawn(NamedTuple):
+    """What is drawn at reset; all else of a first state is the same for all episodes."""
+
+    personality: Personality
+    who: Array  # () int32
+    dealt: attacker.Dealt
+
+
+def draw(dims: Dims, key: Array, params: Params) -> Drawn:
+    """The attacker's personality, and what its attack is."""
     u = jax.random.uniform(key, (), jnp.float32)
     before = jnp.cumsum(params.personality_weights)[:-1]
     who = jnp.sum(u >= before, dtype=jnp.int32)
     dealt = attacker.deal(dims, jax.random.bits(jax.random.fold_in(key, 1), (6,), jnp.uint32), params)
+    return Drawn(Personality(*(x[who] for x in params.personalities)), who, dealt)
+
+
+def reset(dims: Dims, key: Array, params: Params) -> State:
+    """Tick 0: nothing has happened, no alerts. Draws the attacker's personality and what its attack is."""
+    return begin(dims, draw(dims, key, params), params)
+
+
+def begin(dims: Dims, drawn: Drawn, params: Params) -> State:
+    """Tick 0 of the episode for which these were drawn."""
+    scenario, dealt = params.scenario, drawn.dealt
     f32, i32 = jnp.float32, jnp.int32
     s, n, lag, k, f = dims.stages, dims.entities, dims.max_lag, dims.alerts, dims.forensics
     return State(
         tick=jnp.zeros((), i32),
         end=jnp.full((), RUNNING, i32),
         acted=jnp.zeros((), bool),
-        personality=Personality(*(x[who] for x in params.personalities)),
-        who=who,
+        personality=drawn.personality,
+        who=drawn.who,
         attack=dealt.attack,
         next_start=dealt.next_start,
         targets=dealt.targets,

@@ -3,9 +3,10 @@
 Episode e of `key` draws from fold_in(key, e), its reset from tick 0 of that key and its tick t from tick t of it. So an
 episode is the same whatever the batch, and two policies meet the same attacker luck (common random numbers).
 
-A batch is some policies in BLOCK episodes each, and a tick of it is three small programs: the policy acts, the
-simulator advances, the reward pays. So whatever is played, with any number of policies and episodes and under any
-rewards, the simulator is compiled once. Plans, of which a search plays millions, have a program for whole episodes.
+A batch is some policies in BLOCK episodes each, and a tick of it is two small programs, the policy acts and the
+simulator advances; two more draw the noise of LOOK ticks and pay the reward of as many. So whatever is played, with any
+number of policies and episodes and under any rewards, the simulator is compiled once a size of batch. Plans, of which a
+search plays millions, have a program for whole episodes.
 """
 
 import os
@@ -22,13 +23,14 @@ from chex import Array
 
 from jaxsim import actions, check, env, noise, policies, reward
 from jaxsim.noise import Noise
+from jaxsim.packed import Packed, pack, unpack
 from jaxsim.policies import Policy
 from jaxsim.types import CONFIRMED, RUNNING, VERBS, Channels, Dims, Observation, Params, RewardWeights, Signals, State
 
 BLOCK = 32  # episodes of a policy in a batch
 GROUPS = (1, 8, 64)  # policies in a batch, as many as are needed; each size is compiled for itself
 PLANS = (1, 32)  # the same of a batch of plans
-LOOK = 8  # ticks after which a batch is asked whether all its episodes are over
+LOOK = 8  # ticks that are drawn and paid together, after which a batch is asked whether all its episodes are over
 WORKERS = min(4, os.cpu_count() or 1)  # batches side by side
 CHANNELS = ("alerts", "forensics", "controls")  # of an observation, that `exchange` can take from another episode
 
@@ -163,8 +165,22 @@ def finish(state: State, stats: EpisodeStats, params: Params) -> EpisodeStats:
 # --- the programs of a batch; leading axes G policies, B episodes ----------------------------------------------------
 
 
+class Lane(NamedTuple):
+    """An episode in progress. Every array that a program returns costs it some microseconds: no more than changes."""
+
+    state: State
+    verbs: Array  # this and the next as in EpisodeStats
+    first_containment: Array
+    blind: Array
+
+
 def _over_lanes(f: Callable[..., Any]) -> Callable[..., Any]:
     return jax.vmap(jax.vmap(f))
+
+
+def _stats(lane: Lane, params: Params) -> EpisodeStats:
+    """What is known of an episode in progress; all else is that of one that has not begun."""
+    return no_stats(params)._replace(verbs=lane.verbs, first_containment=lane.first_containment, blind=lane.blind)
 
 
 # What of a state is drawn at reset; all else is the same for all episodes.
@@ -172,8 +188,12 @@ DRAWN = ("personality", "who", "attack", "next_start", "targets", "order")
 
 
 @partial(jax.jit, static_argnames=("dims", "impl"))
-def _begin(dims: Dims, params: Params, keys: Array, impl: str) -> State:
-    """The first states; `keys` (G, B, ...) uint32 are key data. Only what is DRAWN has the leading axes."""
+def _begin(dims: Dims, given: Packed, keys: Array, impl: str) -> State:
+    """The first states; `given` are Params without a reward, `keys` (G, B, ...) uint32 key data.
+
+    Only what is DRAWN has the leading axes.
+    """
+    params = unpack(given)
     axes: Any = State._make(0 if name in DRAWN else None for name in State._fields)
     began: State = jax.vmap(jax.vmap(lambda key: start(dims, key, params), out_axes=axes), out_axes=axes)(
         jax.random.wrap_key_data(keys, impl=impl)
@@ -182,9 +202,12 @@ def _begin(dims: Dims, params: Params, keys: Array, impl: str) -> State:
 
 
 @partial(jax.jit, static_argnames=("impl",))
-def _noise(keys: Array, impl: str, tick: Array) -> Array:
-    """(G, B, 16): the noise of a tick of all episodes."""
-    return _over_lanes(lambda key: tick_noise(key, tick))(jax.random.wrap_key_data(keys, impl=impl))
+def _noise(keys: Array, impl: str, tick: Array) -> tuple[Array, ...]:
+    """(G, B, 16) each: the noise of LOOK ticks of all episodes, from `tick` on."""
+    lanes = jax.random.wrap_key_data(keys, impl=impl)
+    ticks = tick + np.arange(LOOK, dtype=np.int32)
+    blocks = jax.vmap(lambda t: _over_lanes(lambda key: tick_noise(key, t))(lanes))(ticks)
+    return tuple(blocks)
 
 
 def _spread(tree: Any, shape: tuple[int, ...]) -> Any:
@@ -207,13 +230,14 @@ def _act(
     dims: Dims,
     policy: Policy,
     parameters: Any,
-    params: Params,
+    given: Packed,
     memory: Any,
     state: State,
     block: Array,
     swap: tuple[Array, Array] | None,
 ) -> tuple[Array, Any]:
     """(action, memory); `swap`: donors, (G, B), and the channels of `exchange`."""
+    params = unpack(given)
 
     def act(p: Any, m: Any, s: State, obs: Observation, b: Array) -> tuple[Array, Any]:
         action, after = policy.act(dims, p, m, (obs, s) if policy.privileged else obs, b[Noise.POLICY_VERB :])
@@ -228,32 +252,45 @@ def _act(
     return acted
 
 
-@partial(jax.jit, static_argnames=("dims",), donate_argnames=("state", "stats"))
-def _advance(
-    dims: Dims, params: Params, state: State, action: Array, block: Array, stats: EpisodeStats
-) -> tuple[State, EpisodeStats, Array, Array, Array]:
-    """(state, statistics but for signals, (G, B, 14) signals, action, () bool: some go on)."""
+@partial(jax.jit, static_argnames=("dims",), donate_argnames=("lanes",))
+def _advance(dims: Dims, given: Packed, lanes: Lane, action: Array, block: Array) -> tuple[Lane, Array, Array, Array]:
+    """(lanes, (G, B, 14) signals, action, () bool: some go on)."""
+    params = unpack(given)
 
-    def one(s: State, a: Array, b: Array, e: EpisodeStats) -> Any:
-        after, tallied, signals, a = advance(dims, s, a, b, params, e)
+    def one(lane: Lane, a: Array, b: Array) -> Any:
+        after, stats, signals, a = advance(dims, lane.state, a, b, params, _stats(lane, params))
+        lane = Lane(after, stats.verbs, stats.first_containment, stats.blind)
         # One array instead of fourteen compiles and runs in less time.
-        return after, tallied._replace(signals=e.signals), jnp.stack(signals), a
+        return lane, jnp.stack(signals), a
 
-    lanes = _over_lanes(one)(state, action, block, stats)
-    return *lanes, jnp.any(lanes[0].end == RUNNING)
+    after, signals, action = _over_lanes(one)(lanes, action, block)
+    return after, signals, action, jnp.any(after.state.end == RUNNING)
 
 
 @partial(jax.jit, donate_argnames=("points", "sums"))
 def _pay(
-    points: tuple[Array, Channels], sums: Array, signals: Array, weights: RewardWeights
+    points: tuple[Array, Channels], sums: Array, signals: tuple[Array, ...], weights: RewardWeights
 ) -> tuple[tuple[Array, Channels], Array]:
-    """(points, sums of the signals, (G, B, 14)) after a tick with the (G, B, 14) signals."""
-    return _over_lanes(lambda p, s: paid(p, Signals(*s), weights))(points, signals), sums + signals
+    """(points, sums of the signals, (G, B, 14)) after as many ticks as there are (G, B, 14) signals."""
+
+    def tick(carry: Any, s: Array) -> tuple[Any, None]:
+        points, sums = carry
+        return (_over_lanes(lambda p, s: paid(p, Signals(*s), weights))(points, s), sums + s), None
+
+    after: tuple[tuple[Array, Channels], Array] = jax.lax.scan(tick, (points, sums), jnp.stack(signals))[0]
+    return after
 
 
 @jax.jit
-def _finish(params: Params, state: State, stats: EpisodeStats) -> EpisodeStats:
-    done: EpisodeStats = _over_lanes(lambda s, e: finish(s, e, params))(state, stats)
+def _finish(given: Packed, lanes: Lane, points: tuple[Array, Channels], sums: Array) -> EpisodeStats:
+    """The statistics of the episodes of lanes that are over."""
+    params = unpack(given)
+
+    def one(lane: Lane, p: tuple[Array, Channels], s: Array) -> EpisodeStats:
+        stats = _stats(lane, params)._replace(episode_return=p[0], channels=p[1], signals=Signals(*s))
+        return finish(lane.state, stats, params)
+
+    done: EpisodeStats = _over_lanes(one)(lanes, points, sums)
     return done
 
 
@@ -289,8 +326,9 @@ class Batch(NamedTuple):
     episode: np.ndarray  # (G, BLOCK) int, which of the E episodes; a block that is not full goes round
 
 
-# What is done to the states of a batch before a tick is played.
-Meddle = Callable[[State, Batch, int], State]
+# What is done to the states of a batch, leaves (G, BLOCK, ...), before a tick is played; None leaves them alone.
+Change = Callable[[State], State]
+Meddle = Callable[[Batch, int], Change | None]
 
 
 def _batches(many: int, episodes: int, sizes: tuple[int, ...]) -> list[Batch]:
@@ -333,36 +371,42 @@ def _play(
     keys: tuple[np.ndarray, str],
     swap: tuple[np.ndarray, np.ndarray] | None,
     record: bool,
-    meddle: Callable[[State, int], State] | None,
+    meddle: Callable[[int], Change | None] | None,
 ) -> tuple[EpisodeStats, Trajectory | None]:
     """Play a batch, its parameters (G, ...) and keys (G, B, ...); NumPy, record (G, B, T, ...)."""
     horizon = int(np.max(params.scenario.horizon))
     weights = params.reward
-    bare = params._replace(reward=None)  # type: ignore[arg-type] # whatever the reward, one program
+    # Whatever the reward, one program.
+    bare = jax.tree.map(np.asarray, params._replace(reward=None))  # type: ignore[arg-type]
+    given = jax.tree.map(jnp.asarray, pack(bare))
     parameters, data, donor = jax.tree.map(jnp.asarray, (parameters, keys[0], swap))
     shape = data.shape[:2]
-    began = _begin(dims, bare, data, keys[1])
+    began = _begin(dims, given, data, keys[1])
     same = {n: _spread(x, shape) for n, x in began._asdict().items() if n not in DRAWN}
-    state, stats = began._replace(**same), _spread(no_stats(bare), shape)
+    new = no_stats(bare)
+    lanes = Lane(began._replace(**same), *_spread((new.verbs, new.first_containment, new.blind), shape))
     memory = _remember(dims, policy, parameters, shape[1])
     sums = jnp.zeros((*shape, len(Signals._fields)), jnp.float32)
     zero = np.zeros(np.shape(weights.clip), np.float32)
     points = _spread((zero, Channels(*[zero] * len(Channels._fields))), shape)
+    nothing = jnp.zeros_like(sums)
     ticks: list[tuple[Array, Array]] = []
-    for tick in range(horizon):
-        if meddle is not None:
-            state = meddle(state, tick)
+    for first in range(0, horizon, LOOK):
         # Who is still playing has the same tick; the others draw in vain.
-        block = _noise(data, keys[1], np.int32(tick + 1))
-        action, memory = _act(dims, policy, parameters, bare, memory, state, block, donor)
-        state, stats, signals, action, going = _advance(dims, bare, state, action, block, stats)
-        points, sums = _pay(points, sums, signals, weights)
-        if record:
-            ticks.append((signals, action))
-        if tick % LOOK == LOOK - 1 and not going:
+        blocks, unpaid = _noise(data, keys[1], np.int32(first + 1)), []
+        for tick, block in zip(range(first, min(first + LOOK, horizon)), blocks, strict=False):
+            change = meddle(tick) if meddle else None
+            if change is not None:
+                lanes = lanes._replace(state=change(lanes.state))
+            action, memory = _act(dims, policy, parameters, given, memory, lanes.state, block, donor)
+            lanes, signals, action, going = _advance(dims, given, lanes, action, block)
+            unpaid.append(signals)
+            if record:
+                ticks.append((signals, action))
+        points, sums = _pay(points, sums, (*unpaid, *[nothing] * (LOOK - len(unpaid))), weights)
+        if not going:
             break
-    stats = stats._replace(signals=Signals(*jnp.moveaxis(sums, -1, 0)))
-    stats = _finish(bare, state, stats)._replace(episode_return=points[0], channels=points[1])
+    stats = _finish(given, lanes, points, sums)
 
     trajectory = None
     if record:
@@ -422,7 +466,8 @@ def rollout_many(
 
     Returns NumPy arrays: stats with axes (M, E), and with `record` the per-tick record with axes (M, E, T),
     T = the horizon. `shuffle` names CHANNELS of the observation that each episode gets from another one, see `donors`.
-    `meddle(states, batch, tick)` may put other states, leaves (G, BLOCK, ...), in the place of those of before a tick.
+    `meddle(batch, tick)` may return what puts other states, leaves (G, BLOCK, ...), in the place of those of before a
+    tick.
     Raises ValueError for an unknown channel.
     """
     check.kind("env_", env_, env.Env, "the one that `make` returns")
@@ -439,7 +484,7 @@ def rollout_many(
     def play(batch: Batch) -> tuple[EpisodeStats, Trajectory | None]:
         some = jax.tree.unflatten(tree, [x[batch.policy] for x in leaves])
         swap = (donor[batch.episode], named) if shuffle else None
-        watched = (lambda state, tick: meddle(state, batch, tick)) if meddle else None
+        watched = partial(meddle, batch) if meddle else None
         return _play(env_.dims, params, policy, some, (data[batch.episode], impl), swap, record, watched)
 
     with _fitting(parameters):

@@ -104,15 +104,14 @@ def surface(dims: Dims, state: State, live: Array, extra: tuple[Array, Array, Ar
     skipped = sum((d & (k < oldest)).astype(jnp.int32) for k, d in enumerate(due))
     ranks = [b - skipped + jnp.where(k < oldest, staged, 0) for k, b in enumerate(before)]
     events = [(d, r, pending.code[p[0]], pending.severity[p]) for d, r, p in zip(due, ranks, places, strict=True)]
-    slots = np.arange(size, dtype=np.int32)
-    code, severity, new = ring.code, ring.severity, jnp.zeros(size, bool)
+    # Whom each slot waits for, by rank; below 0 is what it has already.
+    awaited = ring_numbers(count, size) - ring.count
+    code, severity = ring.code, ring.severity
     for arrives, rank, its_code, its_severity in [*events, (extra[0], staged, extra[1], extra[2])]:
-        number = ring.count + rank
-        takes = arrives & (number >= count - size) & (slots == number % size)
+        takes = arrives & (awaited == rank)
         code = jnp.where(takes, its_code, code)
         severity = jnp.where(takes, its_severity, severity)
-        new |= takes
-    return AlertRing(code, severity, jnp.where(new, state.tick, ring.tick), count)
+    return AlertRing(code, severity, jnp.where(awaited >= 0, state.tick, ring.tick), count)
 
 
 def view(dims: Dims, ring: AlertRing) -> Alerts:

@@ -27,10 +27,10 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import scenarios
-from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Policy, options, twin_policies, twin_reward, twin_rules
+from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Policy, noise, options, twin_policies, twin_reward, twin_rules
 from jaxsim import env as env_module
 from jaxsim.compile import dims_of
-from jaxsim.noise import Noise, draw
+from jaxsim.noise import Noise
 from jaxsim.reward import channels, total
 from jaxsim.types import RUNNING, Params, State
 from jaxsim_soc import cli
@@ -57,23 +57,36 @@ Line = dict[str, Any]
 
 
 class Lane(NamedTuple):
-    """One of the episodes in progress; a batch adds a leading axis."""
+    """One of the episodes in progress; a batch adds a leading axis.
+
+    What a later tick reads at many places is in the lane: what is not, the compiler computes again at every use.
+    """
 
     episode: Array  # () int32, its number
-    key: Array  # () key of the episode
-    block: Array  # (16,) float32, the next tick's noise: drawn a tick ahead, or the compiler draws it at every use
-    state: State
+    block: Array  # (16,) float32, the next tick's noise
+    state: State  # replaced at the start of a tick when it is over
     memory: Any  # the policy's
+    drawn: env_module.Drawn  # of the next episode
     points: Array  # () float32, all rewards so far
     seen: Array  # () int32, checksum of all observations so far, modulo 2**32
 
 
-def begin(dims: Dims, policy: Policy, parameters: Any, params: Params, root: Array, episode: Array) -> Lane:
-    """A lane at tick 0 of an episode; the draws are those of the same episode in `jaxsim.rollout`."""
-    key = jax.random.fold_in(root, episode)
-    state = env_module.reset(dims, jax.random.fold_in(key, 0), params)
-    block, memory = draw(jax.random.fold_in(key, 1)), policy.init(dims, parameters)
-    return Lane(episode, key, block, state, memory, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+def draw_episode(dims: Dims, params: Params, root: Array, episode: Array) -> env_module.Drawn:
+    """What the reset of an episode draws, as that of the same episode in `jaxsim.rollout`."""
+    return env_module.draw(dims, jax.random.fold_in(jax.random.fold_in(root, episode), 0), params)
+
+
+def draw_tick(root: Array, episode: Array, tick: Array) -> Array:
+    """The noise of a tick of an episode, (16,), as that in `jaxsim.rollout`."""
+    return noise.draw(jax.random.fold_in(jax.random.fold_in(root, episode), tick))
+
+
+def begin(dims: Dims, policy: Policy, batch: int, parameters: Any, params: Params, root: Array, episode: Array) -> Lane:
+    """A lane at tick 0 of an episode."""
+    state = env_module.begin(dims, draw_episode(dims, params, root, episode), params)
+    block, memory = draw_tick(root, episode, jnp.int32(1)), policy.init(dims, parameters)
+    drawn = draw_episode(dims, params, root, episode + batch)
+    return Lane(episode, block, state, memory, drawn, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
 
 def checksum(tree: Any) -> Array:
@@ -84,21 +97,21 @@ def checksum(tree: Any) -> Array:
 
 
 def tick(dims: Dims, policy: Policy, batch: int, parameters: Any, params: Params, root: Array, lane: Lane) -> Lane:
-    """Observe, act, transition, reward; then the next episode if this one is over."""
-    obs = env_module.observe(dims, lane.state, params)
-    action, memory = policy.act(dims, parameters, lane.memory, obs, lane.block[Noise.POLICY_VERB :])
-    state, signals = env_module.transition(dims, lane.state, action, lane.block, params)
+    """The next episode if the last one is over; observe, act, transition, reward."""
+    over = lane.state.end != RUNNING
+    fresh = env_module.begin(dims, lane.drawn, params), policy.init(dims, parameters)
+    state, memory = jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, (lane.state, lane.memory))
+    episode = lane.episode + jnp.where(over, batch, 0)
+
+    obs = env_module.observe(dims, state, params)
+    action, memory = policy.act(dims, parameters, memory, obs, lane.block[Noise.POLICY_VERB :])
+    state, signals = env_module.transition(dims, state, action, lane.block, params)
     points = lane.points + total(channels(signals, params.reward), params.reward)
 
+    drawn = draw_episode(dims, params, root, episode + batch)
     over = state.end != RUNNING
-    episode = lane.episode + jnp.where(over, batch, 0)
-    key = jax.random.fold_in(root, episode)
-    fresh = env_module.reset(dims, jax.random.fold_in(key, 0), params)
-    state, memory = jax.tree.map(
-        lambda new, old: jnp.where(over, new, old), (fresh, policy.init(dims, parameters)), (state, memory)
-    )
-    block = draw(jax.random.fold_in(key, state.tick + 1))
-    return Lane(episode, key, block, state, memory, points, lane.seen + checksum(obs))
+    block = draw_tick(root, episode + jnp.where(over, batch, 0), jnp.where(over, 0, state.tick) + 1)
+    return Lane(episode, block, state, memory, drawn, points, lane.seen + checksum(obs))
 
 
 @partial(jax.jit, static_argnames=("dims", "policy", "ticks"))
@@ -106,10 +119,10 @@ def steps(
     dims: Dims, policy: Policy, ticks: int, parameters: Any, params: Params, root: Array, episodes: Array
 ) -> tuple[Array, Array, Array]:
     """Play `ticks` ticks in a lane for each of `episodes`, (B,); points, checksum and episode number, each (B,)."""
-    lanes = jax.vmap(partial(begin, dims, policy, parameters, params, root))(episodes)
+    lanes = jax.vmap(partial(begin, dims, policy, len(episodes), parameters, params, root))(episodes)
     one = jax.vmap(partial(tick, dims, policy, len(episodes), parameters, params, root))
     lanes, _ = jax.lax.scan(lambda carry, _: (one(carry), None), lanes, length=ticks)
-    return lanes.points, lanes.seen, lanes.episode
+    return lanes.points, lanes.seen, lanes.episode + jnp.where(lanes.state.end != RUNNING, len(episodes), 0)
 
 
 def over_devices(batch: int, devices: int) -> tuple[Array, int]:

@@ -21,7 +21,7 @@ from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
 from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
 from jaxsim.noise import Noise
 from jaxsim.policies import BASELINES
-from jaxsim.rollouts import CHANNELS, Batch, rollout_many
+from jaxsim.rollouts import CHANNELS, Batch, Change, rollout_many
 from jaxsim.types import RUNNING, Dims, Params, RewardWeights, ScenarioArrays, State
 
 WAYS = {name: (name,) for name in CHANNELS} | {"all": CHANNELS}  # to exchange observations
@@ -141,14 +141,16 @@ def forked_returns(
     params = arena.params._replace(reward=jax.tree.map(lambda w: w[r], arena.params.reward))
     forked = np.zeros(len(keys), bool)
 
-    def meddle(state: State, batch: Batch, tick: int) -> State:
+    def meddle(batch: Batch, tick: int) -> Change | None:
         # Both forks are played from tick 0 on: until they part they are the same, so the difference is all to come.
         parts = (batch.policy == 1)[:, None] & (fork_at[batch.episode] == tick)
-        if not parts.any():
+
+        def harm(state: State) -> State:
+            state, parted = _harm(arena.env.dims, params, state, parts)
+            forked[batch.episode[np.asarray(parted)]] = True
             return state
-        state, parted = _harm(arena.env.dims, params, state, parts)
-        forked[batch.episode[np.asarray(parted)]] = True
-        return state
+
+        return harm if parts.any() else None
 
     both = jax.tree.map(lambda x: np.stack([x, x]), candidate.parameters)
     stats, _ = rollout_many(arena.env, params, candidate.policy, both, keys, meddle=meddle)

@@ -22,6 +22,7 @@ import jaxsim
 from grpo.rows import bank, credit
 from jaxsim import recurrent, rollouts
 from jaxsim.audit import ppo
+from jaxsim.packed import pack
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ppo.Settings(lanes=8, minibatches=2, epochs=1)
@@ -67,18 +68,22 @@ def wide() -> list[str]:
     plans, batch, impl = np.zeros((1, 3), np.int32), jax.random.key_data(keys)[None], "threefry2x32"
     swap = rollouts.donors(2)[None], rollouts.named_channels(("alerts",))
 
+    given, none = pack(params._replace(reward=None)), rollouts.no_stats(params)
+
     def tick(policy: Any, parameters: Any, batch: Any) -> Any:
         state = jax.tree.map(lambda x: x[None], jax.vmap(lambda key: rollouts.start(dims, key, params))(keys))
-        stats = jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 2, *x.shape)), rollouts.no_stats(params))
+        own = none.verbs, none.first_containment, none.blind
+        lanes = rollouts.Lane(state, *jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 2, *x.shape)), own))
         memory = rollouts._remember(dims, policy, parameters, 2)
-        block = rollouts._noise(batch, impl, np.int32(1))
-        action, memory = rollouts._act(dims, policy, parameters, params, memory, state, block, swap)
-        state, stats, signals, *_ = rollouts._advance(dims, params, state, action, block, stats)
-        sums = jnp.zeros_like(signals)
-        return rollouts._pay((stats.episode_return, stats.channels), sums, signals, params.reward), state, stats, memory
+        block = rollouts._noise(batch, impl, np.int32(1))[0]
+        action, memory = rollouts._act(dims, policy, parameters, given, memory, state, block, swap)
+        lanes, signals, *_ = rollouts._advance(dims, given, lanes, action, block)
+        points = jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 2)), (none.episode_return, none.channels))
+        points, sums = rollouts._pay(points, jnp.zeros_like(signals), (signals,), params.reward)
+        return rollouts._finish(given, lanes, points, sums), memory
 
     programs = [jax.make_jaxpr(lambda k, a=a: tick(*a, k))(batch) for a in played]
-    programs.append(jax.make_jaxpr(lambda k: rollouts._begin(dims, params, k, impl))(batch))
+    programs.append(jax.make_jaxpr(lambda k: rollouts._begin(dims, given, k, impl))(batch))
     programs.append(jax.make_jaxpr(lambda k: rollouts._plan_returns(dims, plans, params, k, impl))(batch))
     both = recurrent.init_weights(key, restore=True), recurrent.init_critic(key)
 
