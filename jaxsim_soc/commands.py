@@ -11,12 +11,14 @@ from jaxsim_soc import cli
 NAME = "jaxsim-soc"
 DRAWING = ("scipy", "matplotlib", "rich")
 LANGUAGE_MODEL = ("torch", "transformers", "llguidance", *DRAWING, "safetensors")
+SERVER = ("fastapi", "uvicorn", "websockets")
 GROUPS = {
     "rewards": ("audit", "replay", "gate", "search-reward", "ablate-rules", "search-check"),
     "policies": ("evaluate", "train-policy"),
     "language models": ("train", "evaluate-model", "transcript", "export"),
     "scenarios": ("scenarios",),
-    "speed": ("throughput", "generator-speed", "prompting-speed", "credit-speed", "decoding-speed"),
+    "other people's agents": ("serve",),
+    "speed": ("throughput", "generator-speed", "prompting-speed", "credit-speed", "decoding-speed", "serve-speed"),
     "shell": ("completion",),
 }
 
@@ -83,6 +85,8 @@ COMMANDS = {
     "decoding-speed": Command(
         "grpo.speed.decoding_speed", "decisions of a language model a second", LANGUAGE_MODEL, "bench,train"
     ),
+    "serve": Command("serving.serve", "the game over HTTP and WebSocket, for agents of any language", SERVER, "serve"),
+    "serve-speed": Command("serving.load", "ticks a second of a server, and how long a client waits", SERVER, "serve"),
     "completion": Command("jaxsim_soc.completion", "print the completion of a shell", ("shtab",)),
 }
 

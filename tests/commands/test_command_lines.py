@@ -37,6 +37,8 @@ STOPS: dict[str, tuple[str, ...]] = {
     "scenarios": ("_write_all",),
     "search-check": ("make_arenas",),
     "search-reward": ("played", "draw"),
+    "serve": ("served",),
+    "serve-speed": ("measured",),
     "throughput": ("use_devices", "measure"),
     "train": ("started",),
     "train-policy": ("best_of_family", "trained", "generate"),

@@ -18,9 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the bottom to the top: each may import those before it, and itself.
 ROOMS = ["model", "reporting", "playing", "rows", "exporting", "learning", "training", "speed"]
 ORDER = ["jaxsim_soc", "scenarios", "jaxsim", "jaxsim.audit", "prompting", "grpo", *(f"grpo.{room}" for room in ROOMS)]
+ORDER += ["serving"]
 CORE = {"jax", "jaxlib", "chex", "numpy", "pydantic", "pydantic_core", "yaml"}  # what pyproject.toml depends on
 SCRIPTS = {f"grpo.{name}" for name in ("train", "evaluate", "export", "gate", "transcript")}
-HEAVY = "{'torch', 'transformers', 'rich', 'scipy', 'matplotlib', 'optax', 'safetensors'}"
+HEAVY = "{'torch', 'transformers', 'rich', 'scipy', 'matplotlib', 'optax', 'safetensors'"
+HEAVY += ", 'gymnasium', 'fastapi', 'uvicorn'}"
 
 
 def module_name(path: Path) -> str:
