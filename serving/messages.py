@@ -25,6 +25,8 @@ class _Strict(BaseModel):
 class Generated(_Strict):
     """A network drawn at random, see `jaxsim-soc scenarios generate`."""
 
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     entities: int = Field(default=20, ge=10, le=10_000)
     split: Literal["train", "held_out"] = "train"

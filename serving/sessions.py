@@ -22,6 +22,7 @@ from jaxsim.types import Dims, Params
 from jaxsim.version import SIMULATOR_VERSION
 from prompting import Inventory
 from scenarios.generate import generate
+from scenarios.load import in_queue
 from serving.messages import Act, Answer, Generated, Refused, Start
 from serving.pool import Job, Pool, Row
 
@@ -201,14 +202,13 @@ class Sessions:
 
     async def _game(self, start: Start) -> Game:
         reward = start.reward if isinstance(start.reward, str) else tuple(sorted(start.reward.items()))
-        drawn = None if start.generated is None else tuple(start.generated.model_dump().values())
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             self.reader,
             game,
             self.limits.entities,
             start.scenario,
-            drawn,
+            start.generated,
             start.upload,
             start.rules,
             reward,
@@ -287,7 +287,7 @@ def _busy() -> Refused:
 def game(
     entities: int,
     name: str | None,
-    drawn: tuple[int, int, str] | None,
+    drawn: Generated | None,
     upload: str | None,
     rule_set: str,
     reward: Any,
@@ -320,19 +320,18 @@ def game(
     return Game(scenario, prompting.inventory(scenario, room), params, record)
 
 
-def _scenario(
-    entities: int, name: str | None, drawn: tuple[int, int, str] | None, upload: str | None
-) -> scenarios.Scenario:
+def _scenario(entities: int, name: str | None, drawn: Generated | None, upload: str | None) -> scenarios.Scenario:
     if upload is not None:
         return scenarios.loads(upload, "upload.json" if upload.lstrip().startswith("{") else "upload.yaml")
     if drawn is not None:
-        asked = Generated(**dict(zip(Generated.model_fields, drawn, strict=True)))
-        if asked.entities > entities:
-            raise Refused(422, f"generated.entities = {asked.entities} is too many here; give at most {entities}")
-        return generate(asked.seed, asked.entities, asked.split)
-    if name is not None and name not in BUILT_IN:  # a path is none, whatever it leads to
-        raise Refused(422, f"scenario {name[:60]!r} is none that is built in; give one of {', '.join(BUILT_IN)}")
-    return scenarios.load(name or DEFAULT)
+        if drawn.entities > entities:
+            raise Refused(422, f"generated.entities = {drawn.entities} is too many here; give at most {entities}")
+        return generate(drawn.seed, drawn.entities, drawn.split)
+    base, at, queue = (name or DEFAULT).partition("@")
+    if base not in BUILT_IN:  # a path is none, whatever it leads to
+        raise Refused(422, f"scenario {base[:60]!r} is none that is built in; give one of {', '.join(BUILT_IN)}")
+    scenario = scenarios.load(base)
+    return in_queue(scenario, queue) if at else scenario
 
 
 def chosen(act: Act, inventory: Inventory) -> tuple[int, str | None]:
