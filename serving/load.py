@@ -161,16 +161,21 @@ def parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Start a server, play, print; 1 where something is not as it should be."""
     args = parser().parse_args(argv)
+    return played(args.clients, args.seconds, args.seed)
+
+
+def played(clients: int, seconds: int, seed: int) -> int:
+    """The exit code of playing against a server that is started for it."""
     code = f"import sys; sys.argv[0] = '{NAME}'; from jaxsim_soc.commands import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--port", "0", "--sessions", str(args.clients)]
+    command = [sys.executable, "-c", code, "serve", "--port", "0", "--sessions", str(clients)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
-            return against(server, args)
+            return against(server, clients, seconds, seed)
         finally:
             server.terminate()
 
 
-def against(server: subprocess.Popen[str], args: Any) -> int:
+def against(server: subprocess.Popen[str], clients: int, seconds: int, seed: int) -> int:
     """Play against a server that has just been started."""
     assert server.stderr is not None
     began = time.monotonic()
@@ -179,16 +184,16 @@ def against(server: subprocess.Popen[str], args: Any) -> int:
         cli.fail(f"the server did not start: {url!r:.200}; try `{NAME} serve`")
     with urllib.request.urlopen(f"{url}/health"):
         print(f"ready after {time.monotonic() - began:.1f} s")
-    asyncio.run(measured(url, args.clients, args.seconds / 10, args.seed))
+    asyncio.run(measured(url, clients, seconds / 10, seed))
     before = memory(server.pid)
     batches = metric(url, "jaxsim_batches_total")
-    found = asyncio.run(measured(url, args.clients, args.seconds, args.seed + 1))
+    found = asyncio.run(measured(url, clients, seconds, seed + 1))
     after, batches = memory(server.pid), metric(url, "jaxsim_batches_total") - batches
     time.sleep(1)
     left, differ = int(metric(url, "jaxsim_sessions")), wrong(found.episodes)
     half, most, worst = np.percentile(found.seconds, [50, 99, 100]) * 1000
-    rate, ended = len(found.seconds) / args.seconds, len(found.episodes)
-    print(f"{args.clients} clients: {rate:,.0f} ticks/s, {len(found.seconds)} in {batches:.0f} batches")
+    rate, ended = len(found.seconds) / seconds, len(found.episodes)
+    print(f"{clients} clients: {rate:,.0f} ticks/s, {len(found.seconds)} in {batches:.0f} batches")
     print(f"a step takes {half:.1f} ms (p50), {most:.1f} ms (p99), {worst:.1f} ms at most")
     print(f"{ended} episodes, of which {differ} differ from their replay; {found.vanished} clients went away")
     print(f"sessions left open: {left}; memory {before:.0f} MiB, then {after:.0f} MiB")

@@ -38,7 +38,7 @@ STOPS: dict[str, tuple[str, ...]] = {
     "search-check": ("make_arenas",),
     "search-reward": ("played", "draw"),
     "serve": ("served",),
-    "serve-speed": ("measured",),
+    "serve-speed": ("played",),
     "throughput": ("use_devices", "measure"),
     "train": ("started",),
     "train-policy": ("best_of_family", "trained", "generate"),
