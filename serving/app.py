@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.websockets import WebSocketDisconnect
 
@@ -161,7 +162,7 @@ def make(limits: Limits, token: str | None = None, hosts: tuple[str, ...] | None
     @app.get("/schema")
     async def schema() -> dict[str, Any]:
         """JSON schemas of what is sent and answered."""
-        kinds = {"reset": Start, "action": Act, "observation": Answer, "message": Message}
+        kinds: dict[str, type[BaseModel]] = {"reset": Start, "action": Act, "observation": Answer, "message": Message}
         found = {name: kind.model_json_schema() for name, kind in kinds.items()}
         return {**found, "scenario": scenarios.Scenario.model_json_schema()}
 
