@@ -3,13 +3,10 @@
 import asyncio
 import http.client
 import json
-import os
 import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +18,7 @@ import jsonschema
 import numpy as np
 import pytest
 import yaml
+from talking import LIMITS, ROOT, Client, said, started
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -33,54 +31,10 @@ from serving import load
 from serving.app import Guard, make
 from serving.messages import Answer
 from serving.serve import is_local, server
-from serving.sessions import Counts, Limits
+from serving.sessions import Counts
 
-ROOT = Path(__file__).resolve().parent.parent
 BAD = sorted((ROOT / "tests" / "bad_scenarios").iterdir())
 SCENARIO = "insider_repo_pivot_hardened"
-LIMITS = Limits(sessions=6, entities=12, body=64 * 1024)
-
-
-class Client:
-    """Requests to a server."""
-
-    def __init__(self, port: int, app: Any = None) -> None:
-        self.port, self.app = port, app
-
-    @property
-    def sessions(self) -> Any:
-        return self.app.app.state.sessions
-
-    def raw(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body."""
-        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
-        sent = {"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
-        link.request(method, path, body, sent)
-        reply = link.getresponse()
-        found = reply.status, dict(reply.getheaders()), reply.read()
-        link.close()
-        return found
-
-    def ask(self, method: str, path: str, data: Any = None, status: int = 200) -> Any:
-        """What JSON a request is answered, with the status expected."""
-        body = None if data is None else json.dumps(data)
-        got, _, text = self.raw(method, path, body)
-        assert got == status, text
-        return json.loads(text) if text else None
-
-    def begin(self, **start: Any) -> Any:
-        return self.ask("POST", "/sessions", start, 201)
-
-    def step(self, session: str, **act: Any) -> Any:
-        return self.ask("POST", f"/sessions/{session}/step", act)
-
-    def talk(self) -> Any:
-        return connect(f"ws://127.0.0.1:{self.port}/ws", max_size=None, open_timeout=120)
-
-
-def said(link: Any, kind: str, **data: Any) -> Any:
-    link.send(json.dumps({"type": kind, "data": data}))
-    return json.loads(link.recv())
 
 
 @pytest.fixture(scope="module")
@@ -477,23 +431,6 @@ def test_a_token_is_asked_for_everywhere_but_for_health() -> None:
 def test_which_addresses_are_of_this_machine_only() -> None:
     assert all(map(is_local, ("127.0.0.1", "127.8.0.1", "::1", "localhost")))
     assert not any(map(is_local, ("0.0.0.0", "::", "192.168.1.2", "example.org", "", "127.0.0.1.example.org")))
-
-
-def started(folder: Path, *options: str, **variables: str) -> tuple[subprocess.Popen[str], str, list[str]]:
-    """A server in a process of its own, its address, and what it said before."""
-    limits = ["--sessions", str(LIMITS.sessions), "--entities", str(LIMITS.entities), "--port", "0"]
-    command = [sys.executable, "-m", "jaxsim_soc", "serve", *limits, *options]
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=folder, env=os.environ | variables | {"PYTHONPATH": paths}
-    )
-    assert process.stderr is not None
-    lines: list[str] = []
-    for line in process.stderr:
-        if line.startswith("http"):
-            return process, line.split()[0], lines
-        lines.append(line)
-    raise AssertionError(lines)
 
 
 def test_killed_on_all_addresses(tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from test_leaks import HIDDEN
+from worlds import HIDDEN
 
 import jaxsim
 from jaxsim import gym, noise, recurrent, replays
 from jaxsim import lanes as lanes_of
 from jaxsim.types import RUNNING, Dims
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 ID = "jaxsim.gym:Soc-v0"
 SCENARIO = "insider_repo_pivot"
 CLASSIC = {"scenario": SCENARIO, "rules": "classic", "reward": "evidence"}
