@@ -85,7 +85,7 @@ def test_it_holds_the_policies_the_verdicts_and_no_test(built: list[Path]) -> No
         assert path in names
     assert sum(x.startswith("jaxsim/audit/learned/") and x.endswith(".safetensors") for x in names) == 3
     tops = {x.partition("/")[0] for x in names if not x.partition("/")[0].endswith(".dist-info")}
-    assert tops == {"jaxsim_soc", "scenarios", "jaxsim", "prompting", "grpo"}
+    assert tops == {"jaxsim_soc", "scenarios", "jaxsim", "prompting", "grpo", "serving"}
 
 
 def test_it_is_what_runs(bare: Path, place: Path) -> None:
@@ -96,6 +96,7 @@ def test_it_is_what_runs(bare: Path, place: Path) -> None:
     found = subprocess.check_output([bare / "bin" / "python", "-c", code], cwd=place, env=given, text=True).split()
     assert all(Path(x).is_relative_to(bare) for x in found)
     assert said(bare, place, "--version").startswith("jaxsim-soc ")
+    assert "--token-file" in said(bare, place, "serve", "--help")
 
 
 def test_scenarios(bare: Path, place: Path) -> None:
