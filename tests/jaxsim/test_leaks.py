@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.interpreters.partial_eval import dce_jaxpr
-from worlds import ALL_ON, DIMS, HIDDEN, SCENARIO, busy_episodes, dims_under, params_of, play, play_on, scrambled
+from worlds import ALL_ON, DIMS, HIDDEN, SCENARIO, WORLDS, busy_episodes, params_of, play, play_worlds, scrambled
 
 from jaxsim import env
 from jaxsim.rollouts import start
 from jaxsim.rules import PERSONALITIES
-from jaxsim.types import EXFIL, INVESTIGATE, RUNNING, AlertRing, ForensicRing, Observation, Params, State
+from jaxsim.types import EXFIL, RUNNING, AlertRing, ForensicRing, Observation, Params, State
 
 VISIBLE = {".tick", ".marks"} | {f".alerts.{f}" for f in AlertRing._fields}
 VISIBLE |= {f".forensics.{f}" for f in ForensicRing._fields}
@@ -78,48 +78,6 @@ def test_an_observation_changes_with_nothing_hidden(rules: str, shown: set[str])
 
 
 # --- whole episodes -------------------------------------------------------------------------------------------------
-
-
-WORLDS = 48
-
-
-def play_worlds(rules: str) -> tuple[State, Params]:
-    """The same noise and actions in WORLDS hidden worlds, states (W, E, T + 1); the worlds share what is visible.
-
-    No stage raises an alert, and nobody investigates: what happens can be known from nothing. The benign activities
-    keep their roles, since their alerts name them.
-    """
-    params, dims = params_of(rules), dims_under(rules)
-    silent = params.scenario._replace(stage_detection=jnp.zeros(DIMS.stages, jnp.float32))
-    keys, plans = busy_episodes(6, INVESTIGATE, dims)
-
-    def world(luck: Any) -> State:
-        roles, order, who, success, delay, retry, attack = jax.random.split(luck, 7)
-        chances = jax.random.uniform(success, (DIMS.stages,)) ** 0.3
-        rest = jax.random.randint(retry, (), 1, 9)
-        own = params._replace(
-            scenario=silent._replace(stage_success=chances),
-            rules=params.rules._replace(retry_delay=jnp.stack([rest, rest])),
-        )
-        dealt = jax.random.randint(roles, (2, DIMS.stages), -1, jnp.asarray([[DIMS.assets], [DIMS.identities]]))
-        dealt = jnp.where((dealt >= 0) & (np.arange(2)[:, None] == 1), dealt + DIMS.assets, dealt)
-        index = jax.random.randint(who, (), 0, len(PERSONALITIES))
-
-        def episode(key: Any, plan: Any) -> State:
-            state = start(DIMS, key, params)
-            state = state._replace(
-                who=index,
-                personality=jax.tree.map(lambda x: x[index], params.personalities),
-                targets=state.targets.at[:, : DIMS.stages].set(dealt),
-                order=(jax.random.permutation(order, DIMS.stages) * 256 + np.arange(DIMS.stages)).astype(jnp.int32),
-                attack=jax.random.bernoulli(attack, 0.75),
-                next_start=jax.random.randint(delay, (), 1, 22),
-            )
-            return play_on(own, state, key, plan, dims)
-
-        return jax.vmap(episode)(keys, plans)
-
-    return jax.jit(jax.vmap(world))(jax.random.split(jax.random.key(6), WORLDS)), params
 
 
 @pytest.fixture(scope="module")
