@@ -81,7 +81,7 @@ CLASSIC = Rules(
     resumption=False,
     background_severity=(0.10, 0.45),
 )
-HARDENED = Rules(
+HARDENED = CLASSIC._replace(
     run_to_horizon=True,
     attack_probability=0.6,
     attack_delay=(0, 20),
@@ -91,12 +91,6 @@ HARDENED = Rules(
     hide_personality=True,
     evidence_once=True,
     earned_clean=True,
-    foothold=False,
-    liftable=False,
-    eradication=False,
-    believable_paths=0.0,
-    resumption=False,
-    background_severity=(0.10, 0.45),
 )
 
 Target = tuple[str | None, str | None]  # an asset and an identity

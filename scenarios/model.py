@@ -25,8 +25,9 @@ MAX_QUEUES = 8
 MAX_TICKS = 10_000
 MAX_LAG = 64
 
-ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-SCENARIO_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63})?$"  # a name, and a queue
+_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+ID_PATTERN = rf"^{_ID}$"
+SCENARIO_ID_PATTERN = rf"^{_ID}(@{_ID})?$"  # a name, and a queue
 LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._/-]{0,63}$"
 _ID_TEXT = "letters, digits, '.', '_' and '-', beginning with a letter or digit, at most 64 in all"
 _LABEL_TEXT = "letters, digits, spaces and any of . _ / -, beginning with a letter or digit, at most 64 in all"
