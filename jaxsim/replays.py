@@ -15,7 +15,7 @@ from jaxsim import check, env, noise, reward, rollouts
 from jaxsim.actions import INVALID
 from jaxsim.names import parse_action
 from jaxsim.types import Channels, Dims, Observation, Params, Signals, State
-from jaxsim.version import SIMULATOR_VERSION
+from jaxsim.version import SIMULATOR_VERSION, is_kept, name_now
 from scenarios.read import file_text
 
 FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {  # type, and how to say it
@@ -76,7 +76,10 @@ def replay(env_: env.Env, params: Params, key: Array, episode: int, actions: Arr
 
 
 def load_record(path: str | Path) -> dict[str, Any]:
-    """A replay record from a JSON file. Raises ValueError naming file, field, value and remedy."""
+    """A replay record from a JSON file, with the names that its rules and reward have now.
+
+    Raises ValueError naming file, field, value and remedy.
+    """
     try:
         record = json.loads(file_text(str(path), "replay record"))
     except (ValueError, RecursionError) as error:
@@ -94,12 +97,15 @@ def load_record(path: str | Path) -> dict[str, Any]:
     for i, action in enumerate(record["actions"]):
         if not isinstance(action, str):
             raise ValueError(f"{path}: actions[{i}] = {action!r:.60}: wrong type; give text, such as 'MONITOR'")
-    if record["version"] != SIMULATOR_VERSION:
+    version = record["version"]
+    if not is_kept(version):
         raise ValueError(
-            f"{path}: version = {record['version']!r}: recorded by another version of the simulator's rules; "
+            f"{path}: version = {version!r}: recorded by another version of the simulator's rules; "
             f"this is {SIMULATOR_VERSION!r}, and the episode would differ; replay it with that version"
         )
-    return record
+    weights = record["reward"]
+    now = {"rules": name_now(version, record["rules"]), "version": SIMULATOR_VERSION}
+    return record | now | {"reward": name_now(version, weights) if isinstance(weights, str) else weights}
 
 
 def play_record(record: dict[str, Any]) -> tuple[scenarios.Scenario, env.Env, Replay]:

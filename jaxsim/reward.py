@@ -36,8 +36,8 @@ PRESETS: dict[str, dict[str, float]] = {
     "capped": _EVIDENCE | {"evidence": 0.0, "disruption_cap": 0.6},
     "linear": _EVIDENCE | {"evidence": 0.0},
     "evidence": _EVIDENCE,
-    # Found by `jaxsim-soc search-reward`. Neither cap nor clip: a return is linear in what happened.
-    "operational": {
+    # The default until simulator 1, for `hardened1`, found as the next one.
+    "operational1": {
         "detection": 0.021,
         "active_block": 1.3,
         "preemptive_block": 0.052,
@@ -53,6 +53,25 @@ PRESETS: dict[str, dict[str, float]] = {
         "stage_left": 0.16,
         "passive": 0.0,
         "investigation": 0.0,
+        "clip": math.inf,
+    },
+    # Found by `jaxsim-soc search-reward`. Neither cap nor clip: a return is linear in what happened.
+    "operational": {
+        "detection": 0.1,
+        "active_block": 0.13,
+        "preemptive_block": 0.0083,
+        "containment_cost": 0.0,
+        "evidence": 0.48,
+        "false_positive": -1.7,
+        "disruption": -0.12,
+        "disruption_cap": math.inf,
+        "invalid_action": -0.6,
+        "exfil": -6.0,
+        "exfil_stage_left": 1.2,
+        "clean": 0.15,
+        "stage_left": 1.2,
+        "passive": 0.0,
+        "investigation": -0.0022,
         "clip": math.inf,
     },
 }

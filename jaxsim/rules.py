@@ -112,17 +112,20 @@ SWITCHES: dict[str, Switch] = {
         "severity says nothing of background alerts, where a tuned sensor would rank them lower",
     ),
 }
+# The default until simulator 1; witnesses, policies and adapters of that game keep a home.
+_HARDENED1 = (
+    "run_to_horizon",
+    "unknown_attack",
+    "unknown_path",
+    "persistence",
+    "hidden_personality",
+    "evidence_once",
+    "earned_clean",
+)
 PRESETS: dict[str, tuple[str, ...]] = {
     "classic": (),
-    "hardened": (
-        "run_to_horizon",
-        "unknown_attack",
-        "unknown_path",
-        "persistence",
-        "hidden_personality",
-        "evidence_once",
-        "earned_clean",
-    ),
+    "hardened1": _HARDENED1,
+    "hardened": (*_HARDENED1, "foothold", "liftable", "eradication", "resumption"),
 }
 
 PERSONALITIES: dict[str, dict[str, float | bool]] = {

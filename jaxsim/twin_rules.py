@@ -81,7 +81,7 @@ CLASSIC = Rules(
     resumption=False,
     background_severity=(0.10, 0.45),
 )
-HARDENED = CLASSIC._replace(
+HARDENED1 = CLASSIC._replace(
     run_to_horizon=True,
     attack_probability=0.6,
     attack_delay=(0, 20),
@@ -92,6 +92,7 @@ HARDENED = CLASSIC._replace(
     evidence_once=True,
     earned_clean=True,
 )
+HARDENED = HARDENED1._replace(foothold=True, liftable=True, eradication=True, resumption=True)
 
 Target = tuple[str | None, str | None]  # an asset and an identity
 

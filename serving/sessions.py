@@ -93,7 +93,7 @@ class Sessions:
         self.reader = ThreadPoolExecutor(1, "scenarios")  # parsing an upload keeps no other client waiting
         room = Dims(limits.entities, limits.entities, STAGES, LAG, benign=BENIGN)
         first = scenarios.load(DEFAULT)
-        sizes = {name: room._replace(restore=rules.restores(name)) for name in ("hardened", "hardened+liftable")}
+        sizes = {name: room._replace(restore=rules.restores(name)) for name in ("hardened1", "hardened")}
         self.pools = {
             dims: Pool(dims, limits.sessions, env.make_params(first, dims, name, "operational", "any"))
             for name, dims in sizes.items()

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from jaxsim.recurrent import HEADS, VIEWS, Learned, Weights, init_weights
-from jaxsim.version import SIMULATOR_VERSION
+from jaxsim.version import SIMULATOR_VERSION, is_kept, name_now
 
 FORMAT = "jaxsim-soc recurrent policy 1"
 OWN = Path(str(files("jaxsim.audit"))) / "learned"  # the policies that come with the project
@@ -50,7 +50,10 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint. Raises ValueError, naming file and remedy, when it is not one or is of another simulator."""
+    """Read a checkpoint, with the names that its rules and reward have now.
+
+    Raises ValueError, naming file and remedy, when it is not one or is of a simulator whose game is not kept.
+    """
     path = Path(path)
     try:
         with safe_open(path, framework="numpy") as file:
@@ -62,9 +65,10 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         ) from None
     if about.get("format") != FORMAT or about.get("view") not in VIEWS:
         raise ValueError(f"{path}: not a policy of this project; train one with jaxsim-soc train-policy")
-    if about.get("simulator_version") != SIMULATOR_VERSION:
+    version = about.get("simulator_version", "")
+    if not is_kept(version):
         raise ValueError(
-            f"{path}: simulator_version = {about.get('simulator_version')!r}, but this is {SIMULATOR_VERSION!r}; "
+            f"{path}: simulator_version = {version!r}, but this is {SIMULATOR_VERSION!r}; "
             "train it again with jaxsim-soc train-policy"
         )
     width = max(1, tensors["embed_bias"].size) if "embed_bias" in tensors else 1
@@ -78,4 +82,5 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             f"{path}: {wrong} has shape {found.get(wrong)}, not {wanted.get(wrong)}, or numbers are no finite float32; "
             "train it again with jaxsim-soc train-policy"
         )
-    return Checkpoint(Weights(**tensors), about)
+    named = {k: name_now(version, about[k]) for k in ("rules", "reward") if k in about}
+    return Checkpoint(Weights(**tensors), about | named)

@@ -14,17 +14,21 @@ from typing import Any
 
 import jax
 import numpy as np
+from chex import Array
 
 import scenarios
-from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Env, Policy, options, parse_plan, recurrent, rollout
+from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Env, Params, Policy, options, parse_plan, recurrent
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
 from jaxsim.policies import PLAN
+from jaxsim.response import TICK_HOURS, Response, hours, response
+from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many
 from jaxsim.rules import restores
 from jaxsim.types import EXFIL
 from jaxsim_soc import cli
 
 Z95 = 1.96  # half a 95 % interval, in standard errors
+AT_ONCE = 4096  # episodes whose actions are kept at a time
 PLAN_PREFIX, LEARNED_SUFFIX = "plan:", ".safetensors"
 # Okabe and Ito's colours: told apart by colour-blind people as well. Hatches go on when they run out.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")
@@ -121,6 +125,12 @@ def policies(args: Any, scenario: scenarios.Scenario, dims: Dims) -> dict[str, t
 def outcome(stats: Any) -> Row:
     """Means over the episodes of `jaxsim.rollout`. The spread is the population's, the error that of the mean."""
     n = len(stats.length)
+    contained = float(stats.signals.containments.sum(dtype=float))
+
+    def share(some: np.ndarray) -> float | None:
+        """Of the containments."""
+        return float(some.sum(dtype=float)) / contained if contained else None
+
     returns = stats.episode_return.astype(float)
     spread = float(returns.std())
     return {
@@ -135,8 +145,26 @@ def outcome(stats: Any) -> Row:
         "invalid_rate": float(stats.signals.invalid.sum(dtype=float) / stats.length.sum()),
         "channels": {k: float(v.mean(dtype=float)) for k, v in stats.channels._asdict().items()},
         "downtime": float(stats.downtime.mean(dtype=float)),
+        "hours_of_downtime": float(stats.downtime.mean(dtype=float)) * TICK_HOURS,
+        "evidence_backed": share(stats.signals.evidence_backed),
+        "false_containments": share(stats.signals.false_positives),
         "blind_rate": float(stats.blind.mean()),
     }
+
+
+def played(
+    env: Env, params: Params, policy: Policy, parameters: Any, key: Array, episodes: int
+) -> tuple[EpisodeStats, Response]:
+    """What `jaxsim.rollout` gives, and the times of its episodes; so many at once that their actions fit in memory."""
+    one = jax.tree.map(lambda x: np.asarray(x)[None], parameters)
+    parts = []
+    for first in range(0, episodes, AT_ONCE):
+        keys = episode_keys(key, min(AT_ONCE, episodes - first), first)
+        stats, trajectory = rollout_many(env, params, policy, one, keys, record=True)
+        assert trajectory is not None
+        parts.append((jax.tree.map(lambda x: x[0], stats), response(env, params, keys, trajectory.action[0])))
+    whole: tuple[EpisodeStats, Response] = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return whole
 
 
 def evaluate(args: Any) -> list[Row]:
@@ -152,9 +180,9 @@ def evaluate(args: Any) -> list[Row]:
     rows = []
     for scenario, name, policy, parameters in progress(work):
         params = make_params(scenario, dims, args.rules, args.reward, args.personality)
-        stats = rollout(env, params, policy, parameters, key, args.episodes)
+        stats, times = played(env, params, policy, parameters, key, args.episodes)
         row = {"scenario": scenario.id, "personality": args.personality, "policy": name}
-        rows.append({**row, "rules": args.rules, "reward": args.reward, **outcome(stats), **about})
+        rows.append({**row, "rules": args.rules, "reward": args.reward, **outcome(stats), **hours(times), **about})
     return rows
 
 

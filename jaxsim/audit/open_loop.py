@@ -31,7 +31,7 @@ class Opened(NamedTuple):
 
 
 def race_plans(course: Course, budget: Budget, some: np.ndarray, screen: int, bounded: bool) -> Raced:
-    """Race plans, (M, T), from `screen` episodes on."""
+    """Race plans, (M, T), from `screen` episodes on; `bounded`, so that what any of them may earn becomes known."""
 
     def play(rows: np.ndarray, first: int, last: int) -> np.ndarray:
         return plan_returns(course, some[rows], first, last)
@@ -43,7 +43,9 @@ def race_plans(course: Course, budget: Budget, some: np.ndarray, screen: int, bo
         kept: np.ndarray = rows[np.isfinite(mean[rows]).any(axis=1)]
         return kept
 
-    return race(play, course.monitor, len(some), rounds(screen, budget.select), budget.kept, bounded, steady)
+    return race(
+        play, course.monitor, len(some), rounds(screen, budget.select), budget.kept, course.own * bounded, steady
+    )
 
 
 def finalists(some: np.ndarray, raced: Raced) -> Finalists:

@@ -75,14 +75,14 @@ def race(
     arms: int,
     ends: tuple[int, ...],
     keep: int,
-    bounded: bool = False,
+    bounded: int = 0,
     protect: Protect | None = None,
 ) -> Raced:
     """Race `arms` arms over rounds that end after `ends` episodes; at the end `keep` are left for each criterion.
 
     `reference` (E, C) are the returns of the policy that differences are taken to, in the same episodes and as many
-    more as there are. From round to round the number of arms falls by the same factor. With `bounded`, as many again
-    are kept for what they may earn at most, which makes `bound` tight.
+    more as there are. From round to round the number of arms falls by the same factor. Those are kept as well that may
+    earn more than the leader may at the end, under the first `bounded` criteria: which makes `bound` tight.
     """
     looks = len(ends)
     z = float(norm.isf(LEVEL / (2 * max(1, arms * looks))))
@@ -100,20 +100,30 @@ def race(
             protected = protect(kept) if protect else protected
         if look < looks - 1:
             most = int(np.ceil(keep * (max(arms, keep) / keep) ** ((looks - 2 - look) / (looks - 1))))
-            stay = survivors(mean[alive], error[alive], z, most, bounded) | np.isin(alive, protected)
+            stay = survivors(mean[alive], error[alive], z, most) | np.isin(alive, protected)
+            stay |= may_exceed(mean[alive, :bounded], error[alive, :bounded], z, end / ends[-1])
             alive, kept = alive[stay], kept[stay]
     return Raced(alive, kept, first, mean, error, episodes, looks)
 
 
-def survivors(mean: np.ndarray, error: np.ndarray, z: float, most: int, bounded: bool) -> np.ndarray:
+def survivors(mean: np.ndarray, error: np.ndarray, z: float, most: int) -> np.ndarray:
     """(K,) bool: for each criterion the best `most` arms, less those that the leader beats by more than `z` errors."""
     column = np.arange(mean.shape[1])
     leader, upper = mean.argmax(axis=0), mean + z * error
     top = np.zeros(mean.shape, bool)
-    for value in (mean, upper) if bounded else (mean,):
-        np.put_along_axis(top, np.argsort(-value, axis=0, kind="stable")[:most], True, axis=0)
+    np.put_along_axis(top, np.argsort(-mean, axis=0, kind="stable")[:most], True, axis=0)
     stay: np.ndarray = (top & (upper >= mean[leader, column] - z * error[leader, column])).any(axis=1)
     return stay
+
+
+def may_exceed(mean: np.ndarray, error: np.ndarray, z: float, played: float) -> np.ndarray:
+    """(K,) bool: whose upper bound, under any criterion, is above what that of the leader is going to be when all is
+    played, of which the share `played` has been. The leader of many is lucky, and so counts for an error less."""
+    column = np.arange(mean.shape[1])
+    leader = mean.argmax(axis=0)
+    at_the_end = mean[leader, column] + (z * np.sqrt(played) - 1) * error[leader, column]
+    above: np.ndarray = (mean + z * error > at_the_end).any(axis=1)
+    return above
 
 
 def bound(raced: Raced, criteria: int) -> Bound:

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxsim.audit.arena import BRIEFED, FARM, PLAN, Arena, Candidate
-from jaxsim.audit.verdict import CERTIFIED
 from jaxsim.names import action_text, positional_text
 from jaxsim.recurrent import VIEWS
 from jaxsim.rules import PERSONALITIES
@@ -222,11 +221,6 @@ def markdown(document: dict[str, Any], clouds: list[Cloud], out: Path) -> str:
             f"{r['voi']:+.2f} {interval(r['voi_ci'])}, VOI_norm {share(r, 'voi_norm')}; of the containments of "
             f"{r['voi_of'][0]} {returns[r['voi_of'][0]]['tells']['evidence_backed_share']:.0%} are evidence-backed"
         )
-        if r["verdict"] == CERTIFIED:
-            wants = "; ".join(r["unmet_investigating"])
-            lines.append(
-                f"- that investigating pays is {f'not certified, for want of: {wants}' if wants else 'certified'}"
-            )
         lines += [f"- learned, {v}: return {returns[v]['return']:.2f}" for v in VIEWS if v in returns]
         tells = ", ".join(f"{k} {v if isinstance(v, bool) else round(v, 3)}" for k, v in r["tells"].items())
         lines.append(f"- tells of the best open-loop policy: {tells}")

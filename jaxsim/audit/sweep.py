@@ -1,6 +1,7 @@
 """Find the degenerate optima of a reward before an LLM does.
 
-With no argument: every reward preset under its rules on every campaign, small budget, report in out/sweep.
+With no argument: the published rewards and our own, each under its rules on every campaign, budget small, report in
+out/sweep.
 """
 
 import time
@@ -25,7 +26,8 @@ from jaxsim_soc import cli
 from scenarios.generate import generate
 
 # The rules that a preset was made for.
-RULES_OF = {name: "hardened" if name == "operational" else "classic" for name in reward.PRESETS}
+RULES_OF = dict.fromkeys(reward.PRESETS, "classic") | {"operational1": "hardened1", "operational": "hardened"}
+REWARDS = [name for name in reward.PRESETS if name != "operational1"]  # audited by default
 GRID = 9  # values of each weight around every preset
 METRIC_EPISODES = 1024
 EXPLOIT_POLICY = {verdict.OPEN_LOOP: "best_open_loop_name", verdict.FARMING: "farming"}
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clouds: list[report.Cloud] = []
     # One run of the search per set of rules; all its rewards are scored from the same rollouts.
     groups: dict[str, list[str]] = {}
-    for name in args.reward or list(reward.PRESETS):
+    for name in args.reward or REWARDS:
         groups.setdefault(args.rules or RULES_OF[name], []).append(name)
     for rules, names in groups.items():
         more_rows, more_clouds = sweep(chosen(args, rules), rules, names, budget, out, args)
@@ -94,7 +96,7 @@ def parser() -> cli.Parser:
         type=cli.one_of(reward.PRESETS),
         nargs="+",
         metavar="NAME",
-        help=f"rewards to audit: {', '.join(reward.PRESETS)} (default: all)",
+        help=f"rewards to audit: {', '.join(reward.PRESETS)} (default: {', '.join(REWARDS)})",
     )
     options.add_personality(p)
     p.add_argument("--budget", choices=list(BUDGETS), default="small", help="how hard to search")

@@ -260,6 +260,7 @@ def judge(
     exploits = [name for name, is_shown in shown.items() if is_shown]
     outcomes = [outcome(p.stats) for p in played]
     tau = kendall_tau(c.mean, np.stack([harm(p.stats) for p in played], axis=1))
+    told = [tells(p, r, int(arena.params.scenario.horizon)) for p in played]
     near = c.farming_surplus.high > -CERTIFIED_EVG_NORM * c.gain
     left = {name: 1.0 - float(b.upper[r]) / c.gain if c.gain > 0 else float("nan") for name, b in bounds.items()}
     needs = {
@@ -268,14 +269,11 @@ def judge(
         f"EVG_norm ≥ {CERTIFIED_EVG_NORM} against the bound on single actions": left[SINGLES] >= CERTIFIED_EVG_NORM,
         "no farming loop near the best honest policy": not near,
         f"τ ≥ {CERTIFIED_TAU}": tau >= CERTIFIED_TAU,
-    }
-    unmet = [name for name, met in needs.items() if not met]
-    told = [tells(p, r, int(arena.params.scenario.horizon)) for p in played]
-    investigating = {
         f"VOI_norm ≥ {CERTIFIED_VOI_NORM}": c.voi_norm.low >= CERTIFIED_VOI_NORM,
         f"{CERTIFIED_BACKED:.0%} of containments evidence-backed": told[c.looking]["evidence_backed_share"]
         >= CERTIFIED_BACKED,
     }
+    unmet = [name for name, met in needs.items() if not met]
     return {
         "scenario": arena.scenario.id,
         "rules": arena.rules,
@@ -284,7 +282,6 @@ def judge(
         "verdict": DEGENERATE if exploits else UNDECIDED if unmet else CERTIFIED,
         "exploits": exploits,
         "unmet": unmet,
-        "unmet_investigating": [name for name, met in investigating.items() if not met],
         "episodes": len(played[0].stats.length),
         "evg": c.evg.value,
         "evg_ci": list(c.evg[1:]),

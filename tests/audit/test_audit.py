@@ -88,7 +88,8 @@ def test_what_a_verdict_wants_is_said(rows: list[dict[str, Any]]) -> None:
             f"VOI_norm ≥ {verdict.CERTIFIED_VOI_NORM}": not row["voi_norm_ci"][0] >= verdict.CERTIFIED_VOI_NORM,
             f"{verdict.CERTIFIED_BACKED:.0%} of containments evidence-backed": backed < verdict.CERTIFIED_BACKED,
         }
-        assert row["unmet_investigating"] == [name for name, want in wants.items() if want] != []
+        wanting = [name for name, want in wants.items() if want]
+        assert row["unmet"][-len(wanting) :] == wanting != []
         assert looking in verdict.HAND_MADE and unlooking == "alerts only"
 
 
@@ -154,7 +155,7 @@ def test_farm_loops_only_contain_entities_that_exist(arena: Arena) -> None:
 
 def test_where_controls_are_lifted_loops_of_two_actions_on_one_target_are_tried_too() -> None:
     [lifting] = make_arenas(
-        [scenarios.load(SUPPLY)], "hardened+liftable", {"operational": reward.weights("operational")}
+        [scenarios.load(SUPPLY)], "hardened1+liftable", {"operational": reward.weights("operational")}
     )
     dims, exists = lifting.env.dims, np.ones(lifting.env.dims.entities, bool)
     verbs, entities = actions.table(dims)
@@ -171,7 +172,7 @@ def test_where_controls_are_lifted_loops_of_two_actions_on_one_target_are_tried_
 
 
 def test_a_loop_of_two_actions_takes_them_in_turn() -> None:
-    env, params = jaxsim.make(SUPPLY, rules="hardened+liftable-unknown_attack")
+    env, params = jaxsim.make(SUPPLY, rules="hardened1+liftable-unknown_attack")
     off, on = (
         jaxsim.parse_action(f"{v} svc-ci-deploy", scenarios.load(SUPPLY), env.dims)
         for v in ("REVOKE_IDENTITY", "RESTORE")

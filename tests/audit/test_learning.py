@@ -357,6 +357,14 @@ def test_a_checkpoint_of_another_simulator_is_refused(tmp_path: Path) -> None:
     refused(written(tmp_path, simulator_version="0"), "simulator_version = '0'", "train it again")
 
 
+def test_a_checkpoint_of_the_first_simulator_keeps_its_game(tmp_path: Path) -> None:
+    about = checkpoint.load(written(tmp_path, simulator_version="1")).about
+    assert (about["rules"], about["reward"]) == ("hardened1", "operational1")
+    for path in sorted(checkpoint.OWN.glob("hardened1-*.safetensors")):
+        made = checkpoint.load(path)
+        assert path == checkpoint.own(made.about["rules"], made.about["reward"], made.view) and not made.restores
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "absent.safetensors")
     whole = written(tmp_path).read_bytes()
@@ -431,7 +439,7 @@ def test_bad_input_is_one_line(
 
 @pytest.mark.parametrize(
     ("restore", "rules", "said"),
-    [(True, "hardened", "with RESTORE"), (False, "hardened+liftable", "without RESTORE")],
+    [(True, "hardened1", "with RESTORE"), (False, "hardened", "without RESTORE")],
 )
 def test_training_goes_on_under_rules_with_the_same_verbs(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, restore: bool, rules: str, said: str
@@ -447,12 +455,12 @@ def test_what_learned_to_restore_is_not_played_where_there_is_no_such_verb(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = str(written(tmp_path, restore=True))
-    policy, parameters = evaluation.learned(path, "hardened+liftable", "operational")
+    policy, parameters = evaluation.learned(path, "hardened", "operational")
     assert policy == recurrent.POLICIES[MASKED] and parameters.weights.act_bias.shape == (recurrent.HEADS + 1,)
     with pytest.raises(SystemExit):
-        evaluation.learned(path, "hardened", "operational")
+        evaluation.learned(path, "hardened1", "operational")
     message = capsys.readouterr().err
-    assert "which --rules hardened do not bring; add +liftable" in message and message.count("\n") == 1
+    assert "which --rules hardened1 do not bring; add +liftable" in message and message.count("\n") == 1
 
 
 def test_held_out_scenarios_and_their_split_are_never_among_those_trained_on() -> None:

@@ -83,11 +83,24 @@ def test_the_bound_holds_whichever_arms_were_dropped() -> None:
         rng = np.random.default_rng(trial)
         means = rng.normal(size=100) * 0.3
         play, reference = noisy(means, rng, luck=0.5)
-        raced = race(play, reference, 100, rounds(64, 512), 5, bounded=True)
+        raced = race(play, reference, 100, rounds(64, 512), 5, bounded=1)
         found = bound(raced, 1)
         assert found.members == 100 and found.fewest == raced.episodes.min() < 512 and found.best[0] < found.upper[0]
         held += found.upper[0] >= means.max()
     assert held >= 190
+
+
+def test_the_bound_is_nearly_that_of_playing_all_arms_to_the_end() -> None:
+    ends, over = rounds(64, 1024), []
+    for trial in range(20):
+        rng = np.random.default_rng(trial)
+        play, reference = noisy(rng.normal(size=300) * 0.1 - 0.3, rng)
+        all_to_the_end, ours, short = (
+            bound(race(play, reference, 300, ends, keep, bounded), 1).upper[0]
+            for keep, bounded in ((300, 0), (5, 1), (5, 0))
+        )
+        over.append([(upper - all_to_the_end) / (short - all_to_the_end) for upper in (ours, short)])
+    assert np.mean(over, axis=0)[0] < 0.5
 
 
 def test_an_arm_that_never_varied_has_an_error() -> None:

@@ -16,7 +16,7 @@ from jaxsim.compile import dims_of
 from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many
 from jaxsim.types import CONFIRMED, INVESTIGATE, RewardWeights, Signals
 
-ENV, PARAMS = jaxsim.make("insider_repo_pivot_hardened", rules="hardened+foothold+liftable")
+ENV, PARAMS = jaxsim.make("insider_repo_pivot_hardened", rules="hardened1+foothold+liftable")
 KEYS = episode_keys(jax.random.key(4), 32)
 
 
@@ -166,6 +166,6 @@ def test_dims_follow_the_rules() -> None:
     scenario = jaxsim.load_scenario("insider_repo_pivot_hardened")
     assert ENV.dims == dims_of([scenario], restore=True)
     with pytest.raises(
-        ValueError, match=r"dims\.restore = True does not fit rules 'hardened'; give Dims\(restore=False"
+        ValueError, match=r"dims\.restore = True does not fit rules 'hardened1'; give Dims\(restore=False"
     ):
-        jaxsim.make(scenario, rules="hardened", dims=ENV.dims)
+        jaxsim.make(scenario, rules="hardened1", dims=ENV.dims)

@@ -59,7 +59,7 @@ def hardened() -> Game:
 
 @pytest.fixture(scope="module")
 def lifting() -> Game:
-    return game("hardened+foothold+liftable+eradication+believable_paths+resumption+severe_background", "operational")
+    return game("hardened+believable_paths+severe_background", "operational")
 
 
 @pytest.fixture(scope="module")

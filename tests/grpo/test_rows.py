@@ -133,7 +133,7 @@ def test_shuffle_drop_at_rows_by_hand(game: rows.Campaigns, found: rows.Rows) ->
 def test_what_is_in_force_is_not_what_is_restored_or_rebuilt() -> None:
     """A control repeated is one in force; RESTORE repeats none, nor does the patch that rebuilds an isolated asset."""
     rebuilt, patched = (
-        rows.campaigns((CAMPAIGN,), f"hardened+liftable{x}", "operational") for x in ("+eradication", "")
+        rows.campaigns((CAMPAIGN,), f"hardened1+liftable{x}", "operational") for x in ("+eradication", "")
     )
     dims, inventory = rebuilt.dims, rebuilt.inventories[0]
     marks = np.zeros((2, 4, dims.entities), bool)

@@ -112,25 +112,18 @@ CELLS = list(itertools.product(SCENARIOS, twin_rules.PERSONALITIES))
 
 # Played under hardened rules; and, under names of their own, with all switches on.
 HARDENED = {name: scenarios.load(name) for name in scenarios.names("hardened")}
-HARDENED_DIMS = dims_of(list(HARDENED.values()))
-LIFTABLE = {f"{name}, liftable": scenario for name, scenario in HARDENED.items()}
+HARDENED_DIMS = dims_of(list(HARDENED.values()), restore=True)
+EVERY_SWITCH = {f"{name}, all on": scenario for name, scenario in HARDENED.items()}
 
 TOLERANCE = 1e-5  # single against double precision
 EDGE = 1e-6  # draws this near to a threshold may fall on either side of it
 STATUS = ("idle", "in_progress", "succeeded", "failed", "blocked")
 END = (None, "exfil", "attacker_done", "horizon")
-ALL_ON = "hardened+foothold+liftable+eradication+believable_paths+resumption+severe_background"
+ALL_ON = "hardened+believable_paths+severe_background"
 PRESETS = {
     "classic": twin_rules.CLASSIC,
     "hardened": twin_rules.HARDENED,
-    ALL_ON: twin_rules.HARDENED._replace(
-        foothold=True,
-        liftable=True,
-        eradication=True,
-        believable_paths=0.5,
-        resumption=True,
-        background_severity=(0.10, 0.90),
-    ),
+    ALL_ON: twin_rules.HARDENED._replace(believable_paths=0.5, background_severity=(0.10, 0.90)),
 }
 SWITCHES = twin_rules.Rules._fields
 LOOKING = {"investigation": -0.25}  # what no preset charges for
@@ -155,12 +148,12 @@ def params_of(name: str, personality: str) -> Params:
 
 
 def scenario_of(name: str) -> scenarios.Scenario:
-    return (SCENARIOS | HARDENED | LIFTABLE)[name]
+    return (SCENARIOS | HARDENED | EVERY_SWITCH)[name]
 
 
 def dims_for(name: str) -> Dims:
-    return DIMS if name in SCENARIOS else HARDENED_DIMS._replace(restore=name in LIFTABLE)
+    return DIMS if name in SCENARIOS else HARDENED_DIMS
 
 
 def preset_of(name: str) -> str:
-    return "classic" if name in SCENARIOS else ALL_ON if name in LIFTABLE else "hardened"
+    return "classic" if name in SCENARIOS else ALL_ON if name in EVERY_SWITCH else "hardened"

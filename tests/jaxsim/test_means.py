@@ -22,7 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cells import CAMPAIGNS, END, HARDENED, LIFTABLE, PRESETS, TOLERANCE, dims_for, params_of, preset_of, scenario_of
+from cells import (
+    CAMPAIGNS,
+    END,
+    EVERY_SWITCH,
+    HARDENED,
+    PRESETS,
+    TOLERANCE,
+    dims_for,
+    params_of,
+    preset_of,
+    scenario_of,
+)
 from parity import (
     PLAN_TICKS,
     PLANS,
@@ -42,13 +53,13 @@ from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many, tick_noise
 from jaxsim.types import EXFIL, Channels, Signals
 
 # Means are compared on these.
-CAMPAIGN_CELLS = list(itertools.product(CAMPAIGNS | HARDENED | LIFTABLE, twin_rules.PERSONALITIES))
+CAMPAIGN_CELLS = list(itertools.product(CAMPAIGNS | HARDENED | EVERY_SWITCH, twin_rules.PERSONALITIES))
 # Of these pytest takes one personality for each hardened campaign, where episodes are long, and of two of them one with
 # all switches on; `--episodes` takes all.
 TESTED_CELLS = [
     *itertools.product(CAMPAIGNS, twin_rules.PERSONALITIES),
     *zip(HARDENED, itertools.cycle(twin_rules.PERSONALITIES)),
-    *zip([*LIFTABLE][1::2], ("opportunistic", "aggressive"), strict=True),
+    *zip([*EVERY_SWITCH][1::2], ("opportunistic", "aggressive"), strict=True),
 ]
 
 FIRST = "supply_chain_token_drift"

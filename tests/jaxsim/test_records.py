@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from two_ways import DIMS, TWO_WAYS
 
-from jaxsim import names
+from jaxsim import names, reward
 from jaxsim.replays import load_record, play_record
 from jaxsim.version import SIMULATOR_VERSION
 
@@ -91,6 +91,21 @@ def test_a_bad_record_is_named_with_a_remedy(tmp_path: Path, change: dict[str, A
     path = write(tmp_path, RECORD | change)
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: {says}"):
         load_record(path)
+
+
+@pytest.mark.parametrize(
+    ("version", "rules", "paid", "now"),
+    [
+        ("1", "hardened", "operational", ("hardened1", "operational1")),
+        ("1", "hardened-persistence+foothold", "evidence", ("hardened1-persistence+foothold", "evidence")),
+        ("1", "classic+persistence", reward.PRESETS["operational1"], ("classic+persistence",)),
+        ("2", "hardened", "operational", ("hardened", "operational")),
+    ],
+)
+def test_a_record_keeps_its_game(tmp_path: Path, version: str, rules: str, paid: Any, now: tuple[str, ...]) -> None:
+    record = load_record(write(tmp_path, RECORD | {"version": version, "rules": rules, "reward": paid}))
+    assert (record["rules"], record["reward"])[: len(now)] == now and record["version"] == SIMULATOR_VERSION
+    assert isinstance(paid, str) or record["reward"] == paid
 
 
 @pytest.mark.parametrize("field", RECORD)

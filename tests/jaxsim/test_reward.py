@@ -30,7 +30,7 @@ WORKED = [
     Worked("linear", {}, {}, 0.0),
     # Looking is free in every preset.
     Worked("linear", {"confirmed": 1, "investigations": 1}, {"detection": 1.5}, 1.5),
-    Worked("operational", {"investigations": 1}, {}, 0.0),
+    Worked("operational1", {"investigations": 1}, {}, 0.0),
     # An isolation that stops the stage in progress: 2.5 - 0.15.
     Worked("linear", {"active_blocks": 1, "containments": 1}, {"containment": 2.35}, 2.35),
     # One that only forestalls three idle stages: 3 x 0.4 - 0.15.
@@ -70,25 +70,25 @@ WORKED = [
         {"detection": 6.0, "disruption": -0.8, "invalid_action": -0.6},
         4.6,
     ),
-    # The reward of the hardened rules: an isolation of a confirmed target that stops the stage in progress.
+    # The reward of the hardened1 rules: an isolation of a confirmed target that stops the stage in progress.
     Worked(
-        "operational",
+        "operational1",
         {"evidence_backed": 1, "active_blocks": 1, "containments": 1, "load": 1},
         {"evidence_bonus": 0.042, "containment": 1.3, "disruption": -0.052},
         1.29,
     ),
     # 3 x 0.052.
-    Worked("operational", {"preemptive_blocks": 3, "containments": 1}, {"containment": 0.156}, 0.156),
+    Worked("operational1", {"preemptive_blocks": 3, "containments": 1}, {"containment": 0.156}, 0.156),
     # Never clipped: 0.052 x 200 = 10.4, and -6 + 0.16 x 2 on top of it.
-    Worked("operational", {"load": 200}, {"disruption": -10.4}, -10.4),
+    Worked("operational1", {"load": 200}, {"disruption": -10.4}, -10.4),
     Worked(
-        "operational",
+        "operational1",
         {"load": 200, "exfil": 1, "exfil_stages_left": 2},
         {"disruption": -10.4, "terminal": -5.68},
         -16.08,
     ),
-    Worked("operational", {"clean": 1}, {"terminal": 0.21}, 0.21),
-    Worked("operational", {"stages_left": 3, "passive": 1}, {"terminal": 0.48}, 0.48),
+    Worked("operational1", {"clean": 1}, {"terminal": 0.21}, 0.21),
+    Worked("operational1", {"stages_left": 3, "passive": 1}, {"terminal": 0.48}, 0.48),
 ]
 
 

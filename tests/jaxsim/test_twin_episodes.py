@@ -118,13 +118,13 @@ def test_the_random_policy_restores_where_that_is_an_action() -> None:
 def test_presets_have_the_new_rules_off() -> None:
     new = ("foothold", "liftable", "eradication", "believable_paths", "resumption", "background_severity")
     assert twin_rules.Rules._fields[-6:] == new
-    assert twin_rules.CLASSIC[-6:] == twin_rules.HARDENED[-6:] == (False, False, False, 0.0, False, (0.10, 0.45))
+    assert twin_rules.CLASSIC[-6:] == twin_rules.HARDENED1[-6:] == (False, False, False, 0.0, False, (0.10, 0.45))
     assert all(weights["investigation"] == 0.0 for weights in twin_reward.REWARDS.values())
 
 
 @pytest.mark.parametrize("policy", [monitor, random_policy])
 def test_in_any_episode_a_stage_pays_once_and_load_is_what_is_in_force(policy: Policy) -> None:
-    rules = twin_rules.HARDENED._replace(foothold=True, liftable=True, eradication=True, believable_paths=0.5)
+    rules = twin_rules.HARDENED1._replace(foothold=True, liftable=True, eradication=True, believable_paths=0.5)
     lifted = 0
     for seed in range(30):
         rng = random.Random(seed)

@@ -21,7 +21,7 @@ def test_the_attack_left_alone_runs_as_said_above() -> None:
 
 def test_restore_is_the_last_verb_and_invalid_without_its_switch() -> None:
     assert twin_rules.VERBS[-1] == twin_rules.RESTORE == "RESTORE" and len(twin_rules.VERBS) == 7
-    for rules in (twin_rules.CLASSIC, twin_rules.HARDENED):
+    for rules in (twin_rules.CLASSIC, twin_rules.HARDENED1):
         state = begin(rules)
         state.isolated.add("door")
         assert play(state, "RESTORE door").invalid

@@ -113,7 +113,7 @@ def test_render_takes_an_observation_and_an_inventory() -> None:
 
 
 # What RESTORE leaves in sight are marks like those of other verbs, so that the rules here need no verb of their own.
-RULES = ("hardened", "hardened+foothold+eradication+believable_paths")
+RULES = ("hardened", "hardened1+foothold+eradication+believable_paths")
 
 
 @cache

@@ -152,7 +152,7 @@ def test_who_goes_away_without_a_word_leaves_no_session(client: Client) -> None:
         {"upload": scenarios.dump(scenarios.load("cloud_metadata_ssrf"))},
         {"upload": json.dumps(scenarios.load("cloud_metadata_ssrf").model_dump(mode="json", exclude_defaults=True))},
         {"scenario": "cloud_metadata_ssrf@raw"},
-        {"scenario": "cloud_metadata_ssrf", "rules": "hardened+liftable", "personality": "stealthy"},
+        {"scenario": "cloud_metadata_ssrf", "rules": "hardened1+liftable", "personality": "stealthy"},
         {"reward": {k: None if v == float("inf") else v for k, v in jaxsim.reward.PRESETS["capped"].items()}},
         {},
     ],
@@ -164,7 +164,7 @@ def test_what_can_be_played(client: Client, start: dict[str, Any]) -> None:
     act = load.choices(answer["answers"])[-1]
     after = client.step(answer["session"], **act)
     assert after["observation"]["tick"] == 1 and client.ask("GET", f"/sessions/{answer['session']}") == after
-    again = client.ask("POST", f"/sessions/{answer['session']}/reset", {"rules": "hardened+liftable"})
+    again = client.ask("POST", f"/sessions/{answer['session']}/reset", {"rules": "hardened1+liftable"})
     assert again["observation"]["tick"] == 0
     client.ask("DELETE", f"/sessions/{answer['session']}", status=204)
     assert client.ask("GET", f"/sessions/{answer['session']}", status=404)["error"].startswith("there is no session")

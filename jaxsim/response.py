@@ -1,0 +1,104 @@
+"""How fast a defender responds: the times that a SOC counts, of episodes that have been played.
+
+The phases are those of NIST SP 800-61: detection, containment, and eradication and recovery.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import Array
+
+from jaxsim import check, env
+from jaxsim.rollouts import start, tick_noise
+from jaxsim.types import CONFIRMED, CUT_OFF, RUNNING, Dims, Params, State
+
+TICK_HOURS = 0.5  # a tick is 30 minutes
+NEVER = -1
+
+
+class Response(NamedTuple):
+    """When what happened in an episode; `response` adds an axis E. NEVER, where it did not."""
+
+    compromised: Array  # () int32, tick of the first compromise
+    detected: Array  # () int32, first tick on which something compromised is confirmed
+    contained: Array  # () int32, first tick after a compromise on which all that is compromised is cut off
+    recovered: Array  # () int32, first tick after that on which nothing is compromised and no control in force
+    dwell: Array  # () int32, ticks on which something compromised is not cut off
+
+
+def _mark(so_far: Response, state: State) -> Response:
+    """Add a tick, of which `state` is the end."""
+    at_large = jnp.any(state.compromised & ~state.marks[CUT_OFF])
+    any_now, over = jnp.any(state.compromised), so_far.compromised != NEVER
+
+    def first(seen: Array, happens: Array) -> Array:
+        return jnp.where((seen == NEVER) & happens, state.tick, seen)
+
+    contained = first(so_far.contained, over & ~at_large)
+    return Response(
+        compromised=first(so_far.compromised, any_now),
+        detected=first(so_far.detected, jnp.any(state.compromised & state.marks[CONFIRMED])),
+        contained=contained,
+        recovered=first(so_far.recovered, (contained != NEVER) & ~any_now & (state.load == 0)),
+        dwell=so_far.dwell + at_large.astype(jnp.int32),
+    )
+
+
+@partial(jax.jit, static_argnames=("dims", "impl"))
+def _respond(dims: Dims, params: Params, keys: Array, impl: str, actions: Array) -> Response:
+    def one(key: Array, plan: Array) -> Response:
+        def tick(carry: tuple[State, Response], action: Array) -> Any:
+            state, so_far = carry
+            after, _ = env.transition(dims, state, action, tick_noise(key, state.tick + 1), params)
+            marked = _mark(so_far, after)
+            live = state.end == RUNNING
+            return (after, jax.tree.map(partial(jnp.where, live), marked, so_far)), None
+
+        never = jnp.int32(NEVER)
+        nothing = Response(never, never, never, never, jnp.int32(0))
+        return jax.lax.scan(tick, (start(dims, key, params), nothing), plan)[0][1]
+
+    responded: Response = jax.vmap(one)(jax.random.wrap_key_data(keys, impl=impl), actions)
+    return responded
+
+
+def response(env_: env.Env, params: Params, keys: Array, actions: Array) -> Response:
+    """When what happened in the episodes of `keys`, (E,), in which `actions`, (E, T) int32, were taken: NumPy, (E,).
+
+    The actions are those of `rollouts.Trajectory`. Raises ValueError for an argument that is no such thing.
+    """
+    check.kind("env_", env_, env.Env, "the one that `make` returns")
+    check.kind("params", params, Params, "those that `make` returns")
+    check.key("keys", keys, (None,))
+    check.actions("actions", actions, (len(keys), None))
+    bare = params._replace(reward=None)  # type: ignore[arg-type]  # of which the times know nothing
+    data, impl = jax.random.key_data(keys), str(jax.random.key_impl(keys))
+    found: Response = jax.tree.map(np.asarray, _respond(env_.dims, bare, data, impl, jnp.asarray(actions, jnp.int32)))
+    return found
+
+
+def hours(r: Response) -> dict[str, float | None]:
+    """What a report says of E episodes: shares of those with a compromise, and mean hours where it happened.
+
+    `to_detect` and `to_contain` are from the first compromise on, `to_recover` from the containment; None: never.
+    """
+    hit = r.compromised != NEVER
+
+    def mean(many: np.ndarray, where: np.ndarray) -> float | None:
+        return float(many[where].mean()) * TICK_HOURS if where.any() else None
+
+    def share(ticks: np.ndarray) -> float | None:
+        return float((ticks[hit] != NEVER).mean()) if hit.any() else None
+
+    return {
+        "detected": share(r.detected),
+        "contained": share(r.contained),
+        "recovered": share(r.recovered),
+        "hours_to_detect": mean(r.detected - r.compromised, r.detected != NEVER),
+        "hours_to_contain": mean(r.contained - r.compromised, r.contained != NEVER),
+        "hours_to_recover": mean(r.recovered - r.contained, r.recovered != NEVER),
+        "hours_of_dwell": mean(r.dwell, hit),
+    }
