@@ -81,7 +81,7 @@ def switches() -> str:
 
 
 def values() -> str:
-    classic, hardened = (rules.rules(name)._asdict() for name in rules.PRESETS)
+    presets = [rules.rules(name)._asdict() for name in rules.PRESETS]
     said = comments(types.Rules)
 
     def plain(value: Any) -> str:
@@ -92,8 +92,8 @@ def values() -> str:
         )
 
     return table(
-        ["rule", "meaning", "classic", "hardened"],
-        ([f"`{name}`", said[name], plain(classic[name]), plain(hardened[name])] for name in classic),
+        ["rule", "meaning", *rules.PRESETS],
+        ([f"`{name}`", said[name], *(plain(values[name]) for values in presets)] for name in presets[0]),
     )
 
 

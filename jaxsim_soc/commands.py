@@ -13,7 +13,7 @@ DRAWING = ("scipy", "matplotlib", "rich")
 LANGUAGE_MODEL = ("torch", "transformers", "llguidance", *DRAWING, "safetensors")
 SERVER = ("fastapi", "uvicorn", "websockets")
 GROUPS = {
-    "rewards": ("audit", "replay", "gate", "search-reward", "ablate-rules", "search-check"),
+    "rewards": ("audit", "replay", "gate", "search-reward", "ablate-rules", "search-check", "planted-holes"),
     "policies": ("evaluate", "train-policy"),
     "language models": ("train", "evaluate-model", "transcript", "export"),
     "scenarios": ("scenarios",),
@@ -55,6 +55,7 @@ COMMANDS = {
     "search-check": Command(
         "jaxsim.audit.search_check", "the audit's search beside an exhaustive one", ("scipy", "rich")
     ),
+    "planted-holes": Command("jaxsim.audit.planted", "how often the audit is wrong, on games made for it", DRAWING),
     "evaluate": Command("jaxsim.audit.evaluation", "returns of baselines, plans and learned policies (JAX)", ("rich",)),
     "train-policy": Command(
         "jaxsim.audit.policy_training",

@@ -19,7 +19,8 @@ from scipy.stats import trim_mean
 from jaxsim import rollouts
 from jaxsim.actions import table
 from jaxsim.audit.bootstrap import RESAMPLES, Estimate, estimate, resampled_means
-from jaxsim.env import transition
+from jaxsim.env import Env, transition
+from jaxsim.response import TICK_HOURS, Response, hours, response
 from jaxsim.rollouts import EpisodeStats
 from jaxsim.types import EXFIL, VERBS, Dims, Params, State
 from prompting import FALLBACKS, Inventory
@@ -45,6 +46,7 @@ class Told(NamedTuple):
     live: np.ndarray  # (T, E) bool, the episode was not over
     alerted: np.ndarray  # (T, E) bool, an alert was in view when acting
     containments: np.ndarray  # (T, E)
+    response: Response  # leading axis (E,)
     shuffled: np.ndarray | None  # (E,) returns on another episode's evidence
     renamed: np.ndarray | None = None  # (E,) returns where names say nothing
     seconds: float = 0.0
@@ -74,7 +76,8 @@ def tell(
     alerted, containments = map(np.asarray, _watch(inventory.dims, params, keys, jnp.asarray(padded)))
     legal = np.isin(padded, list(inventory.actions.values()))
     said = np.where(legal, table(inventory.dims)[0][padded], SAID.index("INVALID"))
-    return Told(policy, scenario, stats, said, np.arange(longest)[:, None] < stats.length, alerted, containments, None)
+    times, live = response(Env(inventory.dims), params, keys, padded.T), np.arange(longest)[:, None] < stats.length
+    return Told(policy, scenario, stats, said, live, alerted, containments, times, None)
 
 
 def stratified(strata: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -127,6 +130,8 @@ def measure(many: Sequence[Told], others: Mapping[str, Sequence[Told]]) -> Row:
         "stages_succeeded": stats.succeeded.mean(),
         "exfil_rate": (stats.end == EXFIL).mean(),
         "downtime": stats.downtime.mean(),
+        "hours_of_downtime": stats.downtime.mean() * TICK_HOURS,
+        **hours(jax.tree.map(lambda *x: np.concatenate(x), *[t.response for t in many])),
         "length": stats.length.mean(),
         "channels": {k: v.mean() for k, v in stats.channels._asdict().items()},
         "invalid_rate": stats.signals.invalid.sum() / stats.length.sum(),

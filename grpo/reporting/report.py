@@ -90,6 +90,12 @@ RESULTS = {
     "P(over base)": ("p_over_base", ".2f"), "exfil": ("exfil_rate", ".0%"), "stages": ("stages_succeeded", ".2f"),
     "downtime": ("downtime", ".1f"), "length": ("length", ".1f"),
 }
+RESPONSE = {
+    "detected": ("detected", ".0%"), "contained": ("contained", ".0%"), "recovered": ("recovered", ".0%"),
+    "hours to detect": ("hours_to_detect", ".1f"), "hours to contain": ("hours_to_contain", ".1f"),
+    "hours to recover": ("hours_to_recover", ".1f"), "hours of dwell": ("hours_of_dwell", ".1f"),
+    "hours of downtime": ("hours_of_downtime", ".1f"),
+}
 CONDUCT = {
     "invalid": ("invalid_rate", ".1%"), "fallback": ("fallback_rate", ".1%"), "blind": ("blind_rate", ".0%"),
     "contained before alert": ("contained_before_alert", ".0%"), "evidence-backed": ("evidence_backed", ".0%"),
@@ -117,7 +123,11 @@ of episodes whose first containment came before any alert; *contained before ale
 of an entity that no stage names, or without an attack (elsewhere: evidence-gated action rate, false-positive
 containment rate). *shuffle drop*: share of the gain over monitor that is lost on another episode's alerts and
 forensics, only where that gain is significant; *shuffle loss*: the same loss in points; *name drop* and *name
-loss*: likewise, where assets and identities have names that say nothing. Intervals: 95 % bootstrap over episodes,
+loss*: likewise, where assets and identities have names that say nothing. *detected*: share of the episodes with a
+compromise in which something compromised was confirmed; *contained*: in which, later, all that was compromised was cut
+off; *recovered*: in which, after that, nothing was compromised and no control in force. Mean hours, where it happened,
+from the first compromise, to recover from the containment; *dwell*: with something compromised that is not cut off;
+*downtime*: load times hours. A tick is half an hour. Intervals: 95 % bootstrap over episodes,
 stratified by campaign (2,000 resamples). Seconds, decisions and tokens are those of answering; without a model, of
 playing, compiling included."""
 
@@ -135,7 +145,9 @@ def markdown(
     ]
     for scenario in dict.fromkeys(r["scenario"] for r in rows):
         mine = [r for r in rows if r["scenario"] == scenario]
-        lines += ["", f"## {scenario}", "", *table_of(mine, RESULTS), "", *table_of(mine, CONDUCT), ""]
+        lines += ["", f"## {scenario}", ""]
+        for columns in (RESULTS, RESPONSE, CONDUCT):
+            lines += [*table_of(mine, columns), ""]
         lines += [
             f"- {t.policy}: {t.words}" for many in told.values() for t in many if t.scenario == scenario and t.words
         ]

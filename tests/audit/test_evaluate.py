@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SUPPLY = "supply_chain_token_drift"
 KNOWN_PLAN = "plan:MONITOR;ISOLATE_ASSET ci-runner-01"
 NUMBER, RATE = {"type": "number"}, {"type": "number", "minimum": 0, "maximum": 1}
+SHARE = {"type": ["number", "null"], "minimum": 0, "maximum": 1}  # null: of none
+HOURS = {"type": ["number", "null"], "minimum": 0}
 ROW = {
     "scenario": {"type": "string"},
     "personality": {"enum": ["stealthy", "aggressive", "opportunistic", "any"]},
@@ -43,7 +45,12 @@ ROW = {
         "additionalProperties": False,
     },
     "downtime": {"type": "number", "minimum": 0},
+    "hours_of_downtime": {"type": "number", "minimum": 0},
+    "evidence_backed": SHARE,
+    "false_containments": SHARE,
     "blind_rate": RATE,
+    **dict.fromkeys(("detected", "contained", "recovered"), SHARE),
+    **dict.fromkeys((f"hours_{x}" for x in ("to_detect", "to_contain", "to_recover", "of_dwell")), HOURS),
     "seed": {"type": "integer"},
     "version": {"type": "string"},
     "simulator_version": {"type": "string"},
@@ -92,6 +99,8 @@ def test_channels_add_up_to_the_return(rows: list[dict[str, Any]]) -> None:
 
 def test_monitor_neither_contains_nor_confirms(rows: list[dict[str, Any]]) -> None:
     for row in (r for r in rows if r["policy"] == "monitor"):
+        assert row["detected"] == row["contained"] == 0 < row["hours_of_dwell"]
+        assert row["hours_to_detect"] is row["evidence_backed"] is row["false_containments"] is None
         assert row["mean_confirmed"] == row["downtime"] == row["blind_rate"] == row["invalid_rate"] == 0
 
 

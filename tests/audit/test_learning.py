@@ -183,7 +183,7 @@ def test_illegal_actions_are_never_taken() -> None:
 def test_a_network_policy_plays_no_invalid_action(restore: bool) -> None:
     """In a padded scenario, sampling, and every verb that there is a target for."""
     dims = TOY_DIMS._replace(assets=4, identities=2, restore=restore)
-    params = env.make_params(TOY, dims, "hardened" + "+liftable" * restore, "operational", "any")
+    params = env.make_params(TOY, dims, "hardened1" + "+liftable" * restore, "operational", "any")
     policy = Learned(weights_of(7, restore), np.bool_(False))
     stats = rollout(env.Env(dims), params, recurrent.POLICIES[SEEING], policy, jax.random.key(0), 64)
     assert stats.signals.invalid.sum() == 0 and (stats.length == TOY.horizon).all()

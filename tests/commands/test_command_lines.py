@@ -32,6 +32,7 @@ STOPS: dict[str, tuple[str, ...]] = {
     "export": ("export",),
     "gate": ("collection",),
     "generator-speed": ("seconds",),
+    "planted-holes": ("judged",),
     "prompting-speed": ("played",),
     "replay": ("play_record",),
     "scenarios": ("_write_all",),

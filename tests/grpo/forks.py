@@ -34,8 +34,8 @@ FUTURES = 4
 play = partial(credits.returns_to_go, DIMS, futures=FUTURES, chunk=8)  # nearly always these: one program to compile
 
 
-def stacked(rules: str = "hardened") -> Params:
-    return banks.stack([env.make_params(s, DIMS, rules, "operational", "any") for s in CAMPAIGNS])
+def stacked(rules: str = "hardened1") -> Params:
+    return banks.stack([env.make_params(s, DIMS, rules, "operational1", "any") for s in CAMPAIGNS])
 
 
 HARDENED, CLASSIC = stacked(), stacked("classic")

@@ -53,7 +53,7 @@ def test_rows_are_taken_and_put_together() -> None:
         banks.concatenate([bank, bank._replace(state=bank.state._replace(marks=bank.state.marks[..., :-1]))])
     with pytest.raises(ValueError, match="params are empty"):
         banks.stack([])
-    bigger = env.make_params(CAMPAIGNS[0], DIMS._replace(assets=9), "hardened", "operational", "any")
+    bigger = env.make_params(CAMPAIGNS[0], DIMS._replace(assets=9), "hardened1", "operational1", "any")
     with pytest.raises(ValueError, match=r"params\[1\]\.scenario\.exists has shape \(14,\)"):
         banks.stack([rows_of(0), bigger])
 

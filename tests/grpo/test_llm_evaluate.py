@@ -32,6 +32,7 @@ from jaxsim.audit import search
 from jaxsim.audit.arena import EVIDENCE, PLAN, Arena, Candidate
 from jaxsim.audit.budgets import BUDGETS, Budget
 from jaxsim.replays import load_record, play_record
+from jaxsim.response import Response
 from jaxsim_soc import cli
 
 
@@ -168,6 +169,7 @@ def test_probability_of_improvement_and_shares_are_those_of_small_numbers() -> N
             flat == 0,
             flat == 0,
             flat,
+            Response(*np.zeros((5, n), np.int32)),
             shuffled and np.asarray(shuffled),
             renamed,
         )
@@ -182,6 +184,7 @@ def test_probability_of_improvement_and_shares_are_those_of_small_numbers() -> N
     named = measure.measure([told([2, 3, 4, 5], renamed=np.asarray([1.5, 2.5, 3.5, 4.5]))], others)
     assert named["name_drop"] == pytest.approx(0.25) and named["name_loss"] == 0.5 and named["shuffle_drop"] is None
     assert clear["name_drop"] is None
+    assert row["hours_to_detect"] == row["hours_of_dwell"] == 0 and row["detected"] == 1
     assert clear["p_over_monitor"] == 1 and clear["over_monitor_ci"] == pytest.approx([2, 2])
 
 
@@ -454,7 +457,7 @@ def test_a_record_without_texts_has_a_page(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize("restore", [False, True])
 def test_an_own_scenario_has_pages_too(tmp_path: Path, restore: bool) -> None:
     """RESTORE is asked for, counted and shown where the rules have it."""
-    rules = "hardened" + "+foothold+liftable+eradication+believable_paths" * restore
+    rules = "hardened1" + "+foothold+liftable+eradication+believable_paths" * restore
     own = jaxsim.load_scenario(SUPPLY).model_copy(update={"id": "own-network", "horizon": 12})
     (tmp_path / "own.yaml").write_text(scenarios.dump(own))
     out, argv = tmp_path / "out", ["--no-shuffle", "--rules", rules]

@@ -29,7 +29,7 @@ from cells import CAMPAIGNS, HARDENED, PRESETS, stack
 from parity import Played, Reader, play_one, rows
 
 import scenarios
-from jaxsim import actions, compile, env, names, reward
+from jaxsim import actions, compile, env, names, reward, rules
 from jaxsim.rollouts import tick_noise
 from jaxsim.types import RUNNING, Dims, Params, State
 
@@ -71,7 +71,9 @@ def test_cases_differ() -> None:
     """Else nothing below means much: each scenario, rule set and personality plays, each reward pays in its own way."""
     cases = [c for c in CASES if c.reward == "operational"]
     happened = {np.stack([*played(c).signals, played(c).total]).tobytes() for c in cases}
-    assert len(happened) == len(cases) == (2 * len(CAMPAIGNS) + len(HARDENED)) * len(WHO) + len(HARDENED)
+    assert (
+        len(happened) == len(cases) == (len(rules.PRESETS) * len(CAMPAIGNS) + len(HARDENED)) * len(WHO) + len(HARDENED)
+    )
     weights = {preset: tuple(map(float, reward.weights(preset))) for preset in reward.PRESETS}
     assert len(set(weights.values())) == len(weights)
 
