@@ -27,6 +27,7 @@ import prompting
 import scenarios
 from jaxsim import noise, replays
 from jaxsim.names import parse_plan
+from jaxsim.rules import restores
 from serving import load
 from serving.app import Guard, make
 from serving.messages import Answer
@@ -87,7 +88,7 @@ def test_an_episode_is_the_one_that_replay_plays(client: Client, rules: str, rew
     seed, rng = 2**32 - 1, random.Random(3)
     answer = client.begin(scenario=SCENARIO, rules=rules, reward=reward, seed=seed)
     session, legal = answer["session"], load.choices(answer["answers"])
-    inventory = prompting.inventory(jaxsim.load_scenario(SCENARIO))
+    inventory = prompting.inventory(jaxsim.load_scenario(SCENARIO), jaxsim.make(SCENARIO, rules=rules)[0].dims)
     assert answer["answers"] == prompting.schema(inventory)
     assert answer["system_prompt"] == prompting.system_prompt(inventory)
     answers, actions = [answer], []
@@ -152,7 +153,7 @@ def test_who_goes_away_without_a_word_leaves_no_session(client: Client) -> None:
         {"upload": scenarios.dump(scenarios.load("cloud_metadata_ssrf"))},
         {"upload": json.dumps(scenarios.load("cloud_metadata_ssrf").model_dump(mode="json", exclude_defaults=True))},
         {"scenario": "cloud_metadata_ssrf@raw"},
-        {"scenario": "cloud_metadata_ssrf", "rules": "hardened1+liftable", "personality": "stealthy"},
+        {"scenario": "cloud_metadata_ssrf", "rules": "hardened1", "personality": "stealthy"},
         {"reward": {k: None if v == float("inf") else v for k, v in jaxsim.reward.PRESETS["capped"].items()}},
         {},
     ],
@@ -160,7 +161,7 @@ def test_who_goes_away_without_a_word_leaves_no_session(client: Client) -> None:
 def test_what_can_be_played(client: Client, start: dict[str, Any]) -> None:
     answer = client.begin(**start)
     verbs = {x["action"] for x in load.choices(answer["answers"])}
-    assert ("RESTORE" in verbs) == ("liftable" in start.get("rules", ""))
+    assert ("RESTORE" in verbs) == restores(start.get("rules", "hardened"))
     act = load.choices(answer["answers"])[-1]
     after = client.step(answer["session"], **act)
     assert after["observation"]["tick"] == 1 and client.ask("GET", f"/sessions/{answer['session']}") == after
