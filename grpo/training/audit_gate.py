@@ -77,7 +77,7 @@ def _document(path: Path) -> Row:
             if missing := [k for k in KEPT if k not in row]:
                 raise ValueError(f"a verdict has no {missing[0]}")
             hash((row.get("digest"), row["scenario"], row["rules"], row["reward"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not the report of a sweep ({error}); give its report.json") from None
     if version != SIMULATOR_VERSION:
         raise ValueError(f"{path}: simulator_version = {version!r}, but this is {SIMULATOR_VERSION!r}; audit again")

@@ -11,30 +11,19 @@ report. A run that was killed goes on from its last checkpoint when it is starte
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from accelerate import PartialState
-from rich.console import Console
-
-from grpo.learning import signals, unsloth_backend
+from grpo.learning import signals
 from grpo.model.contents import place
-from grpo.model.errors import ModelError
-from grpo.rows import rows
-from grpo.training import audit_gate, report_training, run_evaluation, settings
-from grpo.training.loop import finish_adapter, outer_loop
-from grpo.training.run_folder import Log, Run, begin, release, save_manifest, timed
+from grpo.training import audit_gate, settings
 from grpo.training.settings import Settings
 from jaxsim_soc import cli
 from scenarios.read import odd, read
-
-ALARMED = 3  # exit code of a run that the alarm stopped
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,41 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if chosen.log_to != "none" and find_spec(chosen.log_to) is None:
         cli.fail(f"log_to = {chosen.log_to} needs that package, which is not installed: pip install {chosen.log_to}")
-    try:
-        backend = unsloth_backend.choose(chosen.backend)
-    except ModelError as error:
-        cli.fail(str(error))
-    out = Path(os.path.realpath(args.out))
-    run_evaluation.check(out, chosen)
-    processes = started(chosen)
-    console = Console(stderr=True, quiet=not processes.is_main_process, markup=False, highlight=False)
     verdict = passed(chosen, args)
-    with processes.main_process_first():
-        manifest = begin(out, chosen, args.restart, verdict)
-    manifest["backend"], chosen = backend, chosen.model_copy(update={"backend": backend})
-    run = Run(out, manifest, Log(out / "training_log.jsonl"), console)
-    game = rows.campaigns(chosen.campaigns, chosen.rules, chosen.reward)
-    try:
-        adapter: Path | None = None
-        with run_evaluation.base_beside(out, chosen):
-            for loop in range(chosen.outer_loops):
-                adapter, alarm = outer_loop(run, loop, game, chosen, adapter)
-                if alarm:
-                    break
-    except ModelError as error:
-        release(out)
-        cli.fail(str(error))
-    if not processes.is_main_process:
-        return
-    finish_adapter(out / "adapter", adapter, report_training.card(chosen, verdict, alarm))
-    with timed(run, "evaluation"):
-        evaluated = run_evaluation.evaluate(out, chosen)
-    report_training.write(out, chosen, run.log.lines, evaluated, manifest, alarm)
-    save_manifest(out, manifest | {"finished": True, "alarm": alarm})
-    console.print(f"report in {args.out / 'report.md'}", soft_wrap=True)
-    if alarm:
-        print(f"{cli.prog()}: stopped by the alarm: {alarm}", file=sys.stderr)
-        raise SystemExit(ALARMED)
+    from grpo.training import stages  # torch, PEFT and TRL: seconds that neither help nor a refusal should take
+
+    stages.run(args.out, chosen, verdict, restart=args.restart)
 
 
 # --- settings and gate ----------------------------------------------------------------------------------------------
@@ -154,18 +112,6 @@ def default_preset() -> str:
     import torch
 
     return "t4" if torch.cuda.is_available() else "cpu"
-
-
-def started(chosen: Settings) -> PartialState:
-    """The processes of `accelerate launch`, or this one alone. The first writes; the others read what it wrote."""
-    processes = PartialState(timeout=timedelta(days=1))  # they wait for the first to play
-    many, step = processes.num_processes, chosen.prompts_per_step * chosen.group
-    if step % (many * chosen.micro_batch):
-        cli.fail(
-            f"prompts_per_step x group = {step} completions do not divide into {many} processes of micro_batch = "
-            f"{chosen.micro_batch}; choose --micro-batch or --prompts-per-step so that they do"
-        )
-    return processes
 
 
 def passed(chosen: Settings, args: Any) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """The sweep's command line: bad input, what it asks for, and one run from end to end."""
 
 import json
-import subprocess
+import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SUPPLY = "supply_chain_token_drift"
 
 
-def sweep(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "sweep_rewards.py"), *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def refused(args: Sequence[str], capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> str:
+    """What the script says, which exits with 2."""
+    patch.setattr(sys, "argv", ["sweep_rewards.py", *args])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "benchmarks" / "sweep_rewards.py"), run_name="__main__")
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and not said.out and said.err.count("\n") == 1
+    return said.err
 
 
 @pytest.mark.parametrize(
@@ -35,18 +41,24 @@ def sweep(*args: str) -> subprocess.CompletedProcess[str]:
         (("--replay", "/nonexistent.json"), ("/nonexistent.json",)),
     ],
 )
-def test_sweep_refuses_bad_input_in_one_line(args: tuple[str, ...], words: tuple[str, ...]) -> None:
-    done = sweep(*args)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert all(w in done.stderr for w in words), done.stderr
+def test_sweep_refuses_bad_input_in_one_line(
+    args: tuple[str, ...],
+    words: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = refused(args, capsys, monkeypatch)
+    assert all(w in said for w in words), said
 
 
-def test_replay_refuses_a_record_of_other_rules(tmp_path: Path) -> None:
+def test_replay_refuses_a_record_of_other_rules(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = {"version": "0", "scenario": SUPPLY, "rules": "classic", "reward": "evidence", "personality": "any"}
     path = tmp_path / "w.json"
     path.write_text(json.dumps({**record, "seed": 1, "episode": 0, "actions": []}))
-    done = sweep("--replay", str(path))
-    assert done.returncode == 2 and "version = '0'" in done.stderr and str(path) in done.stderr
+    said = refused(("--replay", str(path)), capsys, monkeypatch)
+    assert "version = '0'" in said and str(path) in said
 
 
 def test_weights_move_one_at_a_time() -> None:

@@ -20,7 +20,7 @@ from jaxsim_soc import cli
 from jaxsim_soc.commands import COMMANDS, GROUPS
 
 ROOT = Path(__file__).resolve().parents[2]
-# Command -> where its work begins: attributes of its module, or of one that it imports.
+# Command -> where its work begins: attributes of its module, of one that it imports, or MODULE:ATTRIBUTE.
 STOPS: dict[str, tuple[str, ...]] = {
     "ablate-rules": ("judged",),
     "audit": ("sweep",),
@@ -41,7 +41,7 @@ STOPS: dict[str, tuple[str, ...]] = {
     "serve": ("served",),
     "serve-speed": ("played",),
     "throughput": ("use_devices", "measure"),
-    "train": ("started",),
+    "train": ("grpo.training.stages:started",),
     "train-policy": ("best_of_family", "trained", "generate"),
     "transcript": ("page",),
 }
@@ -170,8 +170,9 @@ def test_what_an_option_cannot_take_is_one_line(
         raise Stopped
 
     for name in STOPS[command]:
+        elsewhere, _, name = name.rpartition(":")
         *path, last = name.split(".")
-        owner = getattr(module, path[0]) if path else module
+        owner = importlib.import_module(elsewhere) if elsewhere else getattr(module, path[0]) if path else module
         monkeypatch.setattr(owner, last, stop)
     files = {p: p.stat().st_mtime_ns for p in place.rglob("*")}
     wrong: list[str] = []

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 import prompting
@@ -47,7 +48,9 @@ def scripted(args: Any, adapter: Path | None, wait: float = 0.0) -> speaker.Spea
 
 
 def slow_main(argv: list[str]) -> None:
-    """What the process runs that is killed."""
+    """What the process runs that is killed; numbers are as strict there as in tests."""
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
     speaker.load = lambda args, adapter: scripted(args, adapter, 0.05)
     evaluation.main(argv)
 

@@ -18,7 +18,6 @@ from forks import (
     before_exfil,
     by_hand,
     collected,
-    observe,
     one,
     play,
     redeal,
@@ -54,27 +53,50 @@ def late_rows() -> np.ndarray:
 
 # --- against a plain loop ---------------------------------------------------------------------------------------------
 
-transition = jax.jit(partial(env.transition, DIMS))
-act = jax.jit(partial(EVIDENCE.act, DIMS, PARAMETERS))
 
-points = jax.jit(lambda signals, weights: reward.total(reward.channels(signals, weights), weights))
+@jax.jit
+@partial(jax.vmap, in_axes=(0, 0, None, 0))
+def tick(state: State, action: Any, params: Params, future: Any) -> tuple[State, Any]:
+    """(state after it, points) in each future."""
+    block = tick_noise(future, state.tick + 1)
+    after, signals = env.transition(DIMS, state, action, block, params)
+    return after, reward.total(reward.channels(signals, params.reward), params.reward)
 
 
-def played(state: State, action: int, params: Params, future: Any) -> float:
-    """The return-to-go of one future, step by step."""
-    choice, total, memory = jnp.int32(action), 0.0, None
-    while True:
-        block = tick_noise(future, state.tick + 1)
+@jax.jit
+@partial(jax.vmap, in_axes=(0, 0, None, 0))
+def act(memory: Any, state: State, params: Params, future: Any) -> Any:
+    """(action, memory) in each future."""
+    draws = tick_noise(future, state.tick + 1)[Noise.POLICY_VERB :]
+    return EVIDENCE.act(DIMS, PARAMETERS, memory, env.observe(DIMS, state, params), draws)
+
+
+look = jax.jit(jax.vmap(partial(env.observe, DIMS), in_axes=(0, None)))
+
+
+def played(state: State, action: int, params: Params, futures: Any) -> np.ndarray:
+    """The return-to-go in each of the futures, step by step; what has ended is left alone."""
+    choice, total, running, memory = np.full(FUTURES, action, np.int32), np.zeros(FUTURES), np.ones(FUTURES, bool), None
+    while running.any():
         if memory is not None:
-            choice, memory = act(memory, observe(state, params), block[Noise.POLICY_VERB :])
-        state, signals = transition(state, choice, block, params)
-        total += float(points(signals, params.reward))
-        if state.end != RUNNING:
-            return total
+            choice, memory = act(memory, state, params, futures)
+        state, points = tick(state, choice, params, futures)
+        total += np.where(running, points, 0.0)
+        running &= np.asarray(state.end) == RUNNING
         if memory is None:
-            seen, memory = observe(state, params).forensics, EVIDENCE.init(DIMS, PARAMETERS)
-            for number, entity in zip(seen.number, seen.entity, strict=True):
-                memory = memory._replace(counts=memory.counts.at[entity].add(int(number >= 0)))
+            seen, fresh = look(state, params).forensics, EVIDENCE.init(DIMS, PARAMETERS)
+            counts = np.tile(fresh.counts, (FUTURES, 1))
+            for lane, slot in np.argwhere(seen.number >= 0):
+                counts[lane, seen.entity[lane, slot]] += 1
+            memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (FUTURES, *x.shape)), fresh)._replace(counts=counts)
+    return total
+
+
+def begun(bank: banks.Bank, row: int, params: Params, redealt: bool) -> tuple[State, Any]:
+    """A row's (states, futures)."""
+    futures, state = episode_keys(jax.random.fold_in(KEY, row), FUTURES), one(bank, row)
+    again = [redeal(state, params, jax.random.fold_in(f, credits.REDEAL)) if redealt else state for f in futures]
+    return jax.tree.map(lambda *x: jnp.stack(x), *again), futures
 
 
 @pytest.mark.parametrize("redealt", [False, True])
@@ -85,13 +107,10 @@ def test_equals_a_plain_loop_on_the_same_noise(redealt: bool) -> None:
         params = rows_of(bank.params_index[row])
         legal = np.flatnonzero(legal_mask(DIMS, params.scenario.exists))
         np.testing.assert_array_equal(np.flatnonzero(credit.legal[row]), legal)
-        some, returns = legal[row % 2 :: 5], []
-        for future in episode_keys(jax.random.fold_in(KEY, row), FUTURES):
-            state = one(bank, row)
-            if redealt:
-                state = redeal(state, params, jax.random.fold_in(future, credits.REDEAL))
-            returns.append([played(state, action, params, future) for action in some])
-        np.testing.assert_allclose(credit.q[row, some], np.mean(returns, axis=0), atol=1e-4)
+        states, futures = begun(bank, row, params, redealt)
+        some = legal[row % 2 :: 5]
+        returns = [played(states, action, params, futures).mean() for action in some]
+        np.testing.assert_allclose(credit.q[row, some], returns, atol=1e-4)
     assert np.isnan(credit.q[~credit.legal]).all() and np.isfinite(credit.q[credit.legal]).all()
     assert (~credit.legal).any(), "the campaigns differ in size, so that some actions are not legal"
 
@@ -99,12 +118,10 @@ def test_equals_a_plain_loop_on_the_same_noise(redealt: bool) -> None:
 def test_se_is_of_the_paired_difference_to_the_mean() -> None:
     bank = banks.take(collected(), late_rows()[:1])
     credit = play(HARDENED, bank, key=KEY)
-    params, state = rows_of(bank.params_index[0]), one(bank, 0)
-    legal, totals = np.flatnonzero(credit.legal[0]), []
-    for future in episode_keys(jax.random.fold_in(KEY, 0), FUTURES):
-        dealt = redeal(state, params, jax.random.fold_in(future, credits.REDEAL))
-        totals.append([played(dealt, action, params, future) for action in legal])
-    apart = np.asarray(totals) - np.mean(totals, axis=1, keepdims=True)
+    params, legal = rows_of(bank.params_index[0]), np.flatnonzero(credit.legal[0])
+    states, futures = begun(bank, 0, params, redealt=True)
+    totals = np.stack([played(states, action, params, futures) for action in legal], axis=1)
+    apart = totals - np.mean(totals, axis=1, keepdims=True)
     np.testing.assert_allclose(credit.se[0, legal], apart.std(axis=0, ddof=1) / np.sqrt(FUTURES), atol=1e-4)
     assert credit.futures.tolist() == [FUTURES] and credit.beliefs.tolist() == [1]
 

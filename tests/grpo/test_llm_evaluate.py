@@ -3,10 +3,6 @@
 import csv
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,9 +14,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import forked
 import jax
 import numpy as np
-from scripted import CLOUD, SUPPLY, TICKS, assert_finite, command, error_of, rows_in, scripted
+from scripted import CLOUD, SUPPLY, TICKS, assert_finite, command, error_of, rows_in, scripted, slow_main
 
 import jaxsim
 import scenarios
@@ -199,18 +196,16 @@ def test_evaluation_seeds_are_others_than_those_of_the_search() -> None:
 
 @pytest.mark.parametrize("ticks", [2, 40])
 def test_killed_at_any_moment_the_rows_are_the_same(whole: Path, tmp_path: Path, ticks: int) -> None:
-    argv, tests = command(tmp_path), str(Path(__file__).parent)
-    code = f"import sys; sys.path[:0] = [{tests!r}]; import scripted; scripted.slow_main({argv!r})"
-    strict = {**os.environ, "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, start_new_session=True, env=strict)
+    said, argv = tmp_path.with_suffix(".txt"), command(tmp_path)
+    process = forked.started(said, tmp_path, slow_main, argv)
     part = tmp_path / "parts" / f"{SUPPLY}-base.jsonl"
     try:
         while not part.exists() or part.read_bytes().count(b"\n") < ticks:
-            assert process.poll() is None, process.communicate()[1].decode()
+            assert process.is_alive(), said.read_text()
             time.sleep(0.01)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        forked.ended(process)
     kept = part.read_bytes()
     assert ticks <= kept.count(b"\n") < TICKS and not (tmp_path / "rows.json").exists()
     with open(part, "ab") as file:  # a line that was cut off

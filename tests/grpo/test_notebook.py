@@ -21,8 +21,7 @@ import nbformat
 from nbclient import NotebookClient
 from tiny_models import tiny
 
-from grpo.training import command as training
-from grpo.training import settings
+from grpo.training import settings, stages
 from jaxsim_soc.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +132,7 @@ def test_elsewhere_it_clones_and_installs(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_failed_run_stops_the_notebook_and_an_alarm_does_not(capsys: pytest.CaptureFixture[str]) -> None:
-    for ended in (0, training.ALARMED):
+    for ended in (0, stages.ALARMED):
         exec(source("train"), {"run": lambda ended=ended: ended})
     assert capsys.readouterr().out.startswith("The alarm stopped the training")
     with pytest.raises(RuntimeError, match="exit code 2; its last lines"):

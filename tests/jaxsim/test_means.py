@@ -54,20 +54,21 @@ from jaxsim.types import EXFIL, Channels, Signals
 
 # Means are compared on these.
 CAMPAIGN_CELLS = list(itertools.product(CAMPAIGNS | HARDENED | EVERY_SWITCH, twin_rules.PERSONALITIES))
-# Of these pytest takes one personality for each hardened campaign, where episodes are long, and of two of them one with
-# all switches on; `--episodes` takes all.
+ALL_POLICIES = (*PLANS, *POLICIES)
+WHO = tuple(twin_rules.PERSONALITIES)
+# Of these pytest takes, for each campaign and policy, one personality in turn: any two of the three meet. Of a hardened
+# campaign, where episodes are long, one for all policies, and of two of them one with all switches on.
 TESTED_CELLS = [
-    *itertools.product(CAMPAIGNS, twin_rules.PERSONALITIES),
-    *zip(HARDENED, itertools.cycle(twin_rules.PERSONALITIES)),
-    *zip([*EVERY_SWITCH][1::2], ("opportunistic", "aggressive"), strict=True),
-]
+    *((name, WHO[(i + j) % 3], policy) for i, name in enumerate(CAMPAIGNS) for j, policy in enumerate(ALL_POLICIES)),
+    *((name, WHO[i % 3], policy) for i, name in enumerate(HARDENED) for policy in ALL_POLICIES),
+    *((name, who, policy) for name, who in zip([*EVERY_SWITCH][1::2], WHO[:0:-1], strict=True) for policy in ALL_POLICIES),
+]  # `--episodes` takes all
 
 FIRST = "supply_chain_token_drift"
 OUR_EPISODES = 20_000  # at full size, and of the campaign whose figures are published
 TESTED_EPISODES = 5_000  # of the others
 TWIN_EPISODES = int(os.environ.get("JAXSIM_TWIN_EPISODES", "1600"))
 HARDENED_SHARE = 0.25  # of that many under hardened rules, where each episode lasts to the horizon
-ALL_POLICIES = (*PLANS, *POLICIES)
 METRICS = ("return", *Channels._fields, "length", "stages", "exfil", "newly_confirmed")
 COMPARISONS = len(CAMPAIGN_CELLS) * len(ALL_POLICIES) * len(METRICS)
 FAMILY_LEVEL = 0.01  # chance that any of all comparisons fails although nothing is wrong (Bonferroni)
@@ -79,32 +80,20 @@ Z_LIMIT = NormalDist().inv_cdf(1 - FAMILY_LEVEL / COMPARISONS / 2)  # about 4.4 
 
 @cache
 def our_sample(name: str, personality: str, policy: str, many: int = 0) -> np.ndarray:
-    """(metric, episode) of the simulator; the plans of a cell are played together."""
-    played = our_plans(name, personality, many) if policy in PLANS else our_policy(name, personality, policy, many)
-    m = list(PLANS).index(policy) if policy in PLANS else 0
-    s = jax.tree.map(lambda x: x[m], played)
+    """(metric, episode) of the simulator."""
+    s = jax.tree.map(lambda x: x[0], our_rollout(name, personality, policy, many))
     confirmed, exfil = s.signals.confirmed, s.end == EXFIL
     return np.asarray([s.episode_return, *s.channels, s.length, s.succeeded, exfil, confirmed], np.float64)
 
 
 @cache
-def our_plans(name: str, personality: str, many: int = 0) -> EpisodeStats:
-    plans = np.stack([plan_array(name, text) for text in PLANS.values()])
-    return our_rollout(name, personality, policies.PLAN, plans, many)
-
-
-@cache
-def our_policy(name: str, personality: str, policy: str, many: int = 0) -> EpisodeStats:
-    return our_rollout(name, personality, POLICIES[policy], np.zeros(1, np.int32), many)
-
-
-def our_rollout(
-    name: str, personality: str, policy: policies.Policy, parameters: np.ndarray, many: int
-) -> EpisodeStats:
+def our_rollout(name: str, personality: str, policy: str, many: int = 0) -> EpisodeStats:
     """`many` episodes, 0 for as many as a test takes; of a hardened campaign a share of that."""
     episodes = int((many or (OUR_EPISODES if name == FIRST else TESTED_EPISODES)) * share_of(name))
     keys, game = episode_keys(jax.random.key(51), episodes), (env.Env(dims_for(name)), params_of(name, personality))
-    return rollout_many(*game, policy, parameters, keys)[0]
+    if policy in PLANS:
+        return rollout_many(*game, policies.PLAN, plan_array(name, PLANS[policy])[None], keys)[0]
+    return rollout_many(*game, POLICIES[policy], np.zeros(1, np.int32), keys)[0]
 
 
 def share_of(name: str) -> float:
@@ -151,21 +140,18 @@ def compare_all(name: str, personality: str, policy: str, theirs: np.ndarray, ma
     return [compare(f"{label}: {m}", a, b) for m, a, b in zip(METRICS, ours, theirs, strict=True)]
 
 
-@pytest.mark.parametrize("policy", ALL_POLICIES)
-@pytest.mark.parametrize(("name", "personality"), TESTED_CELLS)
+@pytest.mark.parametrize(("name", "personality", "policy"), TESTED_CELLS)
 def test_means_equal_the_twins(name: str, personality: str, policy: str) -> None:
     episodes = int(TWIN_EPISODES * share_of(name))
     compared = compare_all(name, personality, policy, twin_sample(name, personality, policy, episodes))
     assert [c for c in compared if c.z > c.allowed] == []
 
 
-@pytest.mark.parametrize("policy", ALL_POLICIES)
-@pytest.mark.parametrize(("name", "personality"), TESTED_CELLS)
+@pytest.mark.parametrize(("name", "personality", "policy"), TESTED_CELLS)
 def test_a_rollout_adds_up_what_the_twin_does(name: str, personality: str, policy: str) -> None:
     """The first episodes of the same rollouts, one by one on the same noise: every number that is kept of them."""
     episodes, left_out = 10, 0
-    played = our_plans(name, personality) if policy in PLANS else our_policy(name, personality, policy)
-    m = list(PLANS).index(policy) if policy in PLANS else 0
+    played = our_rollout(name, personality, policy)
     keys = episode_keys(jax.random.key(51), episodes)
     blocks, firsts = (
         np.asarray(noise_of(keys)),
@@ -173,7 +159,7 @@ def test_a_rollout_adds_up_what_the_twin_does(name: str, personality: str, polic
     )
     reader = Reader(scenario_of(name), personality, dims_for(name))
     for e in range(episodes):
-        ours = jax.tree.map(lambda x, e=e: x[m, e], played)
+        ours = jax.tree.map(lambda x, e=e: x[0, e], played)
         state = reader.reset(firsts[e], PRESETS[preset_of(name)])
         theirs, edge = twin_stats(state, twin_policy(name, policy), blocks[e])
         same = jax.tree.map(lambda a, b: abs(a - b) < 1e-3, ours, theirs)
