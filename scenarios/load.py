@@ -150,13 +150,18 @@ def loads(text: str, source: str = "<string>") -> Scenario:
     Raises ScenarioError when the text is not a valid scenario.
     """
     tree = read(text, as_json=source.lower().endswith(".json"))
-    problems: Iterable[Problem] = tree.problems or _top_problems(tree.data)
-    if not problems:
-        try:
-            return Scenario.model_validate(tree.data)
-        except ValidationError as error:
-            problems = _field_problems(error, tree)
-    raise ScenarioError(*report(problems, tree, source))
+    problems = tree.problems or _top_problems(tree.data)
+    if problems:
+        raise ScenarioError(*report(problems, tree, source))
+    return from_tree(tree, source)
+
+
+def from_tree(tree: Tree, source: str) -> Scenario:
+    """The scenario that was read. Raises ScenarioError when a field of it is not valid."""
+    try:
+        return Scenario.model_validate(tree.data)
+    except ValidationError as error:
+        raise ScenarioError(*report(_field_problems(error, tree), tree, source)) from None
 
 
 def dump(scenario: Scenario) -> str:
