@@ -18,8 +18,8 @@ from scenarios.wording import show
 ATTACK_FLOW = "extension-definition--fb9c968a-745b-4ade-9b25-c324172197f4"
 # Of what a scenario has and Attack Flow has not; `scenarios.export_flow` writes it.
 SCENARIO = "extension-definition--3a0d2c5e-6f0e-5a55-9c39-3c1b6f0e7d21"
-MAX_NODES = 20_000  # far more than there can be stages, for operators and conditions
-MAX_EDGES = 100_000
+MAX_NODES = 5_000  # far more than there can be stages, for operators and conditions
+MAX_EDGES = 50_000
 
 _BUILDER = "attack_flow_v2"
 _ACCOUNTS = ("identity", "user-account")  # STIX types that are an identity here

@@ -1,8 +1,7 @@
-"""The order of a flow as that of a scenario: what each action needs to have succeeded first, by `needs`.
+"""The order of a flow, without circles: what each action needs to have succeeded first, by `order`.
 
-A scenario's graph has no circle, and a stage needs all of some stages and, if it names more, one of these. A flow may say
-more than that. What it says is a formula of AND and OR over actions; it is kept as clauses that must all hold, each of
-which holds when one of its actions has succeeded (conjunctive normal form).
+What a flow says is a formula of AND and OR over actions. It is kept as clauses that must all hold, each of which holds
+when one of its actions has succeeded (conjunctive normal form).
 """
 
 from collections import deque

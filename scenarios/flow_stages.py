@@ -102,7 +102,8 @@ def _of_order(flow: Flow, found: Order, every: bool) -> list[Remark]:
         ends = " to ".join(named(flow, [end]) for end in (edge.source, edge.target))
         remarks.append(Remark("circle cut", f"the line from {ends} closes a circle and is left out"))
     if found.roots:
-        remarks.append(Remark("beginning chosen", f"a circle that nothing leads to begins with {named(flow, found.roots)}"))
+        text = f"a circle that nothing leads to begins with {named(flow, found.roots)}"
+        remarks.append(Remark("beginning chosen", text))
     if found.dropped:
         text = f"{named(flow, found.dropped)}: only when a condition does not hold, so left out"
         remarks.append(Remark("condition did not hold", text))
@@ -124,11 +125,13 @@ def _needs(flow: Flow, name: str, found: Order, place: dict[str, int]) -> Needs:
     formula: Formula = found.formulas[name]
     choices = sorted(listed(clause) for clause in formula if len(clause) > 1)
     if len(choices) > 1 or name in found.complex:
-        spelt = " and ".join(f"one of ({named(flow, choice)})" for choice in choices[:3])
+        spelt = "".join(
+            f", {which} one of ({named(flow, x)})" for which, x in zip(("needs", "and"), choices, strict=False)
+        )
         refuse(
             flow,
-            f"{named(flow, [name])} comes after an OR of ANDs, or several ORs{f': {spelt}' if spelt else ''}; a stage can "
-            "have only one choice: draw the action once for each way to it, or join its lines with one operator",
+            f"{named(flow, [name])} comes after an OR of ANDs, or after several ORs{spelt}, but a stage can have one "
+            "choice only; draw the action once for each way to it, or join its lines by one operator",
         )
     needs = Needs(
         listed(one for clause in formula if len(clause) == 1 for one in clause), choices[0] if choices else []
@@ -138,9 +141,11 @@ def _needs(flow: Flow, name: str, found: Order, place: dict[str, int]) -> Needs:
 
 def _as_written(flow: Flow, name: str, needs: Needs) -> Needs:
     """The same needs in the form and order that our own export noted, if the graph still says the same."""
-    noted = (flow.nodes[name].extra or {}) if flow.extra is not None else {}
+    noted = flow.nodes[name].extra
+    if flow.extra is None or noted is None:
+        return needs
     lists = [noted.get("prerequisites", []), noted.get("any_prerequisites", [])]
-    by_id = {node.extra.get("id"): other for other, node in flow.nodes.items() if node.extra} if noted else {}
+    by_id = {x: name for name, node in flow.nodes.items() if isinstance(x := (node.extra or {}).get("id"), str)}
     if not all(isinstance(ids, list) and all(isinstance(x, str) and x in by_id for x in ids) for ids in lists):
         return needs
     written = Needs(*([by_id[x] for x in ids] for ids in lists))
@@ -152,9 +157,7 @@ def _formula(needs: Needs) -> Formula:
     return frozenset({frozenset({x}) for x in needs.every} | choice)
 
 
-def _losses(
-    flow: Flow, pairs: dict[str, Resolved], needs: dict[str, Needs], remarks: list[Remark]
-) -> dict[str, str]:
+def _losses(flow: Flow, pairs: dict[str, Resolved], needs: dict[str, Needs], remarks: list[Remark]) -> dict[str, str]:
     """The last exfiltration or impact on each way; what comes after it is taken out of `needs`."""
     follows: dict[str, list[str]] = {name: [] for name in needs}
     for name, need in needs.items():

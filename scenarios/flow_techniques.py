@@ -9,8 +9,10 @@ from scenarios.attack_flow import Node
 from scenarios.wording import show
 
 # As an attack goes, for a technique of several tactics.
-KILL_CHAIN: tuple[str, ...] = ("TA0043", "TA0042", "TA0001", "TA0002", "TA0003", "TA0004", "TA0005", "TA0112", "TA0006", "TA0007")
-KILL_CHAIN += ("TA0008", "TA0009", "TA0011", "TA0010", "TA0040")
+KILL_CHAIN = (
+    *("TA0043", "TA0042", "TA0001", "TA0002", "TA0003", "TA0004", "TA0005", "TA0112"),
+    *("TA0006", "TA0007", "TA0008", "TA0009", "TA0011", "TA0010", "TA0040"),
+)
 
 
 class Resolved(NamedTuple):
@@ -53,8 +55,12 @@ def resolve(action: Node) -> Resolved | str:
 
 
 def _tactic(written: str) -> str:
-    names = {_plain(name): key for key, name in attack.tactics().items()}
-    return names.get(_plain(written), written.strip().upper())
+    return _tactics().get(_plain(written), written.strip().upper())
+
+
+@cache
+def _tactics() -> dict[str, str]:
+    return {_plain(name): key for key, name in attack.tactics().items()}
 
 
 @cache

@@ -58,8 +58,8 @@ def import_flow(
     """The incident in an Attack Flow file as a scenario.
 
     `prior` is a setting of `scenarios.priors`; `minutes` how long the attack took in all, where that is known. With
-    `every` an action that several lines come to needs all of them, rather than one. Raises ScenarioError for a file that
-    cannot be a scenario, ValueError for other arguments out of range.
+    `every` an action that several lines come to needs all of them, rather than one. Raises ScenarioError for a file
+    that cannot be a scenario, ValueError for another argument out of range.
     """
     return from_flow(read_flow(path), prior, every, minutes)
 
@@ -89,8 +89,8 @@ def _own(flow: Flow, found: Stages) -> Data:
         what = named(flow, missing[:3]) if missing else "an asset"
         refuse(
             flow,
-            f"is an export of a scenario, but {what} has none of its values; add them, or remove the extension from the "
-            "object of type attack-flow to import it as any other flow",
+            f"is an export of a scenario, but {what} has none of its values; add them, or remove the extension from "
+            "the object of type attack-flow to import it as any other flow",
         )
     ids = {name: (node.extra or {}).get("id") for name, node in flow.nodes.items()}
     things = {name: thing.extra or {} for name, thing in flow.things.items()}
@@ -133,9 +133,8 @@ def _filled_in(flow: Flow, found: Stages, prior: str, minutes: int | None) -> Da
         last = _last(needs)
         needs[""] = Needs([last], [])
         made[""] = _loss(made[last], network)
-        found.remarks.append(
-            Remark("loss assumed", f"the flow ends in no loss: data leaves after {named(flow, [last])}, as if it went on")
-        )
+        text = f"the flow ends in no loss, so that data leaves after {named(flow, [last])}, the end of its longest way"
+        found.remarks.append(Remark("loss assumed", text))
     listed = list(made.values())
     _numbers(flow, made, needs, prior, minutes)
     network.fill(listed)
@@ -329,7 +328,7 @@ def _whole(flow: Flow, listed: list[Data], network: _Network, prior: str) -> Dat
         "identities": list(network.identities.values()),
         "stages": listed,
         "benign": _benign(listed, network, round(benign / len(_BENIGN), 4), true.source),
-        "queues": [{"id": "raw", "rate": raw.value, "source": priors.sources()[raw.source][:120].strip()}],
+        "queues": [{"id": "raw", "rate": raw.value, "source": priors.sources()[raw.source]}],
     }
     _assume(document, RULE, "horizon")
     _assume(document, true.source, "noise_rate")

@@ -1,8 +1,8 @@
 """What an import assumes where an incident report gives no number: `priors.json`, by setting, each with its source.
 
-    >>> from scenarios import priors
-    >>> priors.attack_minutes("central")
-    Sourced(value=2880, source='unit42-2026')
+>>> from scenarios import priors
+>>> priors.attack_minutes("central")
+Sourced(value=2880, source='unit42-2026')
 """
 
 import json
@@ -63,7 +63,7 @@ def lag(setting: str) -> Sourced:
 
 
 def true_alerts(which: str) -> Sourced:
-    """A share of alerts: `all` of those seen in an attack that are of it, `benign` of the others, `raw` in a raw queue."""
+    """A share: of the alerts that are of the attack (`all`), of the others that are benign, of the others if `raw`."""
     return Sourced(*table()["true_alerts"][which])
 
 
