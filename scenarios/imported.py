@@ -18,7 +18,7 @@ from scenarios import attack, priors
 from scenarios.attack_flow import Flow, read_flow
 from scenarios.flow_stages import Needs, Remark, Stages, named, refuse, stages
 from scenarios.flow_techniques import Resolved
-from scenarios.load import from_tree
+from scenarios.load import ScenarioError, from_tree
 from scenarios.model import FORMAT, MAX_TICKS, TICK_MINUTES, Scenario
 from scenarios.read import Tree
 from scenarios.wording import show
@@ -76,7 +76,12 @@ def from_flow(flow: Flow, prior: str = "central", every: bool = False, minutes: 
     else:
         document = _filled_in(flow, found, prior, minutes)
         found.remarks.extend(_said(document))
-    return Imported(flow.source, from_tree(Tree(document, [], {}), flow.source), tuple(found.remarks))
+    try:
+        scenario = from_tree(Tree(document, [], {}), flow.source)
+    except ScenarioError as error:
+        first, *more = error.problems
+        raise ScenarioError(first + (f" (and {len(more)} more)" if more else "")) from None
+    return Imported(flow.source, scenario, tuple(found.remarks))
 
 
 # --- our own exports ------------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import flow_files
+import numpy as np
 import pytest
 import yaml
 from flow_files import NODES, builder, chain, stix, text, uid
@@ -14,9 +16,11 @@ from hypothesis import strategies as st
 
 import scenarios
 from jaxsim.compile import compile_scenario, dims_of
+from jaxsim.names import end_name, loss_name
 from jaxsim.twin_policies import Policy, episode, monitor, plan
 from jaxsim.twin_reward import REWARDS
 from jaxsim.twin_rules import CLASSIC, HARDENED, ISOLATE, Rules
+from jaxsim.types import BLOCKED, EXFIL, HORIZON, IDLE, SUCCEEDED
 from scenarios import attack, priors
 from scenarios.__main__ import main
 from scenarios.attack_flow import SCENARIO, parse_flow
@@ -337,6 +341,15 @@ def test_the_attacker_can_win_and_the_defender_can_stop_it(name: str) -> None:
             assert 0 < losses(s, monitor, HARDENED, episodes) < 1
 
 
+def test_a_loss_is_called_what_it_is() -> None:
+    for nodes, called in (({"Phish": PHISH, "Send": OUT}, "exfil"), ({"Phish": PHISH, "Lock": LOCK}, "impact")):
+        s = simple(nodes, tuple(nodes)).scenario
+        for status, found in (([SUCCEEDED, SUCCEEDED, BLOCKED], called), ([SUCCEEDED, IDLE, BLOCKED], None)):
+            assert loss_name(s, np.asarray(status)) == found
+        assert end_name(s, EXFIL, np.asarray([SUCCEEDED, SUCCEEDED])) == called
+        assert end_name(s, HORIZON, np.asarray([SUCCEEDED, IDLE])) == "horizon"
+
+
 def test_an_egress_block_stops_exfil_and_not_impact() -> None:
     for nodes, stopped in (({"Phish": PHISH, "Send": OUT}, True), ({"Phish": PHISH, "Lock": LOCK}, False)):
         s = simple(nodes, tuple(nodes)).scenario
@@ -460,6 +473,29 @@ def test_the_report_knows_every_remark_and_shows_no_markup_of_the_flow() -> None
     assert page.startswith("# \\[A\\](http://b)\n")
     assert "<b>" not in page.replace("\\<b\\>", "")
     assert kinds(found) <= set(ADVICE)
+
+
+def test_the_commands_of_the_page_on_incidents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "incidents.md").read_text(encoding="utf-8")
+    (flow,) = re.findall(r"^```json\n(.*?)^```", page, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    Path("incident.json").write_text(flow, encoding="utf-8")
+    lines = re.findall(r"^python -m scenarios (.*)$", page, re.M)
+    assert [line.split()[0] for line in lines] == ["import", "validate", "export-flow", "import"]
+    for line in lines:
+        assert main(line.split()) == 0
+    s = scenarios.load("incidents/a-clerk-opens-an-invoice.yaml")
+    assert scenarios.load("again/a-clerk-opens-an-invoice.yaml") == s
+    assert [(x.technique, x.asset, x.loss) for x in s.stages] == [
+        ("T1566.001", "clerk-pc", None),
+        ("T1003.001", "clerk-pc", None),
+        ("T1021.001", "file-server", None),
+        ("T1486", "file-server", "impact"),
+    ]
+    assert s.stages[1].dwell == (4, 4)
+    assert "T1076 is T1021.001 now" in Path("incidents/a-clerk-opens-an-invoice.md").read_text(encoding="utf-8")
 
 
 def test_the_flows_of_these_tests_have_both_operators_and_a_condition() -> None:

