@@ -122,14 +122,14 @@ def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params
         taken=state.taken | hit,
         next_start=jnp.where(setback, state.tick + rest, state.next_start),
         order=jnp.where(setback & over & this, again, state.order),
-        exfil=state.exfil | (success & scenario.stage_exfil[k]),
+        exfil=state.exfil | (success & scenario.stage_loss[k]),
         stage=jnp.where(ended, -1, state.stage),
         succeeded=state.succeeded + success.astype(jnp.int32),
         compromised=state.compromised.at[compromises].set(True, mode="drop"),
     )
     given = gives(dims, state, params)[None]
     state = state._replace(supported=supported(given, scenario.needs, scenario.options))
-    return state, blocked, success & scenario.stage_exfil[k]
+    return state, blocked, success & scenario.stage_loss[k]
 
 
 def start(dims: Dims, state: State, live: Array, acted: Array, noise: Array, params: Params) -> tuple[State, Started]:

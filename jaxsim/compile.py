@@ -75,11 +75,12 @@ def compile_scenario(scenario: scenarios.Scenario, dims: Dims) -> ScenarioArrays
         benign[:, b] = activity.rate, activity.strength, scenarios.SIGNALS.index(activity.signal)
     dwell, lag = np.ones((s, 2), np.int32), np.zeros((s, 2), np.int32)
     success, detection = np.zeros(s, np.float32), np.zeros(s, np.float32)
-    signal, exfil, compromises = np.zeros(s, np.int32), np.zeros(s, bool), np.zeros((s, 2), bool)
+    signal, compromises = np.zeros(s, np.int32), np.zeros((s, 2), bool)
+    exfil, loss = np.zeros(s, bool), np.zeros(s, bool)
     required, options = np.zeros((s, s), bool), np.zeros((s, s), bool)
     for j, x in enumerate(scenario.stages):
         dwell[j], lag[j], success[j], detection[j] = x.dwell, x.lag, x.success, x.detection
-        signal[j], exfil[j] = scenarios.SIGNALS.index(x.signal), x.exfil
+        signal[j], exfil[j], loss[j] = scenarios.SIGNALS.index(x.signal), x.exfil, x.loss is not None
         compromises[j] = x.compromises_asset, x.compromises_identity
         required[j, [stage[p] for p in x.prerequisites]] = True
         options[j, [stage[p] for p in x.any_prerequisites]] = True
@@ -103,6 +104,7 @@ def compile_scenario(scenario: scenarios.Scenario, dims: Dims) -> ScenarioArrays
         stage_lag=lag,
         stage_signal=signal,
         stage_exfil=exfil,
+        stage_loss=loss,
         stage_compromises=compromises,
         needs=packed(required, dims.words),
         options=packed(options, dims.words),

@@ -78,6 +78,7 @@ def compile_networks(networks: Networks, dims: Dims) -> ScenarioArrays:
         stage_lag=of_stages(n.lag, np.int32),
         stage_signal=of_stages(n.signal, np.int32),
         stage_exfil=of_stages(np.equal(n.layer, EXFIL), bool),
+        stage_loss=of_stages(np.equal(n.layer, EXFIL), bool),
         stage_compromises=of_stages(n.compromises, bool),
         needs=packed(graph(n.required).swapaxes(1, 2), dims.words),
         options=packed(graph(n.options).swapaxes(1, 2), dims.words),

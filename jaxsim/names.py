@@ -1,4 +1,4 @@
-"""Actions as text: `VERB`, `VERB entity-id`, or `VERB assets[0]` / `VERB identities[2]`."""
+"""Actions as text: `VERB`, `VERB entity-id`, or `VERB assets[0]` / `VERB identities[2]`; ends as text."""
 
 import re
 from difflib import get_close_matches
@@ -9,7 +9,7 @@ import scenarios
 from jaxsim import check
 from jaxsim.actions import table
 from jaxsim.compile import check_dims, check_fits
-from jaxsim.types import INVESTIGATE, MONITOR, REVOKE_IDENTITY, VERBS, Dims
+from jaxsim.types import ENDS, EXFIL, INVESTIGATE, MONITOR, REVOKE_IDENTITY, SUCCEEDED, VERBS, Dims
 
 _POSITION = re.compile(r"(assets|identities)\[(\d{1,6})\]")
 
@@ -17,6 +17,17 @@ _POSITION = re.compile(r"(assets|identities)\[(\d{1,6})\]")
 def _belongs(scenario: scenarios.Scenario, dims: Dims) -> None:
     check.kind("scenario", scenario, scenarios.Scenario, "one of `load_scenario`")
     check_fits(scenario, check_dims(dims))
+
+
+def loss_name(scenario: scenarios.Scenario, status: np.ndarray) -> str | None:
+    """The loss that has come, "exfil" or "impact", by the (S,) status of the stages; None if none has."""
+    stages = zip(scenario.stages, status, strict=False)  # there may be padding
+    return next((stage.loss for stage, now in stages if stage.loss and now == SUCCEEDED), None)
+
+
+def end_name(scenario: scenarios.Scenario, end: int, status: np.ndarray) -> str:
+    """How an episode ended; of a loss, which."""
+    return (end == EXFIL and loss_name(scenario, status)) or ENDS[end]
 
 
 def entity_names(scenario: scenarios.Scenario, dims: Dims) -> list[str | None]:

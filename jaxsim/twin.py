@@ -208,7 +208,7 @@ def progress_stage(state: State, u: Draws, tick: Tick) -> bool:
             state.compromised.add(stage.asset)
         if stage.compromises_identity:
             state.compromised.add(stage.identity)
-        if stage.exfil:
+        if stage.loss:
             state.out = tick.exfil = True
     elif state.rules.persistence:
         state.status[stage.id] = "idle"

@@ -73,7 +73,8 @@ class ScenarioArrays(NamedTuple):
     stage_detection: Array  # (S,) float32, probability of each of two alerts
     stage_lag: Array  # (S, 2) int32, ticks, inclusive range
     stage_signal: Array  # (S,) int32, index into scenarios.SIGNALS
-    stage_exfil: Array  # (S,) bool
+    stage_exfil: Array  # (S,) bool, the data leaves through its asset: an egress block stops it
+    stage_loss: Array  # (S,) bool, exfil or impact: success ends the attack
     stage_compromises: Array  # (S, 2) bool, its asset, its identity
     needs: Array  # (S, W) uint32, a bit for each stage that it needs to have succeeded
     options: Array  # (S, W) uint32, a bit for each alternative of which it needs one; 0 where there are none
@@ -189,7 +190,7 @@ class State(NamedTuple):
     next_start: Array  # () int32, tick before which no stage starts
     targets: Array  # (2, S + B) int32, as in the scenario, with the roles of this episode
     order: Array  # (S,) int32, of the stages that are ready the attacker starts the lowest, the first listed of equals
-    exfil: Array  # () bool, the data is out
+    exfil: Array  # () bool, the data is out, or another loss has come
     earned: Array  # () bool, a stage was blocked in progress or a containment was evidence-backed
     status: Array  # (S,) int32, stage status
     controls: Array  # (3, S) bool, in force: its asset is isolated, its identity revoked, its egress (exfil) blocked

@@ -78,7 +78,9 @@ COMMANDS = {
         (*LANGUAGE_MODEL, "peft", "gguf"),
         "bench,train",
     ),
-    "scenarios": Command("scenarios.__main__", "list, validate, generate scenarios; print their schema"),
+    "scenarios": Command(
+        "scenarios.__main__", "list, validate, generate, import, export scenarios; print their schema"
+    ),
     "throughput": Command("jaxsim.throughput", "steps a second, beside the scalar twin"),
     "generator-speed": Command("jaxsim.generator_speed", "networks drawn a second"),
     "prompting-speed": Command("grpo.speed.prompting_speed", "prompts written and answers read a second"),

@@ -31,7 +31,7 @@ triaged queue, and "insider_repo_pivot@raw" is the same network before triage. T
         exfil: true          # success ends the episode
 
 `python -m scenarios validate FILE` checks a file; `python -m scenarios schema` prints the JSON schema, which
-describes every field.
+describes every field. A tick is 30 minutes. `python -m scenarios import FILE` makes a scenario of an Attack Flow.
 """
 
 from scenarios.load import GROUPS, ScenarioError, digest, dump, in_queue, load, loads, names, renamed

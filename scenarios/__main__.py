@@ -1,4 +1,4 @@
-"""`python -m scenarios`: list the built-in scenarios, check files, make files of generated ones, print the schema."""
+"""`python -m scenarios`: list the built-in scenarios, check files, make files of generated ones and of incidents."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jaxsim_soc import cli
 from scenarios.load import GROUPS, ScenarioError, dump, load, names
-from scenarios.model import Scenario
+from scenarios.model import MAX_TICKS, TICK_MINUTES, Scenario
 from scenarios.wording import show
 
 MAX_COUNT = 10_000  # files of one command
@@ -20,7 +20,7 @@ MAX_COUNT = 10_000  # files of one command
 
 def parser() -> cli.Parser:
     """The commands and their options."""
-    p = cli.parser("Attack campaigns as data: list, check, generate, describe.")
+    p = cli.parser("Attack campaigns as data: list, check, generate, import, export, describe.")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="show the built-in scenarios as a table")
     validate = commands.add_parser(
@@ -34,6 +34,25 @@ def parser() -> cli.Parser:
     generate.add_argument("--split", default="train", help="train or held_out (default: train)")
     generate.add_argument("--out", required=True, metavar="DIR", help="directory for the files, made if there is none")
     generate.add_argument("--force", action="store_true", help="replace files that exist")
+    from_flows = commands.add_parser(
+        "import", help="make scenario files, each with a report, of incidents in Attack Flow files (STIX or .afb)"
+    )
+    from_flows.add_argument("files", nargs="+", metavar="FILE", help="a STIX bundle (.json) or a Builder file (.afb)")
+    from_flows.add_argument("--out", default=".", metavar="DIR", help="directory for the files (default: this one)")
+    from_flows.add_argument("--force", action="store_true", help="replace files that exist")
+    from_flows.add_argument(
+        "--prior", default="central", help="what is assumed: pessimistic, central or optimistic (default: central)"
+    )
+    from_flows.add_argument("--minutes", metavar="N", help="how long the attack took in all, if that is known")
+    from_flows.add_argument(
+        "--join", default="any", help="whether an action after several lines needs any or all of them (default: any)"
+    )
+    to_flow = commands.add_parser(
+        "export-flow", help="write scenarios as Attack Flow files (STIX), to be imported again"
+    )
+    to_flow.add_argument("names", nargs="+", metavar="NAME", help="a built-in scenario, or a file")
+    to_flow.add_argument("--out", default=".", metavar="DIR", help="directory for the files (default: this one)")
+    to_flow.add_argument("--force", action="store_true", help="replace files that exist")
     commands.add_parser("schema", help="print the JSON schema of the file format")
     return p
 
@@ -43,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.command == "validate":
         return _validate(args.files)
+    if args.command == "import":
+        return _import(args)
+    if args.command == "export-flow":
+        return _export_flow(args)
     if args.command == "generate":
         _generate(args)
         return 0
@@ -80,16 +103,54 @@ def _generate(args: argparse.Namespace) -> None:
         first = _whole("--seed", args.seed, 0, MAX_SEED - count + 1)
         if args.split not in SPLITS:
             raise ValueError(f"--split: {show(args.split)} is unknown; choose one of {', '.join(SPLITS)}")
-        if not args.out:
-            raise ValueError("--out: '' is no directory; give the name of one")
         made = (generate(seed, entities, args.split) for seed in range(first, first + count))
-        for path in _write_all(Path(args.out), made, args.force):
-            print(path)
-    except OSError as error:
-        where = error.filename or args.out
-        cli.fail(f"{where}: {error.strerror or error}; nothing was written, choose another directory for --out")
+        _write(args, ((f"{s.id}.yaml", dump(s)) for s in made))
     except ValueError as error:
         cli.fail(str(error))
+
+
+def _import(args: argparse.Namespace) -> int:
+    from scenarios import priors
+    from scenarios.import_report import report
+    from scenarios.imported import import_flow
+
+    minutes, code = None, 0
+    try:
+        for option, text, known in (("prior", args.prior, priors.SETTINGS), ("join", args.join, ("any", "all"))):
+            if text not in known:
+                raise ValueError(f"--{option}: {show(text)} is unknown; choose one of {', '.join(known)}")
+        if args.minutes is not None:
+            minutes = _whole("--minutes", args.minutes, 1, TICK_MINUTES * MAX_TICKS)
+    except ValueError as error:
+        cli.fail(str(error))
+    files: list[tuple[str, str]] = []
+    for path in args.files:
+        try:
+            imported = import_flow(path, args.prior, args.join == "all", minutes)
+        except ScenarioError as error:
+            print(error, file=sys.stderr)
+            code = 1
+        else:
+            name = imported.scenario.id
+            files += [(f"{name}.yaml", dump(imported.scenario)), (f"{name}.md", report(imported))]
+    _write(args, files)
+    return code
+
+
+def _export_flow(args: argparse.Namespace) -> int:
+    from scenarios.export_flow import export_flow
+
+    files, code = [], 0
+    for name in args.names:
+        try:
+            s = load(name)
+        except ScenarioError as error:
+            print(error, file=sys.stderr)
+            code = 1
+        else:
+            files.append((f"{s.id}.json", export_flow(s)))
+    _write(args, files)
+    return code
 
 
 def _whole(option: str, text: str, low: int, high: int) -> int:
@@ -99,21 +160,37 @@ def _whole(option: str, text: str, low: int, high: int) -> int:
     return value
 
 
-def _write_all(directory: Path, made: Iterable[Scenario], force: bool) -> list[Path]:
-    """Write a file for each scenario. They come into their place only when all of them have been written.
+def _write(args: argparse.Namespace, files: Iterable[tuple[str, str]]) -> None:
+    """Write files, given by name and text, into --out, and print their paths; end with one line if that cannot be."""
+    try:
+        if not args.out:
+            raise ValueError("--out: '' is no directory; give the name of one")
+        for path in _write_all(Path(args.out), files, args.force):
+            print(path)
+    except OSError as error:
+        where = error.filename or args.out
+        cli.fail(f"{where}: {error.strerror or error}; nothing was written, choose another directory for --out")
+    except ValueError as error:
+        cli.fail(str(error))
+
+
+def _write_all(directory: Path, files: Iterable[tuple[str, str]], force: bool) -> list[Path]:
+    """Write files by name. They come into their place only when all of them have been written.
 
     Raises ValueError when there is such a file already, unless `force`, and OSError when the directory will not do.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".generate-", dir=directory))
+    beside = Path(tempfile.mkdtemp(prefix=".scenarios-", dir=directory))
     try:
-        paths = []
-        for s in made:
-            path = directory / f"{s.id}.yaml"
+        paths: list[Path] = []
+        for name, text in files:
+            path = directory / name
+            if path in paths:
+                raise ValueError(f"{path} would be written twice; nothing was written, import one of the two elsewhere")
             if path.exists() and not (force and path.is_file()):
                 remedy = "remove it" if force else "add --force to replace it"
                 raise ValueError(f"{path} exists; {remedy}, or choose another directory for --out")
-            (beside / path.name).write_text(dump(s), encoding="utf-8")
+            (beside / name).write_text(text, encoding="utf-8")
             paths.append(path)
         for path in paths:
             os.replace(beside / path.name, path)

@@ -1,7 +1,7 @@
 """The pinned MITRE ATT&CK table: which tactics and techniques exist, and which pairs belong together.
 
 The table is `attack.json`, next to this file; its head names the ATT&CK version, how the table was made, and
-MITRE's copyright and licence. Nothing is fetched.
+MITRE's copyright and licence. `renamed.json` has the ids that are no longer. Nothing is fetched.
 """
 
 import json
@@ -32,6 +32,13 @@ def tactics() -> dict[str, str]:
 def techniques() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Every current Enterprise technique and sub-technique: id to (name, ids of its tactics)."""
     return {key: (row[0], tuple(row[1:])) for key, row in _table()["techniques"].items()}
+
+
+@cache
+def renamed() -> dict[str, str]:
+    """Techniques that ATT&CK no longer has: id to that of the current one that took its place."""
+    text = files("scenarios").joinpath("renamed.json").read_text(encoding="utf-8")
+    return dict(json.loads(text)["renamed"])
 
 
 def tactic_problem(tactic: str) -> str | None:

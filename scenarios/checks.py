@@ -1,4 +1,4 @@
-"""What must be true of a scenario beyond its single fields: references, rates, and a path to exfiltration.
+"""What must be true of a scenario beyond its single fields: references, rates, and a path to a loss.
 
 Every check yields `Problem`s and is linear in the size of the scenario.
 """
@@ -31,6 +31,20 @@ class Named(Protocol):
     def id(self) -> str: ...
 
 
+class Assumed(Protocol):
+    @property
+    def source(self) -> str: ...
+    @property
+    def fields(self) -> tuple[str, ...]: ...
+
+
+class Sourced(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def assumed(self) -> Sequence[Assumed]: ...
+
+
 class Targets(Named, Protocol):
     @property
     def asset(self) -> str | None: ...
@@ -38,7 +52,7 @@ class Targets(Named, Protocol):
     def identity(self) -> str | None: ...
 
 
-class Benign(Targets, Protocol):
+class Benign(Targets, Sourced, Protocol):
     @property
     def rate(self) -> float: ...
 
@@ -48,7 +62,7 @@ class Queue(Named, Protocol):
     def rate(self) -> float: ...
 
 
-class Stage(Targets, Protocol):
+class Stage(Targets, Sourced, Protocol):
     @property
     def tactic(self) -> str: ...
     @property
@@ -65,21 +79,25 @@ class Stage(Targets, Protocol):
     def compromises_identity(self) -> bool: ...
     @property
     def exfil(self) -> bool: ...
+    @property
+    def impact(self) -> bool: ...
 
 
-class Scenario(Protocol):
+class Scenario(Sourced, Protocol):
     @property
     def noise_rate(self) -> float: ...
     @property
-    def assets(self) -> Sequence[Named]: ...
+    def assets(self) -> Sequence[Sourced]: ...
     @property
-    def identities(self) -> Sequence[Named]: ...
+    def identities(self) -> Sequence[Sourced]: ...
     @property
     def stages(self) -> Sequence[Stage]: ...
     @property
     def benign(self) -> Sequence[Benign]: ...
     @property
     def queues(self) -> Sequence[Queue]: ...
+    @property
+    def sources(self) -> Sequence[Named]: ...
 
 
 def stage_problems(stage: Stage) -> Iterator[Problem]:
@@ -99,6 +117,8 @@ def stage_problems(stage: Stage) -> Iterator[Problem]:
             "is true but the stage has no asset, so its egress could never be blocked; "
             "add `asset:`, the asset the data leaves through",
         )
+    if stage.exfil and stage.impact:
+        yield Problem(("impact",), "is true and so is exfil, but an episode ends with one loss; remove one of the two")
     pair = attack.pair_problem(stage.tactic, stage.technique)
     if pair:
         yield Problem(("technique",), pair)
@@ -128,10 +148,15 @@ def scenario_problems(scenario: Scenario) -> Iterator[Problem]:
     yield from references
     yield from _rates(scenario)
     yield from _queues(scenario)
+    yield from _sources(scenario)
     if references:
         return
-    if not any(stage.exfil for stage in scenario.stages):
-        yield Problem(("stages",), "no stage has `exfil: true`; mark the stage in which the data leaves the enterprise")
+    if not any(map(_is_loss, scenario.stages)):
+        yield Problem(
+            ("stages",),
+            "no stage has `exfil: true`; mark the stage in which the data leaves the enterprise, or by `impact: true` "
+            "that in which it is encrypted or destroyed",
+        )
     order = _order(scenario.stages)
     if len(order) < len(scenario.stages):
         yield Problem(
@@ -231,6 +256,34 @@ def _queues(scenario: Scenario) -> Iterator[Problem]:
             )
 
 
+def _sources(scenario: Scenario) -> Iterator[Problem]:
+    """What is assumed are fields of their entry, each from a source of the file."""
+    yield from _same_ids("sources", [source.id for source in scenario.sources])
+    sources = {source.id: None for source in scenario.sources}
+    entries: list[tuple[Loc, Sourced]] = [((), scenario)]
+    for section in ("assets", "identities", "stages", "benign"):
+        entries += [((section, i), entry) for i, entry in enumerate(getattr(scenario, section))]
+    for loc, entry in entries:
+        known = [name for name in getattr(type(entry), "model_fields", {}) if name != "assumed"]
+        seen: set[str] = set()
+        for j, assumed in enumerate(entry.assumed):
+            at = (*loc, "assumed", j)
+            if assumed.source not in sources:
+                remedy = did_you_mean(assumed.source, list(sources)) or "; add it under `sources:`, with id and text"
+                yield Problem((*at, "source"), f"{assumed.source!r} is not the id of any source{remedy}")
+            for k, name in enumerate(assumed.fields):
+                if name not in known:
+                    remedy = did_you_mean(name, known) or f"; the fields are {', '.join(known)}"
+                    yield Problem((*at, "fields", k), f"{name!r} is no field of this entry{remedy}")
+                if name in seen:
+                    yield Problem((*at, "fields", k), f"{name!r} is listed twice; keep it under one source")
+                seen.add(name)
+
+
+def _is_loss(stage: Stage) -> bool:
+    return stage.exfil or stage.impact
+
+
 def _unknown(name: str, kind: str, known: dict[str, None], other: str, others: dict[str, None]) -> str:
     if name in others:
         return f"{name!r} is an {other}, not an {kind}; give it as `{other}: {name}`"
@@ -273,14 +326,15 @@ def _circle(stages: Sequence[Stage], ordered: set[str]) -> list[str]:
 
 
 def _unreachable(stages: Sequence[Stage], order: Sequence[str]) -> Iterator[Problem]:
-    """Stages that can never start, in the order of the file, and the lack of a possible exfil stage."""
+    """Stages that can never start, in the order of the file, and the lack of a possible loss."""
     by_id = {stage.id: stage for stage in stages}
     why_never: dict[str, str] = {}
 
     def bar(need: str) -> str:
         """Why a stage that needs `need` can never start; empty when it can."""
-        if by_id[need].exfil:
-            return f"{need!r} is an exfil stage and the episode ends when it succeeds"
+        if _is_loss(by_id[need]):
+            kind = "exfil" if by_id[need].exfil else "impact"
+            return f"{need!r} is an {kind} stage and the episode ends when it succeeds"
         if by_id[need].success == 0:
             return f"{need!r} has success 0, so it never succeeds"
         return f"{need!r} can never start itself" if need in why_never else ""
@@ -298,10 +352,11 @@ def _unreachable(stages: Sequence[Stage], order: Sequence[str]) -> Iterator[Prob
                 ("stages", i),
                 f"can never start: {why_never[stage.id]}; change its prerequisites or remove the stage",
             )
-    exfil = [stage for stage in stages if stage.exfil]
-    if exfil and not any(stage.success > 0 and stage.id not in why_never for stage in exfil):
+    losses = [stage for stage in stages if _is_loss(stage)]
+    if losses and not any(stage.success > 0 and stage.id not in why_never for stage in losses):
+        kind = "exfil" if all(stage.exfil for stage in losses) else "exfil or impact"
         yield Problem(
             ("stages",),
-            f"no exfil stage can ever succeed ({', '.join(stage.id for stage in exfil[:3])}); "
+            f"no {kind} stage can ever succeed ({', '.join(stage.id for stage in losses[:3])}); "
             "give one a success above 0 and prerequisites that can be met",
         )

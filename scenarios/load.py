@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from scenarios.checks import OWN_QUEUE, Loc, Problem
-from scenarios.model import FORMAT, SIGNALS, Asset, Benign, Identity, Queue, Scenario, Stage
+from scenarios.model import FORMAT, SIGNALS, Asset, Assumed, Benign, Identity, Queue, Scenario, Source, Stage
 from scenarios.read import Odd, Tree, Unreadable, file_text, plain, printable, read, report
 from scenarios.wording import did_you_mean, show
 
@@ -43,6 +43,8 @@ _SECTIONS: dict[str | int, type[BaseModel]] = {
     "stages": Stage,
     "benign": Benign,
     "queues": Queue,
+    "sources": Source,
+    "assumed": Assumed,
 }
 
 
@@ -148,13 +150,18 @@ def loads(text: str, source: str = "<string>") -> Scenario:
     Raises ScenarioError when the text is not a valid scenario.
     """
     tree = read(text, as_json=source.lower().endswith(".json"))
-    problems: Iterable[Problem] = tree.problems or _top_problems(tree.data)
-    if not problems:
-        try:
-            return Scenario.model_validate(tree.data)
-        except ValidationError as error:
-            problems = _field_problems(error, tree)
-    raise ScenarioError(*report(problems, tree, source))
+    problems = tree.problems or _top_problems(tree.data)
+    if problems:
+        raise ScenarioError(*report(problems, tree, source))
+    return from_tree(tree, source)
+
+
+def from_tree(tree: Tree, source: str) -> Scenario:
+    """The scenario that was read. Raises ScenarioError when a field of it is not valid."""
+    try:
+        return Scenario.model_validate(tree.data)
+    except ValidationError as error:
+        raise ScenarioError(*report(_field_problems(error, tree), tree, source)) from None
 
 
 def dump(scenario: Scenario) -> str:
@@ -167,15 +174,20 @@ def dump(scenario: Scenario) -> str:
         default_flow_style=None,
         width=110,
     )
-    return re.sub(r"^(assets|identities|stages|benign|queues):", r"\n\1:", text, flags=re.MULTILINE)
+    return re.sub(r"^(assets|identities|stages|benign|queues|sources):", r"\n\1:", text, flags=re.MULTILINE)
 
 
 def digest(scenario: Scenario) -> str:
     """What the scenario is, as 64 hex digits: equal for equal content, however its file is written or called.
 
-    Its other queues are no part of it: each is a scenario of its own.
+    Its other queues are no part of it: each is a scenario of its own. Nor is what was assumed, and why.
     """
-    content = scenario.model_dump(mode="json", exclude={"queues"})
+    content = scenario.model_dump(mode="json", exclude={"queues", "sources"})
+    parts = ("assets", "identities", "stages", "benign")
+    for entry in (content, *(entry for part in parts for entry in content[part])):
+        del entry["assumed"]
+        if not entry.get("impact"):  # files without one have the digest that they had before there was one
+            entry.pop("impact", None)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -237,7 +249,7 @@ def _field_problems(error: ValidationError, tree: Tree) -> Iterator[Problem]:
 
 def _field_message(kind: str, loc: Loc, value: Any, tree: Tree) -> str:
     """What to say of a value that pydantic refused with an error of this kind."""
-    model = _SECTIONS.get(loc[0], Scenario) if len(loc) > 1 else Scenario
+    model = next((_SECTIONS[part] for part in reversed(loc[:-1]) if part in _SECTIONS), Scenario)
     field = next(str(part) for part in reversed(loc) if isinstance(part, str))
     if kind == "extra_forbidden":
         known = list(model.model_fields)
@@ -252,8 +264,6 @@ def _field_message(kind: str, loc: Loc, value: Any, tree: Tree) -> str:
     if kind == "missing":
         add = f"`{field}: {as_text}`" if about.examples else "it"
         return f"is missing; add {add}; {meaning}"
-    if field == "signal" and value is None and "signal" not in tree.at(loc[:-1]):
-        return f"is missing, and the tactic has no signal of its own; add one; {meaning}"
     if field == "signal" and isinstance(value, str) and did_you_mean(value, SIGNALS):
         return f"got {show(value)}{did_you_mean(value, SIGNALS)}"
     shown = f", for example `{field}: {as_text}`" if about.examples else ""

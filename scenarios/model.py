@@ -22,6 +22,9 @@ MAX_IDENTITIES = 16383
 MAX_STAGES = 256
 MAX_BENIGN = 64
 MAX_QUEUES = 8
+MAX_SOURCES = 64
+MAX_ASSUMED = 32
+TICK_MINUTES = 30
 MAX_TICKS = 10_000
 MAX_LAG = 64
 
@@ -38,14 +41,23 @@ PROSE_PATTERN = r"^[^\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]*$"
 Signal = Literal["auth_anomaly", "lateral_movement", "data_staging", "egress_anomaly", "background_noise"]
 SIGNALS: tuple[str, ...] = get_args(Signal)
 
+# Of every tactic of the pinned table. Five signals are few: each tactic has that whose alerts its own are most like.
 DEFAULT_SIGNALS: dict[str, Signal] = {
+    "TA0043": "background_noise",  # Reconnaissance: a scan among all the others
+    "TA0042": "background_noise",  # Resource Development: outside the enterprise
     "TA0001": "auth_anomaly",  # Initial Access
+    "TA0002": "lateral_movement",  # Execution: an unusual process
+    "TA0003": "lateral_movement",  # Persistence: an unusual process or service
+    "TA0004": "auth_anomaly",  # Privilege Escalation: rights that the account did not have
+    "TA0005": "lateral_movement",  # Stealth
+    "TA0112": "lateral_movement",  # Defense Impairment
     "TA0006": "auth_anomaly",  # Credential Access
+    "TA0007": "data_staging",  # Discovery: much is read
     "TA0008": "lateral_movement",  # Lateral Movement
-    "TA0002": "lateral_movement",  # Execution
     "TA0009": "data_staging",  # Collection
-    "TA0007": "data_staging",  # Discovery
+    "TA0011": "egress_anomaly",  # Command and Control: unusual connections to the outside
     "TA0010": "egress_anomaly",  # Exfiltration
+    "TA0040": "data_staging",  # Impact: much is read and written
 }
 
 
@@ -88,8 +100,7 @@ def _at_most(limit: int) -> BeforeValidator:
 
 
 def _default_signal(earlier: dict[str, Any]) -> Any:
-    # None is no signal, so it is refused and the user is asked for one.
-    return DEFAULT_SIGNALS.get(earlier.get("tactic", ""))
+    return DEFAULT_SIGNALS[earlier["tactic"]]
 
 
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
@@ -118,6 +129,40 @@ class _Plain(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Source(_Plain):
+    """Where values of the scenario come from."""
+
+    id: Id = Field(
+        description=f"the name that `assumed` uses: {_ID_TEXT}",
+        examples=["our-siem-2026"],
+    )
+    text: Annotated[str, Field(pattern=LINE_PATTERN, max_length=300)] = Field(
+        description="what it is, for people to read and look up: one line of at most 300 characters",
+        examples=["Measured in our SIEM in May 2026"],
+    )
+
+
+class Assumed(_Plain):
+    """Values beside it that nobody observed, and what they rest on. The game does not depend on it."""
+
+    source: Id = Field(description="the id of an entry of `sources`", examples=["our-siem-2026"])
+    fields: StageIds = Field(
+        description="a list of fields of this entry; `id` says that the entry as a whole is assumed",
+        examples=[["dwell", "success"]],
+    )
+
+
+def _assumed() -> Any:
+    return Field(
+        default=(),
+        description="a list of what in this entry was assumed rather than observed, each with source and fields",
+        examples=[[{"source": "our-siem-2026", "fields": ["criticality"]}]],
+    )
+
+
+AllAssumed = Annotated[tuple[Assumed, ...], Field(strict=False, max_length=MAX_ASSUMED), _at_most(MAX_ASSUMED)]
+
+
 class Asset(_Plain):
     """A machine, service or data store that a defender can isolate, patch or cut off from egress."""
 
@@ -136,6 +181,7 @@ class Asset(_Plain):
         description=f"the part of the network it is in: {_LABEL_TEXT}",
         examples=["prod"],
     )
+    assumed: AllAssumed = _assumed()
 
 
 class Identity(_Plain):
@@ -153,6 +199,7 @@ class Identity(_Plain):
         description="what the business loses when the identity is revoked, a number from 0 to 1",
         examples=[0.6],
     )
+    assumed: AllAssumed = _assumed()
 
 
 class Stage(_Plain):
@@ -190,7 +237,8 @@ class Stage(_Plain):
         examples=["svc-ci-deploy"],
     )
     dwell: Dwell = Field(
-        description=f"the time it takes: [low, high] in whole ticks, 1 <= low <= high <= {MAX_TICKS}",
+        description=f"the time it takes: [low, high] in whole ticks of {TICK_MINUTES} minutes, "
+        f"1 <= low <= high <= {MAX_TICKS}",
         examples=[[2, 5]],
     )
     success: Fraction = Field(
@@ -201,7 +249,8 @@ class Stage(_Plain):
         description="the strength with which the stage shows in alerts, a number from 0 to 1", examples=[0.45]
     )
     lag: Lag = Field(
-        description=f"the time until its alerts are seen: [low, high] in whole ticks, 0 <= low <= high <= {MAX_LAG}",
+        description=f"the time until its alerts are seen: [low, high] in whole ticks of {TICK_MINUTES} minutes, "
+        f"0 <= low <= high <= {MAX_LAG}",
         examples=[[2, 6]],
     )
     compromises_asset: bool = Field(
@@ -212,17 +261,29 @@ class Stage(_Plain):
     )
     exfil: bool = Field(
         default=False,
-        description="true or false: whether success takes the data out and ends the episode",
+        description="true or false: whether success takes the data out and ends the episode; an egress block of "
+        "its asset stops it",
+        examples=[True],
+    )
+    impact: bool = Field(
+        default=False,
+        description="true or false: whether success encrypts, destroys or disturbs and ends the episode; it needs no "
+        "way out, so that an egress block does not stop it",
         examples=[True],
     )
     signal: Signal = Field(
         default_factory=_default_signal,
         validate_default=True,
-        description=f"what its alerts look like, one of {', '.join(SIGNALS)}; it may be left out for TA0001, "
-        "TA0006 (auth_anomaly), TA0008, TA0002 (lateral_movement), TA0009, TA0007 (data_staging) and TA0010 "
-        "(egress_anomaly)",
+        description=f"what its alerts look like, one of {', '.join(SIGNALS)}; if it is left out, that of its tactic: "
+        + ", ".join(f"{tactic} {signal}" for tactic, signal in DEFAULT_SIGNALS.items()),
         examples=["auth_anomaly"],
     )
+    assumed: AllAssumed = _assumed()
+
+    @property
+    def loss(self) -> Literal["exfil", "impact"] | None:
+        """What success costs the enterprise, which ends the attack; None where it goes on."""
+        return "exfil" if self.exfil else "impact" if self.impact else None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -259,6 +320,7 @@ class Benign(_Plain):
         description=f"what its alerts look like, one of {', '.join(SIGNALS)}",
         examples=["data_staging"],
     )
+    assumed: AllAssumed = _assumed()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -316,7 +378,8 @@ class Scenario(_Plain):
         examples=[True],
     )
     horizon: Ticks = Field(
-        description=f"the length of the longest episode in ticks, a whole number from 1 to {MAX_TICKS}",
+        description=f"the length of the longest episode in ticks of {TICK_MINUTES} minutes, a whole number from 1 to "
+        f"{MAX_TICKS}",
         examples=[70],
     )
     noise_rate: Fraction = Field(
@@ -351,6 +414,12 @@ class Scenario(_Plain):
         description=f"a list of at most {MAX_QUEUES} other queues of the same alerts, each with id, rate and source",
         examples=[[{"id": "raw", "rate": 0.95, "source": "Measured in our SIEM in May 2026"}]],
     )
+    sources: Annotated[tuple[Source, ...], Field(strict=False, max_length=MAX_SOURCES), _at_most(MAX_SOURCES)] = Field(
+        default=(),
+        description=f"a list of at most {MAX_SOURCES} sources that `assumed` names, each with id and text",
+        examples=[[{"id": "our-siem-2026", "text": "Measured in our SIEM in May 2026"}]],
+    )
+    assumed: AllAssumed = _assumed()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -21,12 +21,13 @@ from grpo.reporting.transcript_picture import LEGEND, events, picture
 from jaxsim import replays
 from jaxsim.actions import INVALID
 from jaxsim.audit.witness import tick_rows
-from jaxsim.names import action_text
+from jaxsim.names import action_text, end_name, loss_name
 from jaxsim.rules import PERSONALITIES
-from jaxsim.types import ENDS, RUNNING, Channels, Dims
+from jaxsim.types import RUNNING, Channels, Dims
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli
 
+OUTCOMES = {None: "no loss", "exfil": "data stolen", "impact": "data or services destroyed"}
 STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1c1c1c;--faint:#6a6a6a;--line:#d9d9d9;--box:#f4f4f2;
 --attack:#b4460a;--alert:#8a6d00;--mark:#e6b800;--act:#0065a3;--good:#00795a;--bad:#b4460a}
@@ -142,9 +143,9 @@ def _facts(
         "seed and episode": f"{record['seed']}, {record['episode']}",
         "in truth": attack,
         "return": f"{total:+.3f} in {ticks} ticks",
-        "outcome": ("data stolen" if state.exfil else "no data stolen")
+        "outcome": OUTCOMES[loss_name(scenario, state.status)]
         + f", {int(state.succeeded)} of {len(scenario.stages)} stages succeeded"
-        + ("" if state.end == RUNNING else f"; end: {ENDS[int(state.end)]}"),
+        + ("" if state.end == RUNNING else f"; end: {end_name(scenario, int(state.end), state.status)}"),
         "invalid actions": int(played.signals.invalid.sum()),
     }
     return "<dl>" + "".join(f"<div><dt>{k}</dt><dd>{shown(str(v))}</dd></div>" for k, v in facts.items()) + "</dl>"

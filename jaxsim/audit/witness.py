@@ -8,10 +8,10 @@ import numpy as np
 import scenarios
 from jaxsim import noise
 from jaxsim.audit.arena import Arena, Candidate
-from jaxsim.names import action_text, entity_names
+from jaxsim.names import action_text, end_name, entity_names
 from jaxsim.reward import PRESETS
 from jaxsim.rollouts import episode_keys, rollout_many
-from jaxsim.types import CONFIRMED, ENDS, RUNNING, STATUSES, Dims
+from jaxsim.types import CONFIRMED, RUNNING, STATUSES, Dims
 from jaxsim.version import SIMULATOR_VERSION
 
 
@@ -74,7 +74,7 @@ def _truth(scenario: scenarios.Scenario, old: Any, new: Any, names: list[str | N
             lines.append(f"{stage.id}: {STATUSES[int(now)]}")
     lines += [f"{names[e]} compromised" for e in np.flatnonzero(new.compromised & ~old.compromised)]
     if new.end != RUNNING:
-        lines.append(f"end: {ENDS[int(new.end)]}")
+        lines.append(f"end: {end_name(scenario, int(new.end), new.status)}")
     return lines
 
 

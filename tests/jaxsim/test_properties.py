@@ -56,9 +56,9 @@ def ranges(low: int, high: int) -> st.SearchStrategy[list[int]]:
 @st.composite
 def stage(draw: st.DrawFn, rank: int, last: bool, earlier: list[str], things: tuple[list[str], list[str]]) -> Any:
     """A stage that may need any of the `earlier` ones; `things` are the ids of assets and of identities."""
-    exfil = last or draw(st.booleans())
+    loss = draw(st.sampled_from(["exfil", "impact"])) if last or draw(st.booleans()) else None
     identity = draw(st.sampled_from([None, *things[1]]))
-    asset = draw(st.sampled_from(things[0] if exfil or not identity else [None, *things[0]]))
+    asset = draw(st.sampled_from(things[0] if loss == "exfil" or not identity else [None, *things[0]]))
     needs = draw(st.lists(st.sampled_from(earlier), unique=True)) if earlier else []
     cut = draw(st.integers(0, len(needs)))
     return {
@@ -76,7 +76,8 @@ def stage(draw: st.DrawFn, rank: int, last: bool, earlier: list[str], things: tu
         "lag": draw(ranges(0, DIMS.max_lag)),
         "compromises_asset": asset is not None and draw(st.booleans()),
         "compromises_identity": identity is not None and draw(st.booleans()),
-        "exfil": exfil,
+        "exfil": loss == "exfil",
+        "impact": loss == "impact",
         "signal": draw(st.sampled_from(scenarios.SIGNALS)),
     }
 
@@ -89,7 +90,7 @@ def small_scenarios(draw: st.DrawFn) -> scenarios.Scenario:
     stages, usable, count = [], list[str](), draw(st.integers(1, DIMS.stages))
     for rank in range(count):
         stages.append(draw(stage(rank, rank == count - 1, usable, (assets, identities))))
-        usable += [] if stages[-1]["exfil"] else [stages[-1]["id"]]
+        usable += [] if stages[-1]["exfil"] or stages[-1]["impact"] else [stages[-1]["id"]]
     document = {
         "format": 1,
         "id": "random",
@@ -169,7 +170,7 @@ def test_time_passes_by_one_until_the_end(example: Example) -> None:
     assert ((length >= 1) & (length <= horizon)).all()
 
     end = state.end[:, -1]
-    out = ((state.status[:, -1] == SUCCEEDED) & r.arrays.stage_exfil).any(axis=1)
+    out = ((state.status[:, -1] == SUCCEEDED) & r.arrays.stage_loss).any(axis=1)
     going = (state.status[:, -1] == IN_PROGRESS).any(axis=1)
     assert np.array_equal(end == EXFIL, out)
     assert not (going & (end == ATTACKER_DONE)).any()

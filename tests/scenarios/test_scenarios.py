@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from scenario_files import BACKUP, FILES, GOOD, HARDENED, NAMES, as_yaml, base, read, word
 
 import scenarios
+from scenarios import attack
+from scenarios.model import DEFAULT_SIGNALS
 from scenarios.read import plain
 
 # --- good files -------------------------------------------------------------------------------------------------------
+
+
+def test_every_tactic_has_a_signal() -> None:
+    assert set(DEFAULT_SIGNALS) == set(attack.tactics())
 
 
 @pytest.mark.parametrize(
@@ -26,6 +32,9 @@ from scenarios.read import plain
         ("TA0009", "T1213", "data_staging"),
         ("TA0007", "T1087", "data_staging"),
         ("TA0010", "T1041", "egress_anomaly"),
+        ("TA0011", "T1071", "egress_anomaly"),
+        ("TA0040", "T1486", "data_staging"),
+        ("TA0112", "T1685", "lateral_movement"),
     ],
 )
 def test_default_signals(tactic: str, technique: str, signal: str) -> None:
@@ -98,6 +107,32 @@ def test_rates_may_add_up_to_just_one() -> None:
     assert len(read(base() | {"noise_rate": 0.2, "benign": more}).benign) == 3
     with pytest.raises(scenarios.ScenarioError, match=r"add up to 1\.001, but at most one such alert"):
         read(base() | {"noise_rate": 0.201, "benign": more})
+
+
+def test_a_loss_may_be_an_impact_and_needs_no_asset() -> None:
+    data = base()
+    data["stages"][2] |= {"exfil": False, "impact": True, "tactic": "TA0040", "technique": "T1486"}
+    s = read(data)
+    assert [stage.loss for stage in s.stages] == [None, None, "impact"]
+    assert scenarios.loads(scenarios.dump(s)) == s
+    del data["stages"][2]["asset"]
+    assert read(data | {"stages": [*data["stages"][:2], data["stages"][2] | {"identity": "alice"}]}).stages[2].impact
+
+
+def test_what_is_assumed_stays_in_the_file_and_is_no_part_of_the_game() -> None:
+    data = base()
+    note = [{"source": "siem", "fields": ["dwell", "success"]}, {"source": "guess", "fields": ["name"]}]
+    data["stages"][1]["assumed"] = data["stages"][2]["assumed"] = note
+    data["assets"][0]["assumed"] = [{"source": "guess", "fields": ["id", "kind"]}]
+    data["assumed"] = [{"source": "guess", "fields": ["horizon", "noise_rate"]}]
+    data["sources"] = [{"id": "siem", "text": "Measured in our SIEM"}, {"id": "guess", "text": "A guess"}]
+    s = read(data)
+    assert s.stages[1].assumed[0].fields == ("dwell", "success")
+    assert scenarios.loads(scenarios.dump(s)) == s
+    assert scenarios.loads(json.dumps(s.model_dump(mode="json")), "a.json") == s
+    assert s != read(base()) and scenarios.digest(s) == scenarios.digest(read(base()))
+    assert scenarios.renamed(s).stages[1].assumed == s.stages[1].assumed
+    assert hash(s) != hash(read(base()))
 
 
 def test_the_example_in_the_package_docstring_is_valid() -> None:
