@@ -61,7 +61,11 @@ WHO = tuple(twin_rules.PERSONALITIES)
 TESTED_CELLS = [
     *((name, WHO[(i + j) % 3], policy) for i, name in enumerate(CAMPAIGNS) for j, policy in enumerate(ALL_POLICIES)),
     *((name, WHO[i % 3], policy) for i, name in enumerate(HARDENED) for policy in ALL_POLICIES),
-    *((name, who, policy) for name, who in zip([*EVERY_SWITCH][1::2], WHO[:0:-1], strict=True) for policy in ALL_POLICIES),
+    *(
+        (name, who, policy)
+        for name, who in zip([*EVERY_SWITCH][1::2], WHO[:0:-1], strict=True)
+        for policy in ALL_POLICIES
+    ),
 ]  # `--episodes` takes all
 
 FIRST = "supply_chain_token_drift"
