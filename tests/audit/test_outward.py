@@ -140,7 +140,7 @@ def course(world: World, effort: plans.Effort) -> plans.Course:
     return plans.Course(world, seeds, reference, effort, 6.0, np.zeros((1, world.game.horizon), int))
 
 
-@pytest.mark.parametrize("source", ["beam", "cross-entropy", "growth", "random"])
+@pytest.mark.parametrize("source", ["beam", "cross-entropy", "growth", "random", "cycles"])
 def test_each_source_finds_what_it_can(source: str) -> None:
     world, rng = made(shown=False), np.random.default_rng(1)
     c = course(world, TINY._replace(screen=1, select=1))
@@ -150,11 +150,20 @@ def test_each_source_finds_what_it_can(source: str) -> None:
         "cross-entropy": lambda: plans.cross_entropy(c, until, rng),
         "growth": lambda: plans.grow(c, c.fills, until, rng)[0],
         "random": lambda: plans.random_plans(c, 2000, rng),
+        "cycles": lambda: plans.cycles(c, 1200, rng),
     }[source]()
     best = plans.play(c, found, 0, 1).max()
     assert best == toys.LENGTH if source != "random" else best >= 4
-    assert world.steps <= until + 1500 or source == "random"
+    assert world.steps <= until + 1500 or source in ("random", "cycles")
     assert found.shape[1] == world.game.horizon and found.min() >= 0 and found.max() < len(world.table)
+
+
+def test_cycles_are_all_of_the_shorter_ones_and_some_of_the_next() -> None:
+    c = course(made(), TINY._replace(screen=1, select=1))
+    some = plans.cycles(c, 9 + 20, np.random.default_rng(0))
+    assert len(np.unique(some[:9, :2], axis=0)) == 9 and len(np.unique(some[9:, :3], axis=0)) == 20
+    assert (some[:9, 2:] == some[:9, :-2]).all() and (some[9:, 3:] == some[9:, :-3]).all()
+    assert len(plans.cycles(c, 5, np.random.default_rng(0))) == 5
 
 
 def test_the_beam_finds_the_way_over_the_lake() -> None:

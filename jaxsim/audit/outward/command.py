@@ -54,9 +54,9 @@ def parser() -> cli.Parser:
         help="a module, or a .py file, that registers environments; may be given again",
     )  # fmt: skip
     p.add_argument(
-        "--policy", metavar="MODULE:FUNCTION",
-        help="function of (observation, info) that gives an action, or one without arguments that makes one "
-        "for each episode; FILE.py:FUNCTION too (default: PPO is trained)",
+        "--policy", metavar="NAME",
+        help="MODULE:FUNCTION or FILE.py:FUNCTION, a function of (observation, info) that gives an action, or one "
+        "without arguments that makes such a function for each episode (default: PPO is trained)",
     )  # fmt: skip
     p.add_argument("--budget", choices=list(plans.EFFORTS), default="small", help="how hard to search and to train")
     p.add_argument("--episodes", type=cli.integer(2, 10**6), metavar="N", help="of the verdict (default: the budget's)")

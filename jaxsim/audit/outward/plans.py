@@ -1,10 +1,10 @@
 """The search for the best plan that reads nothing, in episodes that all plans share.
 
 The searcher may look at what it likes, the simulator's episodes included; what it comes to is a fixed list of actions.
-Four sources, each with its share of the steps: random plans; prefixes that grow by the action that has been paid most
-(beam search; of prefixes after which all looks the same, one); the cross-entropy method (Rubinstein 1999, "The
-cross-entropy method for combinatorial and continuous optimization"); and changes of the best of all these. All are
-raced from few episodes to many, see `jaxsim.audit.race`.
+Five sources, each with its share of the steps: random plans; a few actions over and over; prefixes that grow by the
+action that has been paid most (beam search; of prefixes after which all looks the same, one); the cross-entropy method
+(Rubinstein 1999, "The cross-entropy method for combinatorial and continuous optimization"); and changes of the best of
+all these. All are raced from few episodes to many, see `jaxsim.audit.race`.
 """
 
 import time
@@ -35,12 +35,13 @@ EFFORTS = {
     "small": Effort(steps=4_000_000, screen=16, select=512, keep=16, train=500_000, episodes=1024),
 }
 # Of the steps of a search, when each source has had its own; the rest is for the finalists.
-CONSTANTS, RANDOM, BEAM, ENTROPY, GROWTH = np.cumsum([0.15, 0.1, 0.2, 0.2, 0.25]).tolist()
+CONSTANTS, RANDOM, CYCLES, BEAM, ENTROPY, GROWTH = np.cumsum([0.15, 0.05, 0.2, 0.15, 0.15, 0.2]).tolist()
 WIDTH = 64  # prefixes of the beam, at most
 DEPTH = 32  # to which the steps of the beam search last, at least
 ELITES = 8  # one in so many plans of the cross-entropy method
 KEPT = 0.3  # of its table, from one iteration to the next
 GENERATIONS = 6
+MANY = 2**20  # cycles of a period that can be listed
 
 
 class Found(NamedTuple):
@@ -102,16 +103,19 @@ def search(
     advance("random plans")
     drawn = random_plans(course, affordable(course, until(RANDOM)), rng)
     found = raced(course, drawn)
+    advance("cycles")
+    cyclic = cycles(course, affordable(course, until(CYCLES)), rng)
+    turning = raced(course, cyclic)
     advance("beam search")
     prefixes = beam(course, until(BEAM), rng)
     advance("cross-entropy method")
     learned = cross_entropy(course, until(ENTROPY), rng)
     advance("changes of the best plans")
-    pool = np.unique(np.concatenate([best, found, prefixes, learned]), axis=0)
+    pool = np.unique(np.concatenate([best, found, turning, prefixes, learned]), axis=0)
     found, grown = grow(course, raced(course, pool), until(GROWTH), rng)
     advance("finalists")
     final = raced(course, np.unique(np.concatenate([found, best[:1]]), axis=0), effort.select)
-    plans = len(drawn) + len(prefixes) + len(learned) + grown
+    plans = len(drawn) + len(cyclic) + len(prefixes) + len(learned) + grown
     return Found(shortest(course, final), int(best[0, 0]), len(tried), plans, effort.select, total, world.steps - began)
 
 
@@ -158,6 +162,20 @@ def random_plans(course: Course, many: int, rng: np.random.Generator) -> np.ndar
     at = np.maximum.accumulate(np.where(change, np.arange(horizon), 0), axis=1)
     plans: np.ndarray = np.take_along_axis(drawn, at, axis=1)
     return plans
+
+
+def cycles(course: Course, many: int, rng: np.random.Generator) -> np.ndarray:
+    """(many, T) plans that repeat a few actions: all of two, all of three, … and of the first period too many, some."""
+    horizon, acts = course.world.game.horizon, len(course.world.table)
+    made: list[np.ndarray] = []
+    for period in range(2, horizon):
+        room, count = many - sum(map(len, made)), acts**period
+        if room < 1:
+            break
+        rows = rng.permutation(count)[:room] if count < MANY else rng.integers(count, size=room)
+        digits = np.stack(np.unravel_index(rows, (acts,) * period), axis=1)
+        made.append(np.tile(digits, (1, -(-horizon // period)))[:, :horizon])
+    return np.concatenate(made) if made else course.fills[:1]
 
 
 def beam(course: Course, until: int, rng: np.random.Generator) -> np.ndarray:

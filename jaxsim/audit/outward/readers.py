@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 
 from jaxsim.audit.outward.episodes import Policy, Refused, World, made, reason
 from jaxsim.check import said
@@ -76,11 +77,11 @@ def trained(world: World, steps: int, seconds: float, seed: int) -> tuple[Reader
         raise Refused(f"to train a policy takes the package {error.name}, which is not installed: bring a policy with "
                       "--policy, or pip install 'jaxsim-soc[gym]' sb3-contrib") from None  # fmt: skip
     masked = world.single.has_wrapper_attr("action_masks")
-    kind = "MultiInputPolicy" if isinstance(world.single.observation_space, gymnasium.spaces.Dict) else "MlpPolicy"
+    kind = "MultiInputPolicy" if isinstance(world.single.observation_space, spaces.Dict) else "MlpPolicy"
     settings: dict[str, Any] = {"n_steps": 128, "batch_size": 256, "learning_rate": 1e-3, "ent_coef": 0.01}
     began, name = time.monotonic(), "MaskablePPO" if masked else "PPO"
     try:
-        envs = make_vec_env(lambda: made(world.game), n_envs=LANES, seed=seed)
+        envs = make_vec_env(lambda: from_zero(made(world.game)), n_envs=LANES, seed=seed)
         model = (MaskablePPO if masked else PPO)(kind, envs, seed=seed, device="cpu", **settings)
         model.learn(steps, callback=lambda *_: time.monotonic() < began + seconds)
         envs.close()
@@ -90,6 +91,15 @@ def trained(world: World, steps: int, seconds: float, seed: int) -> tuple[Reader
     def act(obs: Any, info: dict[str, Any]) -> Any:
         more = {"action_masks": world.single.get_wrapper_attr("action_masks")()} if masked else {}
         action, _ = model.predict(obs, deterministic=True, **more)
-        return np.asarray(action)
+        return np.asarray(action) + world.single.action_space.start  # type: ignore[attr-defined]
 
     return lambda: act, f"{name} of Stable-Baselines3, {model.num_timesteps} steps, {settings}, deterministic"
+
+
+def from_zero(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """The environment with actions that begin at 0, as Stable-Baselines3 wants them."""
+    space: Any = env.action_space
+    if not np.any(space.start):
+        return env
+    same = spaces.Discrete(space.n) if isinstance(space, spaces.Discrete) else spaces.MultiDiscrete(space.nvec)
+    return gymnasium.wrappers.TransformAction(env, lambda action: action + space.start, same)
