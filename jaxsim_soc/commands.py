@@ -13,7 +13,16 @@ DRAWING = ("scipy", "matplotlib", "rich")
 LANGUAGE_MODEL = ("torch", "transformers", "llguidance", *DRAWING, "safetensors")
 SERVER = ("fastapi", "uvicorn", "websockets")
 GROUPS = {
-    "rewards": ("audit", "replay", "gate", "search-reward", "ablate-rules", "search-check", "planted-holes"),
+    "rewards": (
+        "audit",
+        "audit-gymnasium",
+        "replay",
+        "gate",
+        "search-reward",
+        "ablate-rules",
+        "search-check",
+        "planted-holes",
+    ),
     "policies": ("evaluate", "train-policy"),
     "language models": ("train", "evaluate-model", "transcript", "export"),
     "scenarios": ("scenarios",),
@@ -45,6 +54,12 @@ COMMANDS = {
         "jaxsim.audit.sweep",
         "find what a reward really pays for; with --certify a gate",
         (*DRAWING, "safetensors"),
+    ),
+    "audit-gymnasium": Command(
+        "jaxsim.audit.outward.command",
+        "whether any Gymnasium environment pays for reading",
+        ("scipy", "rich", "gymnasium"),
+        "bench,gym",
     ),
     "replay": Command("jaxsim.audit.replay", "play a witness of an audit tick by tick", ("rich",)),
     "gate": Command("grpo.training.audit_gate", "collect verdicts of audits, for training to consult"),

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STOPS: dict[str, tuple[str, ...]] = {
     "ablate-rules": ("judged",),
     "audit": ("sweep",),
+    "audit-gymnasium": ("audit",),
     "completion": (),
     "credit-speed": ("use_devices", "rows"),
     "decoding-speed": ("models.load",),
@@ -123,6 +124,7 @@ RECORD = {
 
 
 NEEDED = {"adapter": "adapter", "record": "record.json", "reports": "list.yaml", "shell": "bash"}
+NEEDED |= {"environment": "FrozenLake-v1"}
 
 
 def leaves(parser: argparse.ArgumentParser) -> list[tuple[list[str], argparse.ArgumentParser]]:
@@ -135,7 +137,7 @@ def needed(parser: argparse.ArgumentParser, but: argparse.Action | None) -> list
     """Arguments that must be there, other than one."""
     words: list[str] = []
     for action in parser._actions:
-        if action.required and action is not but:
+        if (action.required or action.dest in NEEDED) and action is not but:
             value = NEEDED.get(action.dest, "out")
             words += [f"{action.option_strings[0]}={value}"] if action.option_strings else [value]
     return words

@@ -122,6 +122,7 @@ END = (None, "exfil", "attacker_done", "horizon")
 ALL_ON = "hardened+believable_paths+severe_background"
 PRESETS = {
     "classic": twin_rules.CLASSIC,
+    "hardened1": twin_rules.HARDENED1,
     "hardened": twin_rules.HARDENED,
     ALL_ON: twin_rules.HARDENED._replace(believable_paths=0.5, background_severity=(0.10, 0.90)),
 }
