@@ -160,6 +160,7 @@ def taken(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch, folder
     for word in words:
         path = folder / word
         if word.endswith(".yaml"):
+            path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / "scenarios" / "campaigns" / "insider_repo_pivot.yaml", path)
         elif word.endswith(".json"):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -414,7 +414,7 @@ def test_a_page_tells_the_episode_of_its_record(whole: Path, tmp_path: Path) -> 
         "hardened",
         "operational",
         f"{total:+.3f} in {TICKS} ticks",
-        "no data",
+        "no loss",
         "Tick 0 of 70",
     ):
         assert part in text

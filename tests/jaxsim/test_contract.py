@@ -196,7 +196,7 @@ def translate(action: int, scenario: scenarios.Scenario, dims: Dims, roomy: Dims
 @pytest.mark.parametrize("field", ["assets", "identities", "stages", "max_lag", "benign"])
 def test_what_does_not_fit_is_refused(field: str) -> None:
     scenario = HARDENED["insider_repo_pivot_hardened"]
-    own = compile.dims_of([scenario])
+    own = compile.dims_of([scenario], restore=True)
     tight = own._replace(**{field: getattr(own, field) - 1})
     with pytest.raises(scenarios.ScenarioError, match=f"insider_repo_pivot_hardened: {field} = {getattr(own, field)} "):
         env.make(scenario, dims=tight)
