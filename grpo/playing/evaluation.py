@@ -26,6 +26,7 @@ import scenarios
 from grpo.model import adapters, folders, models
 from grpo.model.contents import fingerprint
 from grpo.model.errors import ModelError
+from grpo.playing import remote, speaker
 from grpo.playing.campaign import Campaign, tell
 from grpo.playing.candidates import ALWAYS_THERE, SHUFFLED, candidates, play_candidate
 from grpo.playing.choices import ALWAYS_ASK, ASKING, BASE, MAX_EPISODES, OTHERS, TRAINED
@@ -56,7 +57,8 @@ def parser() -> cli.Parser:
     """The options."""
     p, switch, whole, one_of = cli.parser(__doc__), BooleanOptionalAction, cli.integer, cli.one_of
     # fmt: off
-    p.add_argument("--model", default="embedded", metavar="NAME", help="embedded, a folder, or a hub id")
+    p.add_argument("--model", default="embedded", metavar="NAME",
+                   help="embedded, a folder, a hub id, or openai:NAME behind a server")
     p.add_argument("--adapter", type=cli.input_folder, metavar="DIR",
                    help="a trained adapter for that model: a row of its own")
     p.add_argument("--base", action=switch, default=True, help="with --adapter: play the model without it as well")
@@ -90,6 +92,12 @@ def parser() -> cli.Parser:
                    help=f"of the weights: auto, {', '.join(models.DTYPES)} (default: auto)")
     p.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     p.add_argument("--threads", type=cli.positive_int, metavar="N", help="of torch (default: its own choice)")
+    p.add_argument("--base-url", metavar="URL", help="of the OpenAI-compatible server of openai:NAME; its key, if it "
+                   f"wants one, is in {remote.KEY}")
+    p.add_argument("--timeout", type=whole(1, 86_400), default=120, metavar="SECONDS",
+                   help="of a request to it (default: 120)")
+    p.add_argument("--retries", type=whole(0, 100), default=4, metavar="N", help="of a request (default: 4)")
+    p.add_argument("--max-requests", type=cli.positive_int, metavar="N", help="to it in all; then the run stops")
     p.add_argument("--offline", action="store_true", help="ask no network for the model")
     # fmt: on
     return p
@@ -99,6 +107,7 @@ def parse_args(argv: Sequence[str] | None) -> Any:
     args = parser().parse_args(argv)
     if args.adapter is None and not args.base:
         cli.fail("--no-base without --adapter leaves no model to play; give an adapter")
+    remote.check_options(args)
     if args.adapter is not None:
         check_adapter(args.adapter, args.model)
     args.scenario = options.chosen(args.scenario or [options.scenario("published")])
@@ -135,6 +144,7 @@ def settings(args: Any) -> dict[str, Any]:
         "adapter": args.adapter and str(args.adapter),
         **{f"contents of {s.id}": scenarios.digest(s) for s in args.scenario},
         "contents of the model": fingerprint(Path(args.model)),
+        "base_url": args.base_url,
         "contents of the adapter": args.adapter and fingerprint(args.adapter),
         "simulator_version": SIMULATOR_VERSION,
         "format_version": prompting.FORMAT_VERSION,
@@ -162,7 +172,8 @@ def evaluate(args: Any, advance: Callable[[str], None]) -> tuple[dict[str, list[
     wanted = {BASE: None} if args.adapter is None else {BASE: None, TRAINED: args.adapter}
     for name, adapter in list(wanted.items())[not args.base :]:
         about, loaded = args.out / "parts" / f"{name}.json", list[Speaker]()
-        speak = partial(load_once, loaded, args, adapter, about, advance)
+        load = partial(remote.load, args) if remote.is_remote(args.model) else partial(speaker.load, args, adapter)
+        speak = partial(load_once, loaded, load, about, advance)
         for campaign in campaigns:
             played, seconds, tokens = play_model(args, campaign, name, speak, advance)
             row = tell(campaign, name, played.stats, played.actions)._replace(

@@ -105,11 +105,11 @@ def play_model(
 
 
 def load_once(
-    loaded: list[Speaker], args: Any, adapter: Path | None, about: Path, advance: Callable[[str], None]
+    loaded: list[Speaker], load: Callable[[], Speaker], about: Path, advance: Callable[[str], None]
 ) -> Speaker:
     """The model, loaded when something is first to be asked: what was said before needs none."""
     if not loaded:
         advance("loading the model")
-        loaded.append(load(args, adapter))
+        loaded.append(load())
         cli.write_json(about, loaded[0].about)
     return loaded[0]
