@@ -191,12 +191,12 @@ def test_an_unknown_name_is_refused_with_the_choices(field: str, choices: tuple[
 
 
 def test_the_defaults_are_the_hardened_rules_and_their_reward() -> None:
-    _, params = env.make("supply_chain_token_drift", dims=DIMS)
+    _, params = env.make("supply_chain_token_drift", dims=LIFTABLE_DIMS)
     assert unequal(params, params_of(Case("supply_chain_token_drift", "hardened", "operational", rules.ANY))) == []
 
 
 def test_reward_weights_by_name() -> None:
     weights = reward.PRESETS["linear"] | {"clip": 2.0}
-    _, params = env.make("supply_chain_token_drift", reward=weights, dims=DIMS)
+    _, params = env.make("supply_chain_token_drift", reward=weights, dims=LIFTABLE_DIMS)
     assert unequal(params.reward, reward.weights("linear", clip=2.0)) == []
     assert float(params.reward.clip) == 2.0

@@ -38,7 +38,7 @@ def test_a_replay_plays_the_episode_of_the_rollout(name: str, rule_set: str) -> 
 
 
 def test_a_rollout_does_not_depend_on_its_batch() -> None:
-    environment, params = env.make("federated_identity_takeover", dims=DIMS)
+    environment, params = env.make("federated_identity_takeover", dims=DIMS._replace(restore=True))
     run = partial(rollout, environment, params, policies.RANDOM, np.zeros(1, np.int32), jax.random.key(71))
     whole, part, many = run(80), run(8), run(80 * BLOCK)
     assert len(whole.length) == 80 and len(np.unique(whole.episode_return)) > 8
@@ -47,7 +47,7 @@ def test_a_rollout_does_not_depend_on_its_batch() -> None:
 
 
 def test_many_policies_at_once_equal_one_at_a_time() -> None:
-    environment, params = env.make("insider_repo_pivot", dims=DIMS)
+    environment, params = env.make("insider_repo_pivot", dims=DIMS._replace(restore=True))
     keys = episode_keys(jax.random.key(81), 16)
     plans = np.random.default_rng(9).integers(0, DIMS.actions, (3, 6)).astype(np.int32)
     # A batch is filled up with a policy that must not be reported.
