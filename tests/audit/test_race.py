@@ -20,8 +20,8 @@ NOISE, PAYS = 3.0, 1.0  # points: standard deviation of a return, and what the n
 
 @pytest.fixture(scope="module")
 def arena() -> Arena:
-    rewards = {"operational": reward.weights("operational")}
-    return make_arenas([scenarios.load("cloud_metadata_ssrf")], "hardened", rewards)[0]
+    rewards = {"operational1": reward.weights("operational1")}
+    return make_arenas([scenarios.load("cloud_metadata_ssrf")], "hardened1", rewards)[0]
 
 
 def noisy(means: np.ndarray, rng: np.random.Generator, luck: float = 0.0) -> Any:
