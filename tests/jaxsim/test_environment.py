@@ -110,14 +110,15 @@ DEALT = ("personality", "who", "attack", "next_start", "targets", "order")  # wh
 @pytest.mark.parametrize("rule_set", rules.PRESETS)
 def test_step_ends_and_begins_episodes(rule_set: str, auto_reset: bool) -> None:
     """With auto_reset a last step gives the next episode's first observation, and its own as final_observation."""
-    environment, params = jaxsim.make("supply_chain_token_drift", rules=rule_set, dims=DIMS, auto_reset=auto_reset)
+    dims = DIMS._replace(restore=rules.restores(rule_set))
+    environment, params = jaxsim.make("supply_chain_token_drift", rules=rule_set, dims=dims, auto_reset=auto_reset)
     obs, state = reset(environment, KEYS[0], params)
     attackers = []
     for key in jax.random.split(jax.random.key(77), 290):
         before = int(state.tick)
         obs, state, points, terminated, truncated, info = step(environment, key, state, jnp.int32(0), params)
         assert not truncated and bool(terminated) == (int(info["end"]) != RUNNING)
-        assert unequal(obs, observe(DIMS, state, params)) == []
+        assert unequal(obs, observe(dims, state, params)) == []
         assert float(points) == pytest.approx(float(reward.total(info["channels"], params.reward)))
         if not auto_reset:
             assert "final_observation" not in info
