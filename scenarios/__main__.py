@@ -32,13 +32,17 @@ def parser() -> cli.Parser:
     generate.add_argument("--seed", default="0", metavar="K", help="of the first, one more for each next (default: 0)")
     generate.add_argument("--count", default="1", metavar="N", help=f"files to write, at most {MAX_COUNT} (default: 1)")
     generate.add_argument("--split", default="train", help="train or held_out (default: train)")
-    generate.add_argument("--out", required=True, metavar="DIR", help="directory for the files, made if there is none")
+    generate.add_argument(
+        "--out", type=_directory, required=True, metavar="DIR", help="directory for the files, made if there is none"
+    )
     generate.add_argument("--force", action="store_true", help="replace files that exist")
     from_flows = commands.add_parser(
         "import", help="make scenario files, each with a report, of incidents in Attack Flow files (STIX or .afb)"
     )
     from_flows.add_argument("files", nargs="+", metavar="FILE", help="a STIX bundle (.json) or a Builder file (.afb)")
-    from_flows.add_argument("--out", default=".", metavar="DIR", help="directory for the files (default: this one)")
+    from_flows.add_argument(
+        "--out", type=_directory, default=".", metavar="DIR", help="directory for the files (default: this one)"
+    )
     from_flows.add_argument("--force", action="store_true", help="replace files that exist")
     from_flows.add_argument(
         "--prior", default="central", help="what is assumed: pessimistic, central or optimistic (default: central)"
@@ -51,7 +55,9 @@ def parser() -> cli.Parser:
         "export-flow", help="write scenarios as Attack Flow files (STIX), to be imported again"
     )
     to_flow.add_argument("names", nargs="+", metavar="NAME", help="a built-in scenario, or a file")
-    to_flow.add_argument("--out", default=".", metavar="DIR", help="directory for the files (default: this one)")
+    to_flow.add_argument(
+        "--out", type=_directory, default=".", metavar="DIR", help="directory for the files (default: this one)"
+    )
     to_flow.add_argument("--force", action="store_true", help="replace files that exist")
     commands.add_parser("schema", help="print the JSON schema of the file format")
     return p
@@ -160,11 +166,16 @@ def _whole(option: str, text: str, low: int, high: int) -> int:
     return value
 
 
+def _directory(text: str) -> str:
+    """The type of --out, checked before anything is read or made."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no directory; give the name of one")
+    return text
+
+
 def _write(args: argparse.Namespace, files: Iterable[tuple[str, str]]) -> None:
     """Write files, given by name and text, into --out, and print their paths; end with one line if that cannot be."""
     try:
-        if not args.out:
-            raise ValueError("--out: '' is no directory; give the name of one")
         for path in _write_all(Path(args.out), files, args.force):
             print(path)
     except OSError as error:

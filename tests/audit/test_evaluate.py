@@ -153,7 +153,7 @@ def test_same_seed_same_rows_and_one_episode_has_no_error(tmp_path: Path) -> Non
 def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argv: list[str], said: list[str]
 ) -> None:
-    monkeypatch.setattr(evaluation, "rollout", None)  # refused before anything is simulated
+    monkeypatch.setattr(evaluation, "played", None)  # refused before anything is simulated
     message = error_of(capsys, *argv)
     assert all(part in message for part in said), message
 

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 import jaxsim
+import scenarios
 import scenarios.__main__ as generator
 from grpo.rows import bank
 from jaxsim_soc import cli, json_lines, write
@@ -49,6 +50,7 @@ WHOLE, INSIDE, LINES, SCRATCH = (
 )
 WRITERS = {
     "jaxsim/audit/ablation.py::main": INSIDE,
+    "jaxsim/audit/planted.py::main": INSIDE,
     "jaxsim_soc/cli.py::output_folder": SCRATCH,
     "jaxsim_soc/shown.py::outlast_readers": SCRATCH,
     "jaxsim_soc/cli.py::output_path": SCRATCH,
@@ -236,7 +238,8 @@ def checkpoint(place: Path, text: str) -> None:
 
 def generated(place: Path, text: str) -> None:
     made = jaxsim.load_scenario("supply_chain_token_drift")
-    generator._write_all(place, [made.model_copy(update={"title": text})], force=True)
+    content = scenarios.dump(made.model_copy(update={"title": text}))
+    generator._write_all(place, [(f"{made.id}.yaml", content)], force=True)
 
 
 KINDS: dict[str, Callable[[Path, str], None]] = {
