@@ -13,36 +13,42 @@ from chex import Array
 
 from jaxsim import check, env
 from jaxsim.rollouts import start, tick_noise
-from jaxsim.types import CONFIRMED, CUT_OFF, RUNNING, Dims, Params, State
+from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED, RUNNING, Dims, Params, State
 
 TICK_HOURS = 0.5  # a tick is 30 minutes
 NEVER = -1
 
 
 class Response(NamedTuple):
-    """When what happened in an episode; `response` adds an axis E. NEVER, where it did not."""
+    """When what happened in an episode; `response` adds an axis E. NEVER, where it did not.
+
+    An identity cannot be rebuilt, so a compromised one has to stay revoked: every other control is needless in the end.
+    """
 
     compromised: Array  # () int32, tick of the first compromise
     detected: Array  # () int32, first tick on which something compromised is confirmed
     contained: Array  # () int32, first tick after a compromise on which all that is compromised is cut off
-    recovered: Array  # () int32, first tick after that on which nothing is compromised and no control in force
+    recovered: Array  # () int32, first tick from then on with no asset compromised and no needless control, see below
     dwell: Array  # () int32, ticks on which something compromised is not cut off
 
 
-def _mark(so_far: Response, state: State) -> Response:
+def _mark(dims: Dims, so_far: Response, state: State) -> Response:
     """Add a tick, of which `state` is the end."""
     at_large = jnp.any(state.compromised & ~state.marks[CUT_OFF])
-    any_now, over = jnp.any(state.compromised), so_far.compromised != NEVER
+    over = so_far.compromised != NEVER
+    assets = np.arange(dims.entities) < dims.assets
+    controls = state.marks[CUT_OFF] | state.marks[EGRESS_BLOCKED]
+    restored = ~jnp.any(jnp.where(assets, state.compromised | controls, controls & ~state.compromised))
 
     def first(seen: Array, happens: Array) -> Array:
         return jnp.where((seen == NEVER) & happens, state.tick, seen)
 
     contained = first(so_far.contained, over & ~at_large)
     return Response(
-        compromised=first(so_far.compromised, any_now),
+        compromised=first(so_far.compromised, jnp.any(state.compromised)),
         detected=first(so_far.detected, jnp.any(state.compromised & state.marks[CONFIRMED])),
         contained=contained,
-        recovered=first(so_far.recovered, (contained != NEVER) & ~any_now & (state.load == 0)),
+        recovered=first(so_far.recovered, (contained != NEVER) & restored),
         dwell=so_far.dwell + at_large.astype(jnp.int32),
     )
 
@@ -53,7 +59,7 @@ def _respond(dims: Dims, params: Params, keys: Array, impl: str, actions: Array)
         def tick(carry: tuple[State, Response], action: Array) -> Any:
             state, so_far = carry
             after, _ = env.transition(dims, state, action, tick_noise(key, state.tick + 1), params)
-            marked = _mark(so_far, after)
+            marked = _mark(dims, so_far, after)
             live = state.end == RUNNING
             return (after, jax.tree.map(partial(jnp.where, live), marked, so_far)), None
 

@@ -125,7 +125,8 @@ containment rate). *shuffle drop*: share of the gain over monitor that is lost o
 forensics, only where that gain is significant; *shuffle loss*: the same loss in points; *name drop* and *name
 loss*: likewise, where assets and identities have names that say nothing. *detected*: share of the episodes with a
 compromise in which something compromised was confirmed; *contained*: in which, later, all that was compromised was cut
-off; *recovered*: in which, after that, nothing was compromised and no control in force. Mean hours, where it happened,
+off; *recovered*: in which, after that, no asset was compromised and no control in force but on compromised
+identities. Mean hours, where it happened,
 from the first compromise, to recover from the containment; *dwell*: with something compromised that is not cut off;
 *downtime*: load times hours. A tick is half an hour. Intervals: 95 % bootstrap over episodes,
 stratified by campaign (2,000 resamples). Seconds, decisions and tokens are those of answering; without a model, of

@@ -9,7 +9,7 @@ from jaxsim import policies, response
 from jaxsim.names import parse_action
 from jaxsim.response import NEVER, Response
 from jaxsim.rollouts import episode_keys, rollout_many
-from jaxsim.types import CONFIRMED, CUT_OFF
+from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED
 
 EPISODES = 24
 SCENARIO = jaxsim.load_scenario("supply_chain_token_drift")
@@ -34,7 +34,9 @@ def read(episode: int, plan: np.ndarray) -> Response:
             detected = t
         if contained == NEVER and before and not at_large:
             contained = t
-        if recovered == NEVER and contained != NEVER and not taken.any() and played.state.load[t] == 0:
+        identity = np.arange(len(taken)) >= GAME[0].dims.assets
+        needless = (marks[CUT_OFF] | marks[EGRESS_BLOCKED]) & ~(taken & identity)
+        if recovered == NEVER and contained != NEVER and not (taken & ~identity).any() and not needless.any():
             recovered = t
         dwell += at_large
     return Response(*map(np.int32, (compromised, detected, contained, recovered, dwell)))
