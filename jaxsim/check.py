@@ -61,7 +61,7 @@ def key(name: str, value: Any, shape: tuple[int | None, ...] = ()) -> None:
     found = np.shape(value) if typed else np.shape(value)[:-1] if raw else None
     fits = found is not None and len(found) == len(shape)
     if not fits or any(n != (n if s is None else s) or n < 1 for n, s in zip(found or (), shape, strict=False)):
-        one = "jax.random.key(0)" if not shape else "rollouts.episode_keys(jax.random.key(0), 100)"
+        one = "jax.random.key(0)" if not shape else "one_episode.episode_keys(jax.random.key(0), 100)"
         raise ValueError(f"{name} = {said(value)} is no key of that shape; give one, such as {one}")
 
 

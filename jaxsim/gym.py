@@ -35,7 +35,7 @@ import scenarios
 from jaxsim import actions, check, env, lanes, recurrent
 from jaxsim.lanes import Lanes
 from jaxsim.names import action_text
-from jaxsim.rollouts import EpisodeStats
+from jaxsim.one_episode import EpisodeStats
 from jaxsim.rules import PERSONALITIES
 from jaxsim.types import Dims, Observation, Params, State
 from jaxsim.version import SIMULATOR_VERSION

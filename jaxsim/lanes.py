@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from jaxsim import env, reward, rollouts
-from jaxsim.rollouts import EpisodeStats
+from jaxsim import env, one_episode, reward
+from jaxsim.one_episode import EpisodeStats
 from jaxsim.types import RUNNING, Channels, Dims, Observation, Params, Signals, State
 
 NESTED = ("channels", "signals", "verbs")  # fields of EpisodeStats that are no single number
@@ -44,7 +44,7 @@ def _key(seed: Array, episode: Array) -> Array:
 def _begin(dims: Dims, params: Params, seed: Array, episode: Array) -> Lanes:
     def one(p: Params, s: Array, e: Array) -> Lanes:
         zeros = jnp.zeros(len(Signals._fields), jnp.float32)
-        return Lanes(s, e, rollouts.start(dims, _key(s, e), p), rollouts.no_stats(p), zeros)
+        return Lanes(s, e, one_episode.start(dims, _key(s, e), p), one_episode.no_stats(p), zeros)
 
     return jax.vmap(one)(params, seed, episode)
 
@@ -66,14 +66,14 @@ def begin(
 @jax.jit
 def _noise(seed: Array, episode: Array, tick: Array) -> Array:
     """(L, 16): of the tick that follows."""
-    return jax.vmap(lambda s, e, t: rollouts.tick_noise(_key(s, e), t + 1))(seed, episode, tick)
+    return jax.vmap(lambda s, e, t: one_episode.tick_noise(_key(s, e), t + 1))(seed, episode, tick)
 
 
 @partial(jax.jit, static_argnames=("dims",), donate_argnames=("lanes",))
 def _tick(dims: Dims, params: Params, lanes: Lanes, block: Array, action: Array, which: Array) -> tuple[Lanes, Ticked]:
     def one(p: Params, lane: Lanes, b: Array, a: Array, plays: Array) -> tuple[Lanes, Ticked]:
-        state, stats, signals, _ = rollouts.advance(dims, lane.state, a, b, p, lane.stats)
-        points, channels = rollouts.paid((stats.episode_return, stats.channels), signals, p.reward)
+        state, stats, signals, _ = one_episode.advance(dims, lane.state, a, b, p, lane.stats)
+        points, channels = one_episode.paid((stats.episode_return, stats.channels), signals, p.reward)
         # One array of sums instead of fourteen compiles and runs in less time.
         stats = stats._replace(signals=lane.stats.signals, episode_return=points, channels=channels)
         after = Lanes(lane.seed, lane.episode, state, stats, lane.sums + jnp.stack(signals))
@@ -102,7 +102,7 @@ def observe(dims: Dims, params: Params, state: State) -> Observation:
 @jax.jit
 def _finish(params: Params, lanes: Lanes) -> EpisodeStats:
     stats = lanes.stats._replace(signals=Signals(*jnp.moveaxis(lanes.sums, -1, 0)))
-    done: EpisodeStats = jax.vmap(rollouts.finish)(lanes.state, stats, params)
+    done: EpisodeStats = jax.vmap(one_episode.finish)(lanes.state, stats, params)
     return done
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from chex import Array
 
 import scenarios
-from jaxsim import check, env, noise, reward, rollouts
+from jaxsim import check, env, noise, one_episode, reward
 from jaxsim.actions import INVALID
 from jaxsim.names import parse_action
 from jaxsim.types import Channels, Dims, Observation, Params, Signals, State
@@ -44,10 +44,10 @@ class Replay(NamedTuple):
 
 @partial(jax.jit, static_argnames=("dims",))
 def _replay(dims: Dims, params: Params, key: Array, plan: Array) -> Any:
-    first = rollouts.start(dims, key, params)
+    first = one_episode.start(dims, key, params)
 
     def tick(state: State, action: Array) -> Any:
-        block = rollouts.tick_noise(key, state.tick + 1)
+        block = one_episode.tick_noise(key, state.tick + 1)
         after, signals = env.transition(dims, state, action, block, params)
         channels = reward.channels(signals, params.reward)
         row = (after, env.observe(dims, after, params), signals, channels)

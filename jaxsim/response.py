@@ -12,7 +12,7 @@ import numpy as np
 from chex import Array
 
 from jaxsim import check, env
-from jaxsim.rollouts import start, tick_noise
+from jaxsim.one_episode import start, tick_noise
 from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED, RUNNING, Dims, Params, State
 
 TICK_HOURS = 0.5  # a tick is 30 minutes

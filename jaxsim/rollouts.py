@@ -1,7 +1,6 @@
 """Massive rollouts: thousands of episodes in lockstep, each policy on the same episodes.
 
-Episode e of `key` draws from fold_in(key, e), its reset from tick 0 of that key and its tick t from tick t of it. So an
-episode is the same whatever the batch, and two policies meet the same attacker luck (common random numbers).
+An episode is that of `one_episode`, whatever the batch that it is played in.
 
 A batch is some policies in BLOCK episodes each, and a tick of it is two small programs, the policy acts and the
 simulator advances; two more draw the noise of LOOK ticks and pay the reward of as many. So whatever is played, with any
@@ -21,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from jaxsim import actions, check, env, noise, policies, reward
+from jaxsim import actions, check, env, policies, reward
 from jaxsim.noise import Noise
+from jaxsim.one_episode import EpisodeStats, advance, episode_keys, finish, no_stats, paid, start, tick_noise
 from jaxsim.packed import Packed, pack, unpack
 from jaxsim.policies import Policy
-from jaxsim.types import CONFIRMED, RUNNING, VERBS, Channels, Dims, Observation, Params, RewardWeights, Signals, State
+from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params, RewardWeights, Signals, State
 
 BLOCK = 32  # episodes of a policy in a batch
 GROUPS = (1, 8, 64)  # policies in a batch, as many as are needed; each size is compiled for itself
@@ -35,62 +35,11 @@ WORKERS = min(4, os.cpu_count() or 1)  # batches side by side
 CHANNELS = ("alerts", "forensics", "controls")  # of an observation, that `exchange` can take from another episode
 
 
-class EpisodeStats(NamedTuple):
-    """One episode's outcome. `rollout` adds a leading axis E, `rollout_many` two: M policies x E episodes.
-
-    Where the reward weights are (R,) arrays, so are the return and the channels of an episode.
-    """
-
-    episode_return: Array  # () float32, points
-    channels: Channels  # () float32 each, points, summed over the episode
-    signals: Signals  # () float32 each, summed over the episode
-    length: Array  # () int32, ticks
-    end: Array  # () int32, see types.ENDS
-    succeeded: Array  # () int32, stages
-    downtime: Array  # () float32, load x ticks, controls left in force to the horizon
-    verbs: Array  # (7,) int32, valid actions by verb
-    first_containment: Array  # () int32, tick, horizon + 1 if none
-    blind: Array  # () bool, the first containment came before any alert was in view
-
-
 class Trajectory(NamedTuple):
     """Per-tick record; leading axis T = ticks. Rows after an episode's end are zero."""
 
     signals: Signals  # (T, ...) float32 each
     action: Array  # (T, ...) int32
-
-
-def episode_keys(key: Array, episodes: int, first: int = 0) -> Array:
-    """Keys of episodes first .. first + episodes - 1, (E,)."""
-    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(first, first + episodes, dtype=jnp.uint32))
-
-
-def tick_noise(episode_key: Array, tick: Array) -> Array:
-    """The (16,) noise block of a tick of an episode."""
-    return noise.draw(jax.random.fold_in(episode_key, tick))
-
-
-def start(dims: Dims, episode_key: Array, params: Params) -> State:
-    """The state of tick 0 of an episode."""
-    return env.reset(dims, jax.random.fold_in(episode_key, 0), params)
-
-
-def no_stats(params: Params) -> EpisodeStats:
-    """The statistics of an episode that has not begun."""
-    zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-    points = jnp.zeros(() if params.reward is None else params.reward.clip.shape, jnp.float32)
-    return EpisodeStats(
-        episode_return=points,
-        channels=Channels(*[points] * len(Channels._fields)),
-        signals=Signals(*[zero] * len(Signals._fields)),
-        length=none,
-        end=none,
-        succeeded=none,
-        downtime=zero,
-        verbs=jnp.zeros(len(VERBS), jnp.int32),
-        first_containment=params.scenario.horizon + 1,
-        blind=jnp.zeros((), bool),
-    )
 
 
 def donors(episodes: int) -> np.ndarray:
@@ -126,40 +75,6 @@ def named_channels(shuffle: tuple[str, ...]) -> np.ndarray:
     if unknown := set(shuffle) - set(CHANNELS):
         raise ValueError(f"observation channel {min(unknown)!r} is unknown; choose among {', '.join(CHANNELS)}")
     return np.asarray([name in shuffle for name in CHANNELS])
-
-
-def advance(
-    dims: Dims, state: State, action: Array, block: Array, params: Params, stats: EpisodeStats
-) -> tuple[State, EpisodeStats, Signals, Array]:
-    """One tick of one episode: transition, and add up all but the points. The action is INVALID once it was over."""
-    live = state.end == RUNNING
-    after, signals = env.transition(dims, state, action, block, params)
-    verb, _, valid = actions.decode(dims, action, params.scenario.exists)
-    first = (signals.containments > 0) & (stats.first_containment > params.scenario.horizon)
-    stats = stats._replace(
-        signals=jax.tree.map(jnp.add, stats.signals, signals),
-        verbs=stats.verbs + (live & valid & (jnp.arange(len(VERBS), dtype=jnp.int32) == verb)).astype(jnp.int32),
-        first_containment=jnp.where(first, after.tick, stats.first_containment),
-        blind=stats.blind | (first & (state.alerts.count == 0)),
-    )
-    return after, stats, signals, jnp.where(live, action, actions.INVALID)
-
-
-def paid(points: tuple[Array, Channels], signals: Signals, weights: RewardWeights) -> tuple[Array, Channels]:
-    """(return, channels) of an episode so far, with what a tick is paid."""
-    channels = reward.channels(signals, weights)
-    return points[0] + reward.total(channels, weights), jax.tree.map(jnp.add, points[1], channels)
-
-
-def finish(state: State, stats: EpisodeStats, params: Params) -> EpisodeStats:
-    """The statistics of an episode that has ended in `state`."""
-    left = (params.scenario.horizon - state.tick).astype(jnp.float32)
-    return stats._replace(
-        length=state.tick,
-        end=state.end,
-        succeeded=state.succeeded,
-        downtime=stats.signals.load + state.load * left,
-    )
 
 
 # --- the programs of a batch; leading axes G policies, B episodes ----------------------------------------------------

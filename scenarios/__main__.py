@@ -32,18 +32,12 @@ def parser() -> cli.Parser:
     generate.add_argument("--seed", default="0", metavar="K", help="of the first, one more for each next (default: 0)")
     generate.add_argument("--count", default="1", metavar="N", help=f"files to write, at most {MAX_COUNT} (default: 1)")
     generate.add_argument("--split", default="train", help="train or held_out (default: train)")
-    generate.add_argument(
-        "--out", type=_directory, required=True, metavar="DIR", help="directory for the files, made if there is none"
-    )
-    generate.add_argument("--force", action="store_true", help="replace files that exist")
+    _add_out(generate)
     from_flows = commands.add_parser(
         "import", help="make scenario files, each with a report, of incidents in Attack Flow files (STIX or .afb)"
     )
     from_flows.add_argument("files", nargs="+", metavar="FILE", help="a STIX bundle (.json) or a Builder file (.afb)")
-    from_flows.add_argument(
-        "--out", type=_directory, default=".", metavar="DIR", help="directory for the files (default: this one)"
-    )
-    from_flows.add_argument("--force", action="store_true", help="replace files that exist")
+    _add_out(from_flows, ".")
     from_flows.add_argument(
         "--prior", default="central", help="what is assumed: pessimistic, central or optimistic (default: central)"
     )
@@ -55,10 +49,7 @@ def parser() -> cli.Parser:
         "export-flow", help="write scenarios as Attack Flow files (STIX), to be imported again"
     )
     to_flow.add_argument("names", nargs="+", metavar="NAME", help="a built-in scenario, or a file")
-    to_flow.add_argument(
-        "--out", type=_directory, default=".", metavar="DIR", help="directory for the files (default: this one)"
-    )
-    to_flow.add_argument("--force", action="store_true", help="replace files that exist")
+    _add_out(to_flow, ".")
     commands.add_parser("schema", help="print the JSON schema of the file format")
     return p
 
@@ -164,6 +155,16 @@ def _whole(option: str, text: str, low: int, high: int) -> int:
     if not low <= value <= high:
         raise ValueError(f"{option}: {show(text)} is not possible; give a whole number from {low} to {high}")
     return value
+
+
+def _add_out(p: argparse.ArgumentParser, default: str | None = None) -> None:
+    """--out, which must be given unless there is a default, and --force: what `_write` reads."""
+    shown = "this one" if default else "none, it must be given"
+    p.add_argument(
+        "--out", type=_directory, default=default, required=default is None, metavar="DIR",
+        help=f"directory for the files, made if there is none (default: {shown})",
+    )  # fmt: skip
+    p.add_argument("--force", action="store_true", help="replace files that exist")
 
 
 def _directory(text: str) -> str:

@@ -34,7 +34,7 @@ from grpo.playing.folder import begin, locked
 from grpo.playing.speaker import Speaker, load_once, play_model
 from grpo.reporting import report, transcript_page
 from grpo.reporting.measure import Told
-from jaxsim import noise, options, reward, rollouts
+from jaxsim import noise, one_episode, options, reward
 from jaxsim.audit.arena import make_arenas
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
@@ -157,7 +157,7 @@ def settings(args: Any) -> dict[str, Any]:
 def evaluate(args: Any, advance: Callable[[str], None]) -> tuple[dict[str, list[Told]], dict[str, Any], dict[str, str]]:
     """(what each policy did on each campaign, what the models are, transcripts: title by file)."""
     dims, seed = dims_of(args.scenario, restores(args.rules)), evaluation_seed(args.seed)
-    keys = rollouts.episode_keys(noise.root(seed), args.episodes)
+    keys = one_episode.episode_keys(noise.root(seed), args.episodes)
     told: dict[str, list[Told]] = {}
     campaigns = []
     weights = {args.reward: reward.weights(args.reward)}

@@ -14,9 +14,9 @@ import numpy as np
 import prompting
 from grpo.model import decode
 from grpo.playing.choices import ALWAYS_ASK, ON_CHANGE
-from jaxsim import env, rollouts
+from jaxsim import env, one_episode, rollouts
 from jaxsim.actions import INVALID
-from jaxsim.rollouts import EpisodeStats
+from jaxsim.one_episode import EpisodeStats
 from jaxsim.types import MONITOR, RUNNING, Dims, Observation, Params, State
 from prompting import Inventory, Parsed
 
@@ -49,7 +49,7 @@ class Played(NamedTuple):
 
 @partial(jax.jit, static_argnames=("dims",))
 def _begin(dims: Dims, params: Params, keys: jax.Array) -> tuple[State, EpisodeStats]:
-    return jax.vmap(lambda key: (rollouts.start(dims, key, params), rollouts.no_stats(params)))(keys)
+    return jax.vmap(lambda key: (one_episode.start(dims, key, params), one_episode.no_stats(params)))(keys)
 
 
 @partial(jax.jit, static_argnames=("dims",))
@@ -62,9 +62,9 @@ def _step(
     dims: Dims, params: Params, keys: jax.Array, state: State, stats: EpisodeStats, action: jax.Array
 ) -> tuple[State, EpisodeStats]:
     def one(key: jax.Array, s: State, e: EpisodeStats, a: jax.Array) -> Any:
-        block = rollouts.tick_noise(key, s.tick + 1)
-        after, e, signals, _ = rollouts.advance(dims, s, a, block, params, e)
-        points, channels = rollouts.paid((e.episode_return, e.channels), signals, params.reward)
+        block = one_episode.tick_noise(key, s.tick + 1)
+        after, e, signals, _ = one_episode.advance(dims, s, a, block, params, e)
+        points, channels = one_episode.paid((e.episode_return, e.channels), signals, params.reward)
         return after, e._replace(episode_return=points, channels=channels)
 
     after: tuple[State, EpisodeStats] = jax.vmap(one)(keys, state, stats, action)
@@ -73,7 +73,7 @@ def _step(
 
 @partial(jax.jit)
 def _finish(params: Params, state: State, stats: EpisodeStats) -> EpisodeStats:
-    done: EpisodeStats = jax.vmap(lambda s, e: rollouts.finish(s, e, params))(state, stats)
+    done: EpisodeStats = jax.vmap(lambda s, e: one_episode.finish(s, e, params))(state, stats)
     return done
 
 

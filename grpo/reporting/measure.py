@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import trim_mean
 
-from jaxsim import rollouts
+from jaxsim import one_episode
 from jaxsim.actions import table
 from jaxsim.audit.bootstrap import RESAMPLES, Estimate, estimate, resampled_means
 from jaxsim.env import Env, transition
+from jaxsim.one_episode import EpisodeStats
 from jaxsim.response import TICK_HOURS, Response, hours, response
-from jaxsim.rollouts import EpisodeStats
 from jaxsim.types import EXFIL, VERBS, Dims, Params, State
 from prompting import FALLBACKS, Inventory
 
@@ -58,11 +58,11 @@ class Told(NamedTuple):
 @partial(jax.jit, static_argnames=("dims",))
 def _watch(dims: Dims, params: Params, keys: jax.Array, actions: jax.Array) -> tuple[jax.Array, jax.Array]:
     def tick(state: State, action: jax.Array) -> Any:
-        block = jax.vmap(rollouts.tick_noise)(keys, state.tick + 1)
+        block = jax.vmap(one_episode.tick_noise)(keys, state.tick + 1)
         after, signals = jax.vmap(lambda s, a, b: transition(dims, s, a, b, params))(state, action, block)
         return after, (state.alerts.count > 0, signals.containments)
 
-    first = jax.vmap(lambda key: rollouts.start(dims, key, params))(keys)
+    first = jax.vmap(lambda key: one_episode.start(dims, key, params))(keys)
     rows: tuple[jax.Array, jax.Array] = jax.lax.scan(tick, first, actions)[1]
     return rows
 

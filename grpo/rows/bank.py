@@ -20,8 +20,8 @@ from chex import Array
 
 from jaxsim import actions, check, env
 from jaxsim.noise import Noise
+from jaxsim.one_episode import episode_keys, start, tick_noise
 from jaxsim.policies import Policy
-from jaxsim.rollouts import episode_keys, start, tick_noise
 from jaxsim.types import RUNNING, Dims, Observation, Params, State
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc.write import whole

@@ -22,8 +22,8 @@ from grpo.rows.bank import Bank, take
 from grpo.rows.redeal import redeal
 from jaxsim import actions, check, env, reward
 from jaxsim.noise import Noise
+from jaxsim.one_episode import episode_keys, tick_noise
 from jaxsim.policies import BASELINES, EVIDENCE, HEURISTIC, Handled, Policy
-from jaxsim.rollouts import episode_keys, tick_noise
 from jaxsim.types import CONFIRMED, CUT_OFF, HORIZON, PATCHED, RUNNING, Dims, Observation, Params, State
 
 REDEAL = 2**31 - 1  # folded into a future's key for the roles; no tick is so late

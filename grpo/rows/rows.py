@@ -17,7 +17,7 @@ from grpo.rows import credit as credits
 from grpo.rows.bank import Bank
 from grpo.rows.beliefs import beliefs
 from grpo.rows.credit import Credit
-from jaxsim import env, noise, reward, rollouts
+from jaxsim import env, noise, one_episode, reward
 from jaxsim.actions import table
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
@@ -120,7 +120,7 @@ def from_model(
     parts: list[Bank] = []
     played = []
     for p, inventory in enumerate(game.inventories):
-        keys = rollouts.episode_keys(jax.random.fold_in(noise.root(seed), p), episodes)
+        keys = one_episode.episode_keys(jax.random.fold_in(noise.root(seed), p), episodes)
 
         def watch(state: Any, obs: Any, asked: Sequence[int], prompts: Any, p: int = p) -> None:
             kept = jax.tree.map(lambda x: np.asarray(x)[list(asked)], state)

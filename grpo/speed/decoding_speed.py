@@ -22,7 +22,7 @@ from rich.table import Table
 import prompting
 from grpo.model import decode, grammar, models
 from grpo.model.errors import ModelError
-from jaxsim import BASELINES, env, make, rollouts
+from jaxsim import BASELINES, env, make, one_episode
 from jaxsim.env import observe
 from jaxsim.noise import Noise
 from jaxsim_soc import cli
@@ -84,16 +84,16 @@ def states(many: int) -> tuple[list[str], prompting.Inventory]:
 
     def episode(key: jax.Array) -> Any:
         def tick(state: Any, _: None) -> Any:
-            block = rollouts.tick_noise(key, state.tick + 1)
+            block = one_episode.tick_noise(key, state.tick + 1)
             action, _ = policy.act(
                 game.dims, parameters, (), observe(game.dims, state, params), block[Noise.POLICY_VERB :]
             )
             return env.transition(game.dims, state, action, block, params)[0], None
 
-        state, _ = jax.lax.scan(tick, rollouts.start(game.dims, key, params), length=TICK)
+        state, _ = jax.lax.scan(tick, one_episode.start(game.dims, key, params), length=TICK)
         return observe(game.dims, state, params)
 
-    obs = jax.jit(jax.vmap(episode))(rollouts.episode_keys(jax.random.key(0), many))
+    obs = jax.jit(jax.vmap(episode))(one_episode.episode_keys(jax.random.key(0), many))
     inventory = prompting.inventory(scenario, game.dims)
     return prompting.render(jax.tree.map(np.asarray, obs), inventory), inventory
 

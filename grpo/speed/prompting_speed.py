@@ -21,8 +21,8 @@ import prompting
 import scenarios
 from jaxsim import env
 from jaxsim.compile import dims_of
+from jaxsim.one_episode import episode_keys, start, tick_noise
 from jaxsim.policies import Policy
-from jaxsim.rollouts import episode_keys, start, tick_noise
 from jaxsim.rules import restores
 from jaxsim.types import Dims, Observation, Params, State
 from jaxsim_soc import cli

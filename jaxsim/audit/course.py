@@ -9,8 +9,9 @@ import numpy as np
 from jaxsim import policies
 from jaxsim.audit.arena import Arena, take
 from jaxsim.audit.race import differences, race, rounds
+from jaxsim.one_episode import start
 from jaxsim.policies import Policy
-from jaxsim.rollouts import returns_many, start
+from jaxsim.rollouts import returns_many
 from jaxsim.rules import PERSONALITIES
 
 CHEAPER = (0.4, 0.15, 0.0)  # see `scout`

@@ -20,9 +20,10 @@ import scenarios
 from jaxsim import BASELINES, SIMULATOR_VERSION, Dims, Env, Params, Policy, options, parse_plan, recurrent
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
+from jaxsim.one_episode import EpisodeStats, episode_keys
 from jaxsim.policies import PLAN
 from jaxsim.response import TICK_HOURS, Response, hours, response
-from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many
+from jaxsim.rollouts import rollout_many
 from jaxsim.rules import restores
 from jaxsim.types import EXFIL
 from jaxsim_soc import cli

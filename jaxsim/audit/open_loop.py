@@ -44,7 +44,13 @@ def race_plans(course: Course, budget: Budget, some: np.ndarray, screen: int, bo
         return kept
 
     return race(
-        play, course.monitor, len(some), rounds(screen, budget.select), budget.kept, course.own * bounded, steady
+        play,
+        course.monitor,
+        len(some),
+        rounds(screen, budget.select),
+        budget.kept,
+        course.own if bounded else 0,
+        steady,
     )
 
 

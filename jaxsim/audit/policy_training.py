@@ -24,7 +24,8 @@ from jaxsim import env, options, policies, recurrent, reward
 from jaxsim.audit import checkpoint, ppo, search
 from jaxsim.audit.arena import make_arenas, mean_returns, take
 from jaxsim.compile import dims_of
-from jaxsim.rollouts import episode_keys, rollout_many
+from jaxsim.one_episode import episode_keys
+from jaxsim.rollouts import rollout_many
 from jaxsim.rules import restores
 from jaxsim.types import Params
 from jaxsim.version import SIMULATOR_VERSION

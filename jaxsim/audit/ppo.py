@@ -18,9 +18,9 @@ from chex import Array
 
 from jaxsim import env, noise, recurrent, reward
 from jaxsim.noise import Noise
+from jaxsim.one_episode import start, tick_noise
 from jaxsim.policies import Policy
 from jaxsim.recurrent import Critic, Features, Weights, forward
-from jaxsim.rollouts import start, tick_noise
 from jaxsim.types import RUNNING, Dims, Params
 
 

@@ -36,9 +36,10 @@ from jaxsim.audit.arena import EVIDENCE as FAMILY
 from jaxsim.audit.arena import Arena, Candidate, make_arenas, stack_parameters, take
 from jaxsim.audit.budgets import BUDGETS
 from jaxsim.audit.rescore import CERTIFIED_EVG_NORM, CERTIFIED_VOI_NORM, is_blind, is_seeing
+from jaxsim.one_episode import episode_keys
 from jaxsim.policies import BASELINES, EVIDENCE
 from jaxsim.recurrent import PRIVILEGED
-from jaxsim.rollouts import episode_keys, rollout_many
+from jaxsim.rollouts import rollout_many
 from jaxsim.types import RewardWeights, Signals
 from scenarios.generate import generate
 

@@ -30,8 +30,9 @@ from jaxsim.audit.course import (
 from jaxsim.audit.open_loop import Opened, open_plans, play_off, search_plans, steady_means
 from jaxsim.audit.plans import in_turn
 from jaxsim.audit.race import Bound
+from jaxsim.one_episode import episode_keys
 from jaxsim.policies import EvidenceParams, FarmParams, Policy
-from jaxsim.rollouts import BLOCK, episode_keys
+from jaxsim.rollouts import BLOCK
 from jaxsim.rules import PERSONALITIES
 from jaxsim.types import INVESTIGATE, RESTORE
 

@@ -22,8 +22,9 @@ from jaxsim.audit import search
 from jaxsim.audit.arena import Arena, make_arenas
 from jaxsim.audit.budgets import BUDGETS
 from jaxsim.names import action_text
+from jaxsim.one_episode import episode_keys
 from jaxsim.policies import PLAN
-from jaxsim.rollouts import episode_keys, returns_many
+from jaxsim.rollouts import returns_many
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli
 

@@ -20,8 +20,9 @@ from jaxsim.audit.open_loop import SINGLES
 from jaxsim.audit.race import Bound
 from jaxsim.audit.rescore import CERTIFIED_EVG_NORM, CERTIFIED_VOI_NORM
 from jaxsim.audit.search import Found
+from jaxsim.one_episode import EpisodeStats, episode_keys
 from jaxsim.policies import BASELINES
-from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many
+from jaxsim.rollouts import rollout_many
 from jaxsim.types import EXFIL, INVESTIGATE, RESTORE
 
 STD_ZERO = 1e-3  # points; float32 sums of equal terms differ by less

@@ -9,8 +9,9 @@ import scenarios
 from jaxsim import noise
 from jaxsim.audit.arena import Arena, Candidate
 from jaxsim.names import action_text, end_name, entity_names
+from jaxsim.one_episode import episode_keys
 from jaxsim.reward import PRESETS
-from jaxsim.rollouts import episode_keys, rollout_many
+from jaxsim.rollouts import rollout_many
 from jaxsim.types import CONFIRMED, RUNNING, STATUSES, Dims
 from jaxsim.version import SIMULATOR_VERSION
 

@@ -15,9 +15,10 @@ from jaxsim.audit import bootstrap, plans, rescore, reward_search, search, verdi
 from jaxsim.audit.arena import PLAN as PLAN_KIND
 from jaxsim.audit.arena import Arena, Candidate, make_arenas, returns_of
 from jaxsim.audit.budgets import Budget
+from jaxsim.one_episode import episode_keys
 from jaxsim.policies import BASELINES, FARM, PLAN, FarmParams
 from jaxsim.replays import load_record, play_record
-from jaxsim.rollouts import episode_keys, rollout_many
+from jaxsim.rollouts import rollout_many
 from jaxsim.types import CONFIRMED, INVESTIGATE, MONITOR, RESTORE, RewardWeights, Signals
 
 ROOT = Path(__file__).resolve().parents[2]

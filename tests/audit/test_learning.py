@@ -18,9 +18,10 @@ import scenarios
 from jaxsim import actions, env, recurrent
 from jaxsim.audit import checkpoint, evaluation, policy_training, ppo
 from jaxsim.compile import dims_of
+from jaxsim.one_episode import start
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE
 from jaxsim.recurrent import MASKED, PRIVILEGED, SEEING, VIEWS, Learned, Weights
-from jaxsim.rollouts import rollout, start
+from jaxsim.rollouts import rollout
 from jaxsim.types import CONFIRMED, Alerts, Dims, Forensics, Observation, Params
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli

@@ -15,8 +15,9 @@ from jaxsim.audit.arena import PLAN as PLAN_KIND
 from jaxsim.audit.arena import Arena, Candidate, make_arenas
 from jaxsim.compile import compile_scenario, dims_of
 from jaxsim.names import parse_action
+from jaxsim.one_episode import episode_keys, start
 from jaxsim.policies import BASELINES, FARM, PLAN, FarmParams
-from jaxsim.rollouts import CHANNELS, episode_keys, start
+from jaxsim.rollouts import CHANNELS
 from jaxsim.types import HORIZON, IN_PROGRESS, SUCCEEDED, RewardWeights, ScenarioArrays, Signals, State
 
 SCENARIO = scenarios.load("supply_chain_token_drift")

@@ -12,7 +12,8 @@ from jaxsim.audit import adversary, course, open_loop, plans, search
 from jaxsim.audit.arena import Arena, make_arenas
 from jaxsim.audit.budgets import BUDGETS, Budget, lineage
 from jaxsim.audit.race import bound, differences, race, rounds
-from jaxsim.rollouts import episode_keys, returns_many, rollout_many
+from jaxsim.one_episode import episode_keys
+from jaxsim.rollouts import returns_many, rollout_many
 from jaxsim.types import INVESTIGATE, PATCH_ASSET, RESTORE
 
 NOISE, PAYS = 3.0, 1.0  # points: standard deviation of a return, and what the needle earns

@@ -13,7 +13,8 @@ from jaxsim.audit import reward_search, search, verdict
 from jaxsim.audit.arena import Candidate
 from jaxsim.audit.report import runs
 from jaxsim.compile import dims_of
-from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many
+from jaxsim.one_episode import EpisodeStats, episode_keys
+from jaxsim.rollouts import rollout_many
 from jaxsim.types import CONFIRMED, INVESTIGATE, RewardWeights, Signals
 
 ENV, PARAMS = jaxsim.make("insider_repo_pivot_hardened", rules="hardened1+foothold+liftable")

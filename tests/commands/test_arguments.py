@@ -21,7 +21,8 @@ from grpo.learning import signals
 from grpo.rows import bank, credit, rows
 from jaxsim import noise, replays, reward
 from jaxsim.audit import ppo
-from jaxsim.rollouts import episode_keys, returns_many
+from jaxsim.one_episode import episode_keys
+from jaxsim.rollouts import returns_many
 
 SCENARIO = jaxsim.load_scenario("supply_chain_token_drift")
 ENV, PARAMS = jaxsim.make(SCENARIO)

@@ -30,8 +30,8 @@ from grpo.rows import credit as credits
 from jaxsim import env, reward
 from jaxsim.actions import legal_mask, table
 from jaxsim.noise import Noise
+from jaxsim.one_episode import episode_keys, tick_noise
 from jaxsim.policies import BASELINES, EVIDENCE
-from jaxsim.rollouts import episode_keys, tick_noise
 from jaxsim.types import (
     HORIZON,
     INVESTIGATE,

@@ -17,7 +17,7 @@ import scenarios
 from grpo.playing import play
 from grpo.playing.choices import ON_CHANGE
 from grpo.playing.play import Played, Turn
-from jaxsim import env, policies, rollouts
+from jaxsim import env, one_episode, policies, rollouts
 from jaxsim.actions import INVALID
 from jaxsim.policies import BASELINES
 from jaxsim.types import CONFIRMED, HORIZON, MONITOR, RESTORE
@@ -47,7 +47,7 @@ class Game(NamedTuple):
 
 def game(rules: str, reward: str) -> Game:
     scenario = jaxsim.load_scenario(SUPPLY)
-    keys = rollouts.episode_keys(jax.random.key(11), EPISODES)
+    keys = one_episode.episode_keys(jax.random.key(11), EPISODES)
     env_, params = jaxsim.make(scenario, rules=rules, reward=reward)
     return Game(scenario, env_, params, prompting.inventory(scenario, env_.dims), keys)
 

@@ -13,7 +13,7 @@ from parity import PLAN_TICKS
 
 import scenarios
 from jaxsim import actions, compile, env, names, reward, rules
-from jaxsim.rollouts import episode_keys
+from jaxsim.one_episode import episode_keys
 from jaxsim.types import Dims, Params
 
 

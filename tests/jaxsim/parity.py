@@ -12,7 +12,7 @@ from cells import DIMS, EDGE, END, REWARDS, STATUS, TOLERANCE, dims_for, scenari
 import scenarios
 from jaxsim import env, policies, reward, twin, twin_policies, twin_reward, twin_rules, twin_state
 from jaxsim.names import action_text, entity_names, parse_plan
-from jaxsim.rollouts import start, tick_noise
+from jaxsim.one_episode import start, tick_noise
 from jaxsim.types import (
     CONFIRMED,
     CUT_OFF,

@@ -12,7 +12,7 @@ from parity import Played, Reader, play
 
 from jaxsim import actions, rules, twin_rules
 from jaxsim.names import entity_names
-from jaxsim.rollouts import episode_keys
+from jaxsim.one_episode import episode_keys
 from jaxsim.types import (
     Dims,
     Rules,

@@ -11,7 +11,7 @@ from cells import CELLS, DIMS, LIFTABLE_DIMS, SCENARIOS, params_of
 from parity import PLAN_TICKS, POLICIES, is_close_call, named_action, on_an_edge, twin_policy
 
 from jaxsim import env, policies, twin, twin_rules, twin_state
-from jaxsim.rollouts import episode_keys, start, tick_noise
+from jaxsim.one_episode import episode_keys, start, tick_noise
 from jaxsim.types import (
     Dims,
     Params,

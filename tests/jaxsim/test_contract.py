@@ -30,7 +30,7 @@ from parity import Played, Reader, play_one, rows
 
 import scenarios
 from jaxsim import actions, compile, env, names, reward, rules
-from jaxsim.rollouts import tick_noise
+from jaxsim.one_episode import tick_noise
 from jaxsim.types import RUNNING, Dims, Params, State
 
 # More room than any campaign needs, in every field.

@@ -13,7 +13,7 @@ from cells import ALL_ON, PRESETS
 
 import jaxsim
 from jaxsim import actions, env, names, reward, rules, twin, twin_state, types
-from jaxsim.rollouts import episode_keys
+from jaxsim.one_episode import episode_keys
 from jaxsim.types import RUNNING, VERBS, Dims
 
 LIFTABLE_DIMS = DIMS._replace(restore=True)

@@ -12,7 +12,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from worlds import ALL_ON, DIMS, HIDDEN, SCENARIO, WORLDS, busy_episodes, params_of, play, play_worlds, scrambled
 
 from jaxsim import env
-from jaxsim.rollouts import start
+from jaxsim.one_episode import start
 from jaxsim.rules import PERSONALITIES
 from jaxsim.types import EXFIL, RUNNING, AlertRing, ForensicRing, Observation, Params, State
 

@@ -49,7 +49,8 @@ from parity import (
 )
 
 from jaxsim import env, policies, twin, twin_policies, twin_reward, twin_rules, twin_state
-from jaxsim.rollouts import EpisodeStats, episode_keys, rollout_many, tick_noise
+from jaxsim.one_episode import EpisodeStats, episode_keys, tick_noise
+from jaxsim.rollouts import rollout_many
 from jaxsim.types import EXFIL, Channels, Signals
 
 # Means are compared on these.

@@ -14,7 +14,7 @@ from parity import RULES_ONLY, Played, Reader, deal, first_difference, rows, ski
 from random_play import CLASSIC, EPISODES, MIXED, MIXED_LIFTABLE, OFF, ON, RULES, random_play, rules_of
 
 from jaxsim import attacker, env, rules, twin, twin_rules, twin_state
-from jaxsim.rollouts import episode_keys, start
+from jaxsim.one_episode import episode_keys, start
 from jaxsim.types import (
     CONFIRMED,
     CUT_OFF,

@@ -15,7 +15,7 @@ from two_ways import DIMS, TWO_WAYS
 import scenarios
 from jaxsim import env, names, rules, twin_rules
 from jaxsim.compile import compile_scenario
-from jaxsim.rollouts import episode_keys
+from jaxsim.one_episode import episode_keys
 from jaxsim.types import (
     ATTACKER_DONE,
     BLOCKED,

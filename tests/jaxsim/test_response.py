@@ -7,8 +7,9 @@ import pytest
 import jaxsim
 from jaxsim import policies, response
 from jaxsim.names import parse_action
+from jaxsim.one_episode import episode_keys
 from jaxsim.response import NEVER, Response
-from jaxsim.rollouts import episode_keys, rollout_many
+from jaxsim.rollouts import rollout_many
 from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED
 
 EPISODES = 24

@@ -14,8 +14,9 @@ import jaxsim
 import scenarios
 from jaxsim import actions, policies, rules
 from jaxsim.compile import compile_scenario, dims_of, grouped, packed
+from jaxsim.one_episode import episode_keys
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE, EvidenceParams
-from jaxsim.rollouts import episode_keys, rollout_many
+from jaxsim.rollouts import rollout_many
 from jaxsim.types import CONFIRMED, CUT_OFF, INVESTIGATE, PATCH_ASSET, RESTORE, Dims
 
 # --- arrays ----------------------------------------------------------------------------------------------------------

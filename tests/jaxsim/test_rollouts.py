@@ -12,8 +12,9 @@ from cases import CASES, DIMS, EVERY, PLANS, Case, observe, params_of, sizes, un
 from cells import ALL_ON, stack
 
 from jaxsim import env, policies, reward, rules
+from jaxsim.one_episode import EpisodeStats, episode_keys
 from jaxsim.replays import replay
-from jaxsim.rollouts import BLOCK, EpisodeStats, Trajectory, episode_keys, rollout, rollout_many
+from jaxsim.rollouts import BLOCK, Trajectory, rollout, rollout_many
 from jaxsim.types import Dims, Observation
 
 EVERY_70 = [name for name, s in EVERY.items() if s.horizon == 70]  # one program for all of them

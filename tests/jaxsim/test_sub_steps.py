@@ -22,7 +22,7 @@ from random_play import MIXED_LIFTABLE, random_play, rules_of
 
 from jaxsim import actions, attacker, telemetry, twin, twin_rules, twin_state
 from jaxsim.defender import defend
-from jaxsim.rollouts import episode_keys, tick_noise
+from jaxsim.one_episode import episode_keys, tick_noise
 from jaxsim.types import (
     CONFIRMED,
     RUNNING,

@@ -20,7 +20,7 @@ import pytest
 
 import jaxsim
 from grpo.rows import bank, credit
-from jaxsim import recurrent, rollouts
+from jaxsim import one_episode, recurrent, rollouts
 from jaxsim.audit import ppo
 from jaxsim.packed import pack
 
@@ -46,7 +46,7 @@ def digests() -> dict[str, str]:
     env, params = jaxsim.make("supply_chain_token_drift")
     key, many = jax.random.key(3), bank.stack([params])
     policy, parameters = jaxsim.BASELINES["random"]
-    seeing, keys = recurrent.POLICIES[recurrent.SEEING], rollouts.episode_keys(key, 8)
+    seeing, keys = recurrent.POLICIES[recurrent.SEEING], one_episode.episode_keys(key, 8)
     states = bank.collect_heuristic(env, many, policy, parameters, key, 2, 2)
     liftable = jaxsim.make("supply_chain_token_drift", rules=ALL_ON)
     return {
@@ -62,16 +62,16 @@ def wide() -> list[str]:
     """Operations of the traced programs whose result is of 64 bits; integers are exact, whatever their width."""
     env, params = jaxsim.make("supply_chain_token_drift", rules=ALL_ON)
     dims, key, many = env.dims, jax.random.key(3), bank.stack([params])
-    keys = rollouts.episode_keys(key, 2)
+    keys = one_episode.episode_keys(key, 2)
     played = [(policy, jax.tree.map(lambda x: np.asarray(x)[None], p)) for policy, p in jaxsim.BASELINES.values()]
     played += [(policy, network(key, restore=True)) for policy in recurrent.POLICIES.values()]
     plans, batch, impl = np.zeros((1, 3), np.int32), jax.random.key_data(keys)[None], "threefry2x32"
     swap = rollouts.donors(2)[None], rollouts.named_channels(("alerts",))
 
-    given, none = pack(params._replace(reward=None)), rollouts.no_stats(params)
+    given, none = pack(params._replace(reward=None)), one_episode.no_stats(params)
 
     def tick(policy: Any, parameters: Any, batch: Any) -> Any:
-        state = jax.tree.map(lambda x: x[None], jax.vmap(lambda key: rollouts.start(dims, key, params))(keys))
+        state = jax.tree.map(lambda x: x[None], jax.vmap(lambda key: one_episode.start(dims, key, params))(keys))
         own = none.verbs, none.first_containment, none.blind
         lanes = rollouts.Lane(state, *jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 2, *x.shape)), own))
         memory = rollouts._remember(dims, policy, parameters, 2)

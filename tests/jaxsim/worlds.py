@@ -11,7 +11,7 @@ import scenarios
 from jaxsim import env
 from jaxsim.actions import table
 from jaxsim.compile import dims_of
-from jaxsim.rollouts import episode_keys, start, tick_noise
+from jaxsim.one_episode import episode_keys, start, tick_noise
 from jaxsim.rules import PERSONALITIES, restores
 from jaxsim.types import INVESTIGATE, Dims, Params, State
 

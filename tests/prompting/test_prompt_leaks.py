@@ -23,7 +23,7 @@ from worlds import DIMS, HIDDEN, SCENARIO, params_of, play, scrambled
 import prompting
 from jaxsim import env
 from jaxsim.actions import table
-from jaxsim.rollouts import episode_keys
+from jaxsim.one_episode import episode_keys
 from jaxsim.rules import PERSONALITIES
 from jaxsim.types import INVESTIGATE, Observation, State
 
@@ -92,7 +92,7 @@ def test_prompting_imports_nothing_that_holds_hidden_truth() -> None:
         "import jaxsim",
         "from jaxsim.types import ScenarioArrays",
         "import scenarios\nscenarios.load('x')",
-        "def f():\n    from jaxsim.rollouts import start",
+        "def f():\n    from jaxsim.one_episode import start",
     ],
 )
 def test_an_import_of_hidden_truth_would_be_noticed(line: str) -> None:

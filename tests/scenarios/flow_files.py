@@ -1,10 +1,11 @@
-"""Small Attack Flows in both forms, written from one description of a graph."""
+"""Small Attack Flows in both forms, written from one description of a graph, and what becomes of them."""
 
 import itertools
 import json
 from typing import Any
 
-from scenarios.attack_flow import ATTACK_FLOW
+from scenarios.attack_flow import ATTACK_FLOW, parse_flow
+from scenarios.imported import Imported, from_flow
 
 NEW_SDO = {ATTACK_FLOW: {"extension_type": "new-sdo"}}
 # What an incident report might say: two ways in, credentials, a host, data out. Kinds: an action is
@@ -135,3 +136,11 @@ def builder(nodes: dict[str, Any] = NODES, edges: Edges = EDGES, no: Edges = ())
 
 def text(data: Any) -> str:
     return json.dumps(data)
+
+
+def imported(data: Any, **options: Any) -> Imported:
+    return from_flow(parse_flow(text(data)), **options)
+
+
+def kinds(found: Imported) -> set[str]:
+    return {remark.kind for remark in found.remarks}

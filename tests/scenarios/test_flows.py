@@ -1,16 +1,13 @@
-"""Attack Flows read, imported and exported: structure, what is assumed, and the same game there and back."""
+"""Attack Flows as scenarios: structure, what is assumed, play, and the same game there and back."""
 
 import json
 import random
-import re
-from pathlib import Path
 from typing import Any
 
 import flow_files
 import numpy as np
 import pytest
-import yaml
-from flow_files import NODES, builder, chain, stix, text, uid
+from flow_files import NODES, builder, chain, imported, kinds, stix, text, uid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,12 +19,10 @@ from jaxsim.twin_reward import REWARDS
 from jaxsim.twin_rules import CLASSIC, HARDENED, ISOLATE, Rules
 from jaxsim.types import BLOCKED, EXFIL, HORIZON, IDLE, SUCCEEDED
 from scenarios import attack, priors
-from scenarios.__main__ import main
 from scenarios.attack_flow import SCENARIO, parse_flow
 from scenarios.export_flow import export_flow
 from scenarios.generate import generate
-from scenarios.import_report import ADVICE, report
-from scenarios.imported import Imported, from_flow, import_flow
+from scenarios.imported import Imported, from_flow
 from scenarios.networks import MAX_SEED, SPLITS
 
 FILES = [name for group in scenarios.GROUPS for name in scenarios.names(group)]
@@ -36,18 +31,10 @@ RUN, DUMP, MOVE = ("TA0002", "T1059.001"), ("TA0006", "T1003.001"), ("TA0008", "
 OUT, LOCK = ("TA0010", "T1041"), ("TA0040", "T1486")
 
 
-def imported(data: Any, **options: Any) -> Imported:
-    return from_flow(parse_flow(text(data)), **options)
-
-
 def simple(nodes: dict[str, Any], *ways: tuple[str, ...], **options: Any) -> Imported:
     """A flow of these nodes along these ways."""
     edges = list(dict.fromkeys(edge for way in ways for edge in chain(*way)))
     return imported(stix(nodes, edges), **options)
-
-
-def kinds(found: Imported) -> set[str]:
-    return {remark.kind for remark in found.remarks}
 
 
 def needs(found: Imported) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -412,90 +399,6 @@ def test_an_edited_export_without_values_is_refused() -> None:
     action["extensions"][SCENARIO] = values | {"dwell": [0, 5]}
     with pytest.raises(scenarios.ScenarioError, match=r"stages\[4\]\.dwell\[0\] \(move-by-rdp\): got 0"):
         from_flow(parse_flow(text(data)))
-
-
-# --- command line and report ------------------------------------------------------------------------------------------
-
-
-def test_import_writes_a_scenario_and_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.afb").write_text(text(builder()))
-    (tmp_path / "b.json").write_text("{}")
-    out = tmp_path / "out"
-    assert main(["import", str(tmp_path / "a.afb"), str(tmp_path / "b.json"), "--out", str(out)]) == 1
-    told = capsys.readouterr()
-    assert told.out.splitlines() == [str(out / "a-small-incident.yaml"), str(out / "a-small-incident.md")]
-    assert told.err.count("\n") == 1 and "is no flow; expected a STIX bundle" in told.err
-    s = scenarios.load(out / "a-small-incident.yaml")
-    assert s == import_flow(tmp_path / "a.afb").scenario
-    assert yaml.safe_load((out / "a-small-incident.yaml").read_text())["stages"][0]["assumed"]
-    page = (out / "a-small-incident.md").read_text()
-    assert all(f"`{source.id}`: " in page for source in s.sources)
-    assert "assets assumed" in page and "| upload-them | TA0010 T1567.002" in page
-    with pytest.raises(SystemExit):
-        main(["import", str(tmp_path / "a.afb"), "--out", str(out)])
-    assert "exists; add --force to replace it" in capsys.readouterr().err
-    options = ["--force", "--prior", "optimistic", "--minutes", "600", "--join", "all"]
-    assert main(["import", str(tmp_path / "a.afb"), "--out", str(out), *options]) == 0
-
-
-@pytest.mark.parametrize("option", [["--prior", "x"], ["--minutes", "0"], ["--join", "some"], ["--out", ""]])
-def test_import_refuses_wrong_options(tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.json").write_text(text(stix()))
-    with pytest.raises(SystemExit) as caught:
-        main(["import", str(tmp_path / "a.json"), *option])
-    assert caught.value.code == 2
-    assert option[0] in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_two_flows_of_one_name_are_not_written_over_each_other(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("a.json", "b.json"):
-        (tmp_path / name).write_text(text(stix()))
-    with pytest.raises(SystemExit):
-        main(["import", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--out", str(tmp_path / "out")])
-    assert "would be written twice; nothing was written" in capsys.readouterr().err
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_export_flow_writes_what_import_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export-flow", FILES[0], "nothing", "--out", str(tmp_path)]) == 1
-    assert "nothing: is not the name of a built-in scenario" in capsys.readouterr().err
-    assert import_flow(tmp_path / f"{FILES[0]}.json").scenario == scenarios.load(FILES[0])
-
-
-def test_the_report_knows_every_remark_and_shows_no_markup_of_the_flow() -> None:
-    nodes = {"<b>Phish</b> | *now*": PHISH, "Wait": ("", ""), "Send": OUT}
-    data = stix(nodes, [*chain(*nodes), ("Send", "Wait")], description="# Not a heading")
-    found = imported(data | {"objects": [data["objects"][0] | {"name": "[A](http://b)"}, *data["objects"][1:]]})
-    page = report(found)
-    assert page.startswith("# \\[A\\](http://b)\n")
-    assert "<b>" not in page.replace("\\<b\\>", "")
-    assert kinds(found) <= set(ADVICE)
-
-
-def test_the_commands_of_the_page_on_incidents(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "incidents.md").read_text(encoding="utf-8")
-    (flow,) = re.findall(r"^```json\n(.*?)^```", page, re.M | re.S)
-    monkeypatch.chdir(tmp_path)
-    Path("incident.json").write_text(flow, encoding="utf-8")
-    lines = re.findall(r"^python -m scenarios (.*)$", page, re.M)
-    assert [line.split()[0] for line in lines] == ["import", "validate", "export-flow", "import"]
-    for line in lines:
-        assert main(line.split()) == 0
-    s = scenarios.load("incidents/a-clerk-opens-an-invoice.yaml")
-    assert scenarios.load("again/a-clerk-opens-an-invoice.yaml") == s
-    assert [(x.technique, x.asset, x.loss) for x in s.stages] == [
-        ("T1566.001", "clerk-pc", None),
-        ("T1003.001", "clerk-pc", None),
-        ("T1021.001", "file-server", None),
-        ("T1486", "file-server", "impact"),
-    ]
-    assert s.stages[1].dwell == (4, 4)
-    assert "T1076 is T1021.001 now" in Path("incidents/a-clerk-opens-an-invoice.md").read_text(encoding="utf-8")
 
 
 def test_the_flows_of_these_tests_have_both_operators_and_a_condition() -> None:

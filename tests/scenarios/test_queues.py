@@ -14,7 +14,7 @@ import pytest
 import jaxsim
 import scenarios
 from jaxsim import env, options
-from jaxsim.rollouts import episode_keys, start, tick_noise
+from jaxsim.one_episode import episode_keys, start, tick_noise
 from jaxsim.types import State
 
 NAMES = [name for group in scenarios.GROUPS for name in scenarios.names(group)]
