@@ -1,4 +1,4 @@
-"""How fast a defender responds: the times that a SOC counts, of episodes that have been played.
+"""How a defender responds: the times that a SOC counts, and what was in view, of episodes that have been played.
 
 The phases are those of NIST SP 800-61: detection, containment, and eradication and recovery.
 """
@@ -14,13 +14,14 @@ from chex import Array
 from jaxsim import check, env
 from jaxsim.one_episode import start, tick_noise
 from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED, RUNNING, Dims, Params, State
+from scenarios.model import TICK_MINUTES
 
-TICK_HOURS = 0.5  # a tick is 30 minutes
+TICK_HOURS = TICK_MINUTES / 60
 NEVER = -1
 
 
 class Response(NamedTuple):
-    """When what happened in an episode; `response` adds an axis E. NEVER, where it did not.
+    """When what happened in an episode; `watched` adds an axis E. NEVER, where it did not.
 
     An identity cannot be rebuilt, so a compromised one has to stay revoked: every other control is needless in the end.
     """
@@ -28,8 +29,16 @@ class Response(NamedTuple):
     compromised: Array  # () int32, tick of the first compromise
     detected: Array  # () int32, first tick on which something compromised is confirmed
     contained: Array  # () int32, first tick after a compromise on which all that is compromised is cut off
-    recovered: Array  # () int32, first tick from then on with no asset compromised and no needless control, see below
+    recovered: Array  # () int32, first tick from then on with no asset compromised and no needless control, see above
     dwell: Array  # () int32, ticks on which something compromised is not cut off
+
+
+class Watched(NamedTuple):
+    """E episodes of T ticks, watched once more."""
+
+    response: Response  # (E,) each
+    alerted: Array  # (E, T) bool, an alert was in view when acting
+    containments: Array  # (E, T) float32, as in Signals
 
 
 def _mark(dims: Dims, so_far: Response, state: State) -> Response:
@@ -54,25 +63,27 @@ def _mark(dims: Dims, so_far: Response, state: State) -> Response:
 
 
 @partial(jax.jit, static_argnames=("dims", "impl"))
-def _respond(dims: Dims, params: Params, keys: Array, impl: str, actions: Array) -> Response:
-    def one(key: Array, plan: Array) -> Response:
+def _watch(dims: Dims, params: Params, keys: Array, impl: str, actions: Array) -> Watched:
+    def one(key: Array, plan: Array) -> Watched:
         def tick(carry: tuple[State, Response], action: Array) -> Any:
             state, so_far = carry
-            after, _ = env.transition(dims, state, action, tick_noise(key, state.tick + 1), params)
+            after, signals = env.transition(dims, state, action, tick_noise(key, state.tick + 1), params)
             marked = _mark(dims, so_far, after)
             live = state.end == RUNNING
-            return (after, jax.tree.map(partial(jnp.where, live), marked, so_far)), None
+            so_far = jax.tree.map(partial(jnp.where, live), marked, so_far)
+            return (after, so_far), (state.alerts.count > 0, signals.containments)
 
         never = jnp.int32(NEVER)
         nothing = Response(never, never, never, never, jnp.int32(0))
-        return jax.lax.scan(tick, (start(dims, key, params), nothing), plan)[0][1]
+        (_, response), ticks = jax.lax.scan(tick, (start(dims, key, params), nothing), plan)
+        return Watched(response, *ticks)
 
-    responded: Response = jax.vmap(one)(jax.random.wrap_key_data(keys, impl=impl), actions)
-    return responded
+    found: Watched = jax.vmap(one)(jax.random.wrap_key_data(keys, impl=impl), actions)
+    return found
 
 
-def response(env_: env.Env, params: Params, keys: Array, actions: Array) -> Response:
-    """When what happened in the episodes of `keys`, (E,), in which `actions`, (E, T) int32, were taken: NumPy, (E,).
+def watched(env_: env.Env, params: Params, keys: Array, actions: Array) -> Watched:
+    """The episodes of `keys`, (E,), in which `actions`, (E, T) int32, were taken; NumPy arrays.
 
     The actions are those of `rollouts.Trajectory`. Raises ValueError for an argument that is no such thing.
     """
@@ -82,7 +93,7 @@ def response(env_: env.Env, params: Params, keys: Array, actions: Array) -> Resp
     check.actions("actions", actions, (len(keys), None))
     bare = params._replace(reward=None)  # type: ignore[arg-type]  # of which the times know nothing
     data, impl = jax.random.key_data(keys), str(jax.random.key_impl(keys))
-    found: Response = jax.tree.map(np.asarray, _respond(env_.dims, bare, data, impl, jnp.asarray(actions, jnp.int32)))
+    found: Watched = jax.tree.map(np.asarray, _watch(env_.dims, bare, data, impl, jnp.asarray(actions, jnp.int32)))
     return found
 
 

@@ -8,21 +8,18 @@ All rows play the same episodes, so P is paired: the chance to get more of an ep
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.stats import trim_mean
 
-from jaxsim import one_episode
 from jaxsim.actions import table
 from jaxsim.audit.bootstrap import RESAMPLES, Estimate, estimate, resampled_means
-from jaxsim.env import Env, transition
+from jaxsim.env import Env
 from jaxsim.one_episode import EpisodeStats
-from jaxsim.response import TICK_HOURS, Response, hours, response
-from jaxsim.types import EXFIL, VERBS, Dims, Params, State
+from jaxsim.response import TICK_HOURS, Response, hours, watched
+from jaxsim.types import EXFIL, VERBS, Params
 from prompting import FALLBACKS, Inventory
 
 Row = dict[str, Any]
@@ -55,29 +52,17 @@ class Told(NamedTuple):
     tokens: int = 0
 
 
-@partial(jax.jit, static_argnames=("dims",))
-def _watch(dims: Dims, params: Params, keys: jax.Array, actions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def tick(state: State, action: jax.Array) -> Any:
-        block = jax.vmap(one_episode.tick_noise)(keys, state.tick + 1)
-        after, signals = jax.vmap(lambda s, a, b: transition(dims, s, a, b, params))(state, action, block)
-        return after, (state.alerts.count > 0, signals.containments)
-
-    first = jax.vmap(lambda key: one_episode.start(dims, key, params))(keys)
-    rows: tuple[jax.Array, jax.Array] = jax.lax.scan(tick, first, actions)[1]
-    return rows
-
-
 def tell(
     inventory: Inventory, params: Params, keys: jax.Array, policy: str, scenario: str, stats: Any, actions: np.ndarray
 ) -> Told:
     """What is known of (T, E) actions in the episodes of `keys`."""
     longest = int(params.scenario.horizon)
     padded = np.pad(actions, ((0, longest - len(actions)), (0, 0)), constant_values=-1)
-    alerted, containments = map(np.asarray, _watch(inventory.dims, params, keys, jnp.asarray(padded)))
+    seen = watched(Env(inventory.dims), params, keys, padded.T)
     legal = np.isin(padded, list(inventory.actions.values()))
     said = np.where(legal, table(inventory.dims)[0][padded], SAID.index("INVALID"))
-    times, live = response(Env(inventory.dims), params, keys, padded.T), np.arange(longest)[:, None] < stats.length
-    return Told(policy, scenario, stats, said, live, alerted, containments, times, None)
+    live = np.arange(longest)[:, None] < stats.length
+    return Told(policy, scenario, stats, said, live, seen.alerted.T, seen.containments.T, seen.response, None)
 
 
 def stratified(strata: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

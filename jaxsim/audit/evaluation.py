@@ -22,7 +22,7 @@ from jaxsim.compile import dims_of
 from jaxsim.env import make_params
 from jaxsim.one_episode import EpisodeStats, episode_keys
 from jaxsim.policies import PLAN
-from jaxsim.response import TICK_HOURS, Response, hours, response
+from jaxsim.response import TICK_HOURS, Response, hours, watched
 from jaxsim.rollouts import rollout_many
 from jaxsim.rules import restores
 from jaxsim.types import EXFIL
@@ -163,7 +163,8 @@ def played(
         keys = episode_keys(key, min(AT_ONCE, episodes - first), first)
         stats, trajectory = rollout_many(env, params, policy, one, keys, record=True)
         assert trajectory is not None
-        parts.append((jax.tree.map(lambda x: x[0], stats), response(env, params, keys, trajectory.action[0])))
+        times = watched(env, params, keys, trajectory.action[0]).response
+        parts.append((jax.tree.map(lambda x: x[0], stats), times))
     whole: tuple[EpisodeStats, Response] = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     return whole
 

@@ -51,9 +51,13 @@ def test_equals_a_reading_of_the_replay(policy: str) -> None:
     _, trajectory = rollout_many(*GAME, chosen[0], one, keys, record=True)
     assert trajectory is not None
     plans = trajectory.action[0]
-    found = response.response(*GAME, keys, plans)
+    seen = response.watched(*GAME, keys, plans)
+    found = seen.response
     for e in range(EPISODES):
         assert Response(*(x[e] for x in found)) == read(e, plans[e])
+    played = jaxsim.replay(*GAME, KEY, 3, plans[3])
+    np.testing.assert_array_equal(seen.alerted[3], played.state.alerts.count[:-1] > 0)
+    np.testing.assert_array_equal(seen.containments[3], played.signals.containments)
     counts = [(x != NEVER).sum() for x in found[:4]]
     assert counts[0] > EPISODES / 2 and (policy == "monitor") == (counts[1] == 0)
     assert policy != "evidence" or counts[3] > 0, "some recover"
@@ -83,6 +87,6 @@ def test_hours_are_of_the_episodes_in_which_it_happened() -> None:
 def test_bad_arguments_are_named() -> None:
     keys, action = episode_keys(KEY, 2), parse_action("MONITOR", SCENARIO, GAME[0].dims)
     with pytest.raises(ValueError, match=r"^actions = "):
-        response.response(*GAME, keys, np.full((3, 4), action))
+        response.watched(*GAME, keys, np.full((3, 4), action))
     with pytest.raises(ValueError, match=r"^keys = "):
-        response.response(*GAME, KEY, np.full((2, 4), action))
+        response.watched(*GAME, KEY, np.full((2, 4), action))
