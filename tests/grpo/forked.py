@@ -1,7 +1,7 @@
-"""Processes to be killed, forked from one that has imported what takes long to import.
+"""Commands in processes that may be killed, forked from one that has imported what takes long to import.
 
-Importing is most of what one costs that is killed after some seconds of work. What they are forked from has one thread
-only, and of JAX no more than its module.
+Torch, TRL and PEFT are most of what a command costs that is killed after a few seconds of work. What they are forked
+from has one thread only, and of JAX no more than its module.
 """
 
 import multiprocessing
@@ -12,8 +12,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from jaxsim_soc import commands
+
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["grpo.playing.evaluation"])
+CONTEXT.set_forkserver_preload(["grpo.training.stages", "grpo.learning.optimise"])
 
 
 def started(said: Path, folder: Path, run: Callable[..., Any], *given: Any) -> BaseProcess:
@@ -29,6 +31,12 @@ def _called(said: Path, folder: Path, run: Callable[..., Any], given: Sequence[A
             os.dup2(file.fileno(), stream.fileno())
     os.chdir(folder)
     run(*given)
+
+
+def front_door(words: Sequence[str]) -> None:
+    """`jaxsim-soc WORDS`."""
+    sys.argv = ["jaxsim-soc", *words]
+    commands.main()
 
 
 def ended(process: BaseProcess) -> int | None:

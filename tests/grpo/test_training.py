@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ pytest.importorskip("torch")
 pytest.importorskip("trl")
 pytest.importorskip("peft")
 
+import forked
 import torch
 from tiny_models import lora, tiny
 from training_runs import CAMPAIGN
@@ -85,11 +87,10 @@ def test_the_base_is_evaluated_meanwhile(tmp_path: Path, monkeypatch: pytest.Mon
 
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
-TRAIN = [sys.executable, "-m", "jaxsim_soc", "train", "--preset", "smoke"]
 
-
-def command(model: Path, out: Path) -> list[str]:
-    return [*TRAIN, "--model", str(model), "--out", str(out), "--save-every", "1", "--outer-loops", "2"]
+def words(model: Path, out: Path) -> list[str]:
+    options = ["--model", str(model), "--out", str(out), "--save-every", "1", "--outer-loops", "2"]
+    return ["train", "--preset", "smoke", *options]
 
 
 def lines(out: Path) -> int:
@@ -112,32 +113,35 @@ KILLS = {
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> None:
-    model = tiny(tmp_path / "model")
-    done = subprocess.run(command(model, tmp_path / "whole"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    model, said = tiny(tmp_path / "model"), tmp_path / "said.txt"
+
+    def started(*way: Path) -> BaseProcess:
+        return forked.started(said, tmp_path, forked.front_door, words(*way))
+
+    assert forked.ended(started(model, tmp_path / "whole")) == 0, said.read_text()[-3000:]
     # In a folder whose name a console could take for markup, each time spelled in another way.
     out = tmp_path / "cut [bold] short"
     for name, folder in (("the out", out), ("the model", model)):
         (tmp_path / name).symlink_to(folder, target_is_directory=True)
-    spelled = [(tmp_path / "the model", tmp_path / "the out"), (Path("model"), Path(out.name)), (model, out)]
-    ways = itertools.cycle(command(*way) for way in spelled)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    ways = [(tmp_path / "the model", tmp_path / "the out"), (Path("model"), Path(out.name)), (model, out)]
+    spelled = itertools.cycle(ways)
     for where, condition in KILLS.items():
-        run = subprocess.Popen(next(ways), cwd=tmp_path, **quiet)
-        while run.poll() is None and not condition(out):
+        run = started(*next(spelled))
+        while run.is_alive() and not condition(out):
             time.sleep(0.005)
-        assert run.poll() is None, f"ended before it could be killed in {where}"
-        run.send_signal(signal.SIGKILL)
-        run.wait()
+        assert run.is_alive(), f"ended before it could be killed in {where}: {said.read_text()[-3000:]}"
+        run.kill()
+        assert forked.ended(run) == -signal.SIGKILL
         assert not (out / "loop1" / "rows" / "credit.npz").exists()  # what comes last
-    # The reader of what it says has gone.
+    # The reader of what it says has gone, of the command itself.
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(next(ways), cwd=tmp_path, stdout=writing, stderr=writing)
+    command = [sys.executable, "-m", "jaxsim_soc", *words(*next(spelled))]
+    done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=writing)
     os.close(writing)
     assert done.returncode == 0
-    done = subprocess.run(next(ways), cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and f"report in {out}/report.md" in done.stderr, done.stderr[-3000:]
+    said.unlink()
+    assert forked.ended(started(*next(spelled))) == 0 and f"report in {out}/report.md" in said.read_text()
     assert (out / "training_log.jsonl").read_text() == (tmp_path / "whole" / "training_log.jsonl").read_text()
     for name in ("adapter/adapter_model.safetensors", "adapter/README.md", "report.md", "metrics.json"):
         assert (out / name).stat().st_size
