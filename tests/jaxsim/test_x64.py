@@ -45,16 +45,14 @@ def digests() -> dict[str, str]:
     """What a user gets: rollouts, the recurrent policy's play, a bank, a short fork of its states."""
     env, params = jaxsim.make("supply_chain_token_drift")
     key, many = jax.random.key(3), bank.stack([params])
-    policy, parameters = jaxsim.BASELINES["random"]
     seeing, keys = recurrent.POLICIES[recurrent.SEEING], one_episode.episode_keys(key, 8)
-    states = bank.collect_heuristic(env, many, policy, parameters, key, 2, 2)
-    liftable = jaxsim.make("supply_chain_token_drift", rules=ALL_ON)
+    evidence, liftable = jaxsim.BASELINES["evidence"], jaxsim.make("supply_chain_token_drift", rules=ALL_ON)
+    states = bank.collect_heuristic(env, many, *evidence, key, 2, 2)
     return {
-        "liftable": digest(jaxsim.rollout(*liftable, *jaxsim.BASELINES["evidence"], key, 16)),
-        "rollout": digest(jaxsim.rollout(env, params, policy, parameters, key, 16)),
+        "rollout": digest(jaxsim.rollout(*liftable, *jaxsim.BASELINES["random"], key, 16)),
         "recurrent": digest(jaxsim.rollout_many(env, params, seeing, network(key), keys, record=True)),
         "bank": digest(states),
-        "fork": digest(credit.returns_to_go(env.dims, many, states, policy, parameters, futures=2)),
+        "fork": digest(credit.returns_to_go(env.dims, many, states, *evidence, futures=2, chunk=4)),
     }
 
 
@@ -70,19 +68,27 @@ def wide() -> list[str]:
 
     given, none = pack(params._replace(reward=None)), one_episode.no_stats(params)
 
-    def tick(policy: Any, parameters: Any, batch: Any) -> Any:
+    def begun() -> rollouts.Lane:
         state = jax.tree.map(lambda x: x[None], jax.vmap(lambda key: one_episode.start(dims, key, params))(keys))
         own = none.verbs, none.first_containment, none.blind
-        lanes = rollouts.Lane(state, *jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 2, *x.shape)), own))
-        memory = rollouts._remember(dims, policy, parameters, 2)
+        return rollouts.Lane(state, *jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 2, *x.shape)), own))
+
+    def choice(policy: Any, parameters: Any, state: Any, batch: Any) -> Any:
+        memory, block = rollouts._remember(dims, policy, parameters, 2), rollouts._noise(batch, impl, np.int32(1))[0]
+        return rollouts._act(dims, policy, parameters, given, memory, state, block, swap)
+
+    def tick(lanes: Any, action: Any, batch: Any) -> Any:
         block = rollouts._noise(batch, impl, np.int32(1))[0]
-        action, memory = rollouts._act(dims, policy, parameters, given, memory, state, block, swap)
         lanes, signals, *_ = rollouts._advance(dims, given, lanes, action, block)
         points = jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 2)), (none.episode_return, none.channels))
         points, sums = rollouts._pay(points, jnp.zeros_like(signals), (signals,), params.reward)
-        return rollouts._finish(given, lanes, points, sums), memory
+        return rollouts._finish(given, lanes, points, sums)
 
-    programs = [jax.make_jaxpr(lambda k, a=a: tick(*a, k))(batch) for a in played]
+    traced = partial(jax.make_jaxpr, return_shape=True)
+    first, lanes = traced(begun)()
+    chosen = [traced(partial(choice, *of))(lanes.state, batch) for of in played]
+    programs = [first, *(program for program, _ in chosen)]
+    programs += [jax.make_jaxpr(tick)(lanes, action, batch) for action in {action for _, (action, _) in chosen}]
     programs.append(jax.make_jaxpr(lambda k: rollouts._begin(dims, given, k, impl))(batch))
     programs.append(jax.make_jaxpr(lambda k: rollouts._plan_returns(dims, plans, params, k, impl))(batch))
     both = recurrent.init_weights(key, restore=True), recurrent.init_critic(key)
