@@ -130,7 +130,7 @@ def test_language_models(bare: Path, place: Path) -> None:
     )
     assert refused.returncode == 2 and "its witness: MONITOR; REVOKE_IDENTITY" in refused.stderr
     assert refused.stderr.startswith("jaxsim-soc train: error: ") and not (place / "no").exists()
-    short = ["--model", tiny(place / "model"), "--scenario", SUPPLY, "--episodes", "2", "--no-shuffle"]
+    short = ["--model", tiny(place / "model", fluent=True), "--scenario", SUPPLY, "--episodes", "2", "--no-shuffle"]
     said(bare, place, "evaluate-model", *short, "--policies", "learned", "--transcripts", "1", "--out", "model-report")
     assert {row["policy"] for row in json.loads((place / "model-report" / "rows.json").read_text())} >= {
         "learned",

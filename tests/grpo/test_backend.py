@@ -143,7 +143,7 @@ def found(game: rows.Campaigns) -> rows.Rows:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory.mktemp("backend") / "model")
+    return tiny(tmp_path_factory.mktemp("backend") / "model", fluent=True)
 
 
 def chosen(folder: Path, **changes: Any) -> settings.Settings:

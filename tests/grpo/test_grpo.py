@@ -34,7 +34,7 @@ def test_in_half_precision_it_learns_and_continues_exactly(
 ) -> None:
     monkeypatch.setattr(signals, "total", lambda batch, weights: [float(i % 2) for i in range(len(batch))])
     given = {"dtype": "bfloat16", "four_bit": four_bit, "steps": 4, "save_every": 1, "lr": 1e-2, "group": 4}
-    chosen = settings.load("smoke", {"model": str(tiny(tmp_path / "model")), **given})
+    chosen = settings.load("smoke", {"model": str(tiny(tmp_path / "model", fluent=True)), **given})
     known = diagnostics.tables(game, found)
 
     def run(name: str, stop: int = 0) -> tuple[dict[int, Any], dict[str, torch.Tensor]]:
@@ -62,7 +62,7 @@ def test_in_half_precision_it_learns_and_continues_exactly(
 def test_grpo_that_loses_its_numbers_or_takes_no_step_is_an_error(
     game: rows.Campaigns, found: rows.Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = settings.load("smoke", {"model": str(tiny(tmp_path / "model")), "save_every": 1})
+    chosen = settings.load("smoke", {"model": str(tiny(tmp_path / "model", fluent=True)), "save_every": 1})
     known = diagnostics.tables(game, found)
 
     def run(many: int = 24) -> None:
@@ -105,7 +105,7 @@ def test_grpo_that_loses_its_numbers_or_takes_no_step_is_an_error(
 def test_what_cannot_take_a_step_is_refused_before_it_is_trained(
     game: rows.Campaigns, found: rows.Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, informative: int
 ) -> None:
-    changes = {"model": str(tiny(tmp_path / "model")), "prompts_per_step": 3, "micro_batch": 3}
+    changes = {"model": str(tiny(tmp_path / "model", fluent=True)), "prompts_per_step": 3, "micro_batch": 3}
     chosen = settings.load("smoke", changes)
     kept = found._replace(informative=np.arange(24) < informative)
     monkeypatch.setattr(loops, "collected", lambda *_: kept)

@@ -146,7 +146,7 @@ def test_a_failed_run_stops_the_notebook_and_an_alarm_does_not(capsys: pytest.Ca
 def test_all_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "JAXSIM_PRESET": "smoke",
-        "JAXSIM_MODEL": str(tiny(tmp_path / "model")),
+        "JAXSIM_MODEL": str(tiny(tmp_path / "model", fluent=True)),
         "JAXSIM_OUT": str(tmp_path / "out"),
         "JAXSIM_OPTIONS": "--steps 1",
         "PIP_NO_INDEX": "1",  # nothing may be installed

@@ -113,7 +113,7 @@ KILLS = {
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> None:
-    model, said = tiny(tmp_path / "model"), tmp_path / "said.txt"
+    model, said = tiny(tmp_path / "model", fluent=True), tmp_path / "said.txt"
 
     def started(*way: Path) -> BaseProcess:
         return forked.started(said, tmp_path, forked.front_door, words(*way))

@@ -10,6 +10,7 @@ from tokenizers import models as kinds
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+import prompting
 from grpo.model import embedded
 
 TEMPLATE = (  # that of Qwen2.5, less tools
@@ -18,25 +19,30 @@ TEMPLATE = (  # that of Qwen2.5, less tools
     "'<|im_end|>' + '\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
 TEXT = ['{"action": "ISOLATE_ASSET", "target": "ci-runner-01"}', "You are a SOC analyst. Tick 3 of 60", "svc-payments"]
+FORMAT = Path(prompting.__file__).with_name("FORMAT.md")
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with a few merges, and ChatML's special tokens."""
+def tiny_tokenizer(fluent: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a few merges, and ChatML's special tokens; a fluent one knows the prompts' words."""
     tokenizer = Tokenizer(kinds.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = BpeTrainer(vocab_size=340, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(TEXT * 3, trainer)
+    words, text = (1500, [*TEXT, FORMAT.read_text("utf-8")]) if fluent else (340, TEXT)
+    trainer = BpeTrainer(vocab_size=words, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(text * 3, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=SPECIAL[2], pad_token=SPECIAL[0], chat_template=TEMPLATE
     )
 
 
-def tiny(folder: Path, seed: int = 0, layers: int = 2) -> Path:
-    """A folder with a random model; large weights make its answers differ."""
-    tokenizer = tiny_tokenizer()
+def tiny(folder: Path, seed: int = 0, layers: int = 2, fluent: bool = False) -> Path:
+    """A folder with a random model; large weights make its answers differ. To a fluent one prompts are a third as long.
+
+    That is for tests that train or play a lot.
+    """
+    tokenizer = tiny_tokenizer(fluent)
     config = Qwen2Config(
         vocab_size=len(tokenizer) + 4,  # padded, as those of real models are
         hidden_size=64,
