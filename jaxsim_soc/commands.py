@@ -25,7 +25,7 @@ GROUPS = {
     ),
     "policies": ("evaluate", "train-policy"),
     "language models": ("train", "evaluate-model", "transcript", "export"),
-    "scenarios": ("scenarios",),
+    "scenarios": ("scenarios", "calibrate"),
     "other people's agents": ("serve",),
     "speed": ("throughput", "generator-speed", "prompting-speed", "credit-speed", "decoding-speed", "serve-speed"),
     "shell": ("completion",),
@@ -93,9 +93,8 @@ COMMANDS = {
         (*LANGUAGE_MODEL, "peft", "gguf"),
         "bench,train",
     ),
-    "scenarios": Command(
-        "scenarios.__main__", "list, validate, generate, import, export scenarios; print their schema"
-    ),
+    "scenarios": Command("scenarios.__main__", "list, begin, check, draw, generate, import, export scenarios"),
+    "calibrate": Command("jaxsim.calibration", "a scenario's alerts beside labelled ones of a real network (CSV)"),
     "throughput": Command("jaxsim.throughput", "steps a second, beside the scalar twin"),
     "generator-speed": Command("jaxsim.generator_speed", "networks drawn a second"),
     "prompting-speed": Command("grpo.speed.prompting_speed", "prompts written and answers read a second"),
