@@ -30,8 +30,9 @@ triaged queue, and "insider_repo_pivot@raw" is the same network before triage. T
         lag: [0, 2]          # ticks until its alerts are seen, lowest and highest
         exfil: true          # success ends the episode
 
-`python -m scenarios validate FILE` checks a file; `python -m scenarios schema` prints the JSON schema, which
-describes every field. A tick is 30 minutes. `python -m scenarios import FILE` makes a scenario of an Attack Flow.
+`python -m scenarios new ID` begins such a file, `validate FILE` checks one, `check FILE` also says what is odd
+in it, and `draw FILE` makes a picture of it; `schema` prints the JSON schema, which describes every field. A tick is
+30 minutes. `python -m scenarios import FILE` makes a scenario of an Attack Flow.
 """
 
 from scenarios.load import GROUPS, ScenarioError, digest, dump, in_queue, load, loads, names, renamed

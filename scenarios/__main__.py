@@ -1,4 +1,6 @@
-"""`python -m scenarios`: list the built-in scenarios, check files, make files of generated ones and of incidents."""
+"""`python -m scenarios`: list the built-in scenarios, begin, check and draw one, make files of generated ones and of
+incidents.
+"""
 
 import argparse
 import json
@@ -7,12 +9,13 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from jaxsim_soc import cli
 from scenarios.load import GROUPS, ScenarioError, dump, load, names
-from scenarios.model import MAX_TICKS, TICK_MINUTES, Scenario
+from scenarios.model import ID_PATTERN, MAX_TICKS, TICK_MINUTES, Scenario
+from scenarios.read import plain
 from scenarios.wording import show
 
 MAX_COUNT = 10_000  # files of one command
@@ -20,13 +23,23 @@ MAX_COUNT = 10_000  # files of one command
 
 def parser() -> cli.Parser:
     """The commands and their options."""
-    p = cli.parser("Attack campaigns as data: list, check, generate, import, export, describe.")
+    p = cli.parser("Attack campaigns as data: list, begin, check, draw, generate, import, export, describe.")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="show the built-in scenarios as a table")
     validate = commands.add_parser(
         "validate", help="check scenario files, and say what to change in those that are not valid"
     )
     validate.add_argument("files", nargs="+", metavar="FILE", help="a .yaml, .yml or .json file, or a built-in name")
+    new = commands.add_parser("new", help="begin a scenario: write a commented file to fill in")
+    new.add_argument("id", metavar="ID", type=_id, help="its name, and that of the file")
+    _add_out(new, ".")
+    check = commands.add_parser(
+        "check", help="check as `validate` does, and say of valid scenarios what is odd and what to do about it"
+    )
+    check.add_argument("files", nargs="+", metavar="FILE", help="a .yaml, .yml or .json file, or a built-in name")
+    draw = commands.add_parser("draw", help="draw scenarios, attack and network, as SVG files")
+    draw.add_argument("names", nargs="+", metavar="NAME", help="a built-in scenario, or a file")
+    _add_out(draw, ".")
     generate = commands.add_parser("generate", help="write scenario files of networks and campaigns drawn at random")
     generate.add_argument("--entities", default="20", metavar="N", help="in all, 10 to 10000 (default: 20)")
     generate.add_argument("--seed", default="0", metavar="K", help="of the first, one more for each next (default: 0)")
@@ -57,14 +70,21 @@ def parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 when all is well, 1 when a file is bad, 2 for wrong usage."""
     args = parser().parse_args(argv)
-    if args.command == "validate":
-        return _validate(args.files)
+    if args.command in ("validate", "check"):
+        return _validate(args.files, odd=args.command == "check")
     if args.command == "import":
         return _import(args)
     if args.command == "export-flow":
-        return _export_flow(args)
-    if args.command == "generate":
-        _generate(args)
+        from scenarios.export_flow import export_flow
+
+        return _write_each(args, "json", export_flow)
+    if args.command == "draw":
+        cli.need("matplotlib", "a picture")
+        from scenarios.picture import picture
+
+        return _write_each(args, "svg", picture)
+    if args.command in ("generate", "new"):
+        (_generate if args.command == "generate" else _new)(args)
         return 0
     print(_table() if args.command == "list" else schema())
     return 0
@@ -75,18 +95,27 @@ def schema() -> str:
     return json.dumps(Scenario.model_json_schema(), indent=2, ensure_ascii=False)
 
 
-def _validate(paths: Sequence[str]) -> int:
+def _validate(paths: Sequence[str], odd: bool) -> int:
+    from scenarios.oddities import checked
+
     code = 0
     for path in paths:
         try:
-            s = load(path)
+            s, found = checked(path) if odd else (load(path), [])
         except ScenarioError as error:
             print(error, file=sys.stderr)
             code = 1
         else:
             counts = f"{len(s.assets)} assets, {len(s.identities)} identities, {len(s.stages)} stages"
-            print(f"{path}: ok ({s.id}: {counts})")
+            print(f"{path}: ok ({s.id}: {counts})", *found, sep="\n")
     return code
+
+
+def _new(args: argparse.Namespace) -> None:
+    from scenarios.oddities import TEMPLATE_ID, template
+
+    text = template().replace(f"id: {TEMPLATE_ID}\n", f"id: {args.id}\n").replace("check FILE", f"check {args.id}.yaml")
+    _write(args, [(f"{args.id}.yaml", text)])
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -134,9 +163,8 @@ def _import(args: argparse.Namespace) -> int:
     return code
 
 
-def _export_flow(args: argparse.Namespace) -> int:
-    from scenarios.export_flow import export_flow
-
+def _write_each(args: argparse.Namespace, suffix: str, text: Callable[[Scenario], str]) -> int:
+    """Write a file of what `text` makes of each scenario that is named."""
     files, code = [], 0
     for name in args.names:
         try:
@@ -145,7 +173,7 @@ def _export_flow(args: argparse.Namespace) -> int:
             print(error, file=sys.stderr)
             code = 1
         else:
-            files.append((f"{s.id}.json", export_flow(s)))
+            files.append((f"{s.id}.{suffix}", text(s)))
     _write(args, files)
     return code
 
@@ -165,6 +193,14 @@ def _add_out(p: argparse.ArgumentParser, default: str | None = None) -> None:
         help=f"directory for the files, made if there is none (default: {shown})",
     )  # fmt: skip
     p.add_argument("--force", action="store_true", help="replace files that exist")
+
+
+def _id(text: str) -> str:
+    """The type of the id of a new scenario, which is the name of its file as well."""
+    if re.fullmatch(ID_PATTERN, text) and plain(text) == text:
+        return text
+    remedy = "at most 64 letters, digits, '.', '_' and '-', beginning with a letter or digit, and no word of YAML"
+    raise argparse.ArgumentTypeError(f"{text!r:.80} is no id; give {remedy}")
 
 
 def _directory(text: str) -> str:
