@@ -187,13 +187,13 @@ def grouped(stream: Stream, gap: float) -> Stream:
     A group is there from its first alert on, and is of the attack if any of its alerts is.
     """
     order = np.lexsort((stream.minute, stream.kind, stream.host, stream.period))
-    period, minute, host, kind, attack = (field[order] for field in stream[:5])
+    period, minute, host, kind = stream.period[order], stream.minute[order], stream.host[order], stream.kind[order]
     new = np.ones(len(order), bool)
     same = (period[1:] == period[:-1]) & (host[1:] == host[:-1]) & (kind[1:] == kind[:-1])
     new[1:] = ~same | (np.diff(minute) > gap)
     first = np.flatnonzero(new)
-    any_attack = np.logical_or.reduceat(attack, first) if len(first) else attack
-    return Stream(*(x[first] for x in (period, minute, host, kind)), any_attack, stream.minutes, stream.hosts)
+    attack = np.logical_or.reduceat(stream.attack[order], first) if len(first) else stream.attack
+    return Stream(period[first], minute[first], host[first], kind[first], attack, stream.minutes, stream.hosts)
 
 
 def figures(stream: Stream) -> Figures:

@@ -148,9 +148,7 @@ def _shortest(stages: Sequence[Stage]) -> list[Stage]:
         ready = [x for x in waiting.values() if not {*x.prerequisites, *x.any_prerequisites} & waiting.keys()]
         for x in ready:
             every = frozenset({x.id}).union(*(way[name] for name in x.prerequisites))
-            way[x.id] = every | min(
-                (way[name] for name in x.any_prerequisites), key=lambda w, e=every: ticks(w | e), default=frozenset()
-            )
+            way[x.id] = min((every | way[name] for name in x.any_prerequisites), key=ticks, default=every)
             del waiting[x.id]
     found = min((way[x.id] for x in stages if x.loss is not None), key=ticks)
     return [x for x in stages if x.id in found]

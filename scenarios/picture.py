@@ -58,7 +58,7 @@ def picture(scenario: Scenario) -> str:
     graph = top + drawing.high + HEADING
     highs = [HEADING + ROW * max(len(lines) for _, lines in row) + DOWN for row in rows]
     high = graph + sum(highs) + MARGIN
-    style = {"svg.fonttype": "none", "svg.hashsalt": "scenario", "font.family": "DejaVu Sans"}
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "scenario", "font.family": "DejaVu Sans"}
     with mpl.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a viewer may have it
         figure = Figure((wide, high))
@@ -188,7 +188,7 @@ def _stage(axes: Any, x: Stage, number: int, left: float, middle: float) -> None
         *(_short(line, CHARACTERS) for line in (tactic, targets, numbers)),
     ]
     for i, line in enumerate(lines):
-        style = {"weight": "bold", "size": 8} if i == 0 else {"color": FAINT} if i == 3 else {}
+        style: Any = {"weight": "bold", "size": 8} if i == 0 else {"color": FAINT} if i == 3 else {}
         _text(axes, left + 0.07, y + 0.12 + 0.17 * i, line, box, **{"size": 7, **style})
 
 
@@ -222,7 +222,7 @@ def _parts(s: Scenario, number: dict[str, int]) -> Iterator[tuple[str, list[tupl
         groups.setdefault(group, []).append((line, colour))
     yield from groups.items()
     if len(shown) < len(entities):
-        yield "not drawn", [(f"{len(entities) - len(shown):,} entities that nothing works on", BYSTANDER)]
+        yield "not drawn", [(f"{len(entities) - len(shown):,} entities", BYSTANDER)]
 
 
 def _few(numbers: Sequence[str]) -> str:
@@ -245,7 +245,7 @@ def _short(text: str, limit: int) -> str:
 
 
 def _box(axes: Any, left: float, top: float, wide: float, high: float, colour: str) -> Any:
-    style = {"boxstyle": "round,pad=0,rounding_size=0.05", "facecolor": colour, "edgecolor": INK, "linewidth": 0.6}
+    style: Any = {"boxstyle": "round,pad=0,rounding_size=0.05", "facecolor": colour, "edgecolor": INK, "linewidth": 0.6}
     return axes.add_patch(FancyBboxPatch((left, top), wide, high, zorder=2, **style))
 
 

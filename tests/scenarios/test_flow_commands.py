@@ -1,6 +1,5 @@
-"""`import` and `export-flow` by the command line, the report of an import, and the page that tells of them."""
+"""`import` and `export-flow` by the command line, and the report of an import."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -71,26 +70,3 @@ def test_the_report_knows_every_remark_and_shows_no_markup_of_the_flow() -> None
     assert page.startswith("# \\[A\\](http://b)\n")
     assert "<b>" not in page.replace("\\<b\\>", "")
     assert kinds(found) <= set(ADVICE)
-
-
-def test_the_commands_of_the_page_on_incidents(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "incidents.md").read_text(encoding="utf-8")
-    (flow,) = re.findall(r"^```json\n(.*?)^```", page, re.M | re.S)
-    monkeypatch.chdir(tmp_path)
-    Path("incident.json").write_text(flow, encoding="utf-8")
-    lines = re.findall(r"^python -m scenarios (.*)$", page, re.M)
-    assert [line.split()[0] for line in lines] == ["import", "validate", "export-flow", "import"]
-    for line in lines:
-        assert main(line.split()) == 0
-    s = scenarios.load("incidents/a-clerk-opens-an-invoice.yaml")
-    assert scenarios.load("again/a-clerk-opens-an-invoice.yaml") == s
-    assert [(x.technique, x.asset, x.loss) for x in s.stages] == [
-        ("T1566.001", "clerk-pc", None),
-        ("T1003.001", "clerk-pc", None),
-        ("T1021.001", "file-server", None),
-        ("T1486", "file-server", "impact"),
-    ]
-    assert s.stages[1].dwell == (4, 4)
-    assert "T1076 is T1021.001 now" in Path("incidents/a-clerk-opens-an-invoice.md").read_text(encoding="utf-8")
