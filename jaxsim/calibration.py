@@ -64,8 +64,8 @@ def _played(dims: Dims, params: Params, keys: Array, impl: str, ticks: int) -> A
     def one(key: Array) -> Any:
         def tick(state: State, _: None) -> Any:
             block, live = tick_noise(key, state.tick + 1), state.end == RUNNING
-            fires, code, _ = telemetry.background(dims, state, live, block, params)
-            after, _ = env.transition(dims, state, jnp.int32(0), block, params)  # MONITOR
+            fires, code = telemetry.background(dims, state, live, block, params)[:2]
+            after = env.transition(dims, state, jnp.int32(0), block, params)[0]  # MONITOR
             row = after.tick % dims.max_lag
             due, its_code = after.pending.due[row], after.pending.code[row]
             due = jnp.where(live & (due > after.tick), due, 0)  # or they are of earlier ticks
@@ -114,14 +114,14 @@ def queues(scenario: scenarios.Scenario) -> list[scenarios.Scenario]:
 
 def table(rows: Sequence[tuple[str, Figures]]) -> str:
     """The figures as a Markdown table, a stream a row."""
-    head = ("stream", "host-days", "alerts", "of an attack", "meanwhile", "others a tick", "others a host a day")
-    head += ("of an attack a host a day", "minutes between two", "between two of an attack")
-    lines = [head, ("---",) * len(head)]
+    head = ["stream", "host-days", "alerts", "of an attack", "meanwhile", "others a tick", "others a host a day"]
+    head += ["of an attack a host a day", "minutes between two", "between two of an attack"]
+    lines = [head, ["---"] * len(head)]
     for name, f in rows:
         shares = (_number(100 * f.of_attack, 1, " %"), _number(100 * f.of_attack_meanwhile, 1, " %"))
         rates = (_number(f.others, 2), _number(f.others_host_day, 2), _number(f.attack_host_day, 2))
         gaps = (_spread(f.gaps), _spread(f.attack_gaps))
-        lines.append((name, _number(f.host_days, 0), f"{f.alerts:,}", *shares, *rates, *gaps))
+        lines.append([name, _number(f.host_days, 0), f"{f.alerts:,}", *shares, *rates, *gaps])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

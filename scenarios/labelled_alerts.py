@@ -1,7 +1,7 @@
 """Alerts that somebody labelled, from CSV files, and the figures in which streams of alerts are compared. NumPy only.
 
     >>> from scenarios.labelled_alerts import figures, grouped, read_alerts
-    >>> stream = read_alerts("alerts.csv")                          # doctest: +SKIP
+    >>> stream = read_alerts("alerts.csv").stream                   # doctest: +SKIP
     >>> figures(grouped(stream, gap=10)).of_attack                  # doctest: +SKIP
 
 Letters: N alerts, P periods: a file, or an episode of the simulator.

@@ -2,8 +2,8 @@
 
 >>> from scenarios.load import load
 >>> from scenarios.oddities import oddities
->>> [problem.loc for problem in oddities(load("insider_repo_pivot"))]
-[('assets',), ('benign',)]
+>>> print(next(oddities(load("supply_chain_token_drift"))).message[:10])
+is missing
 """
 
 import math

@@ -86,7 +86,7 @@ def test_it_is_audited_and_an_analyst_trained_in_it(
     assert ended(monkeypatch, *audit) == 0
     [row] = json.loads((place / "out" / "incident" / "report.json").read_text())["verdicts"]
     assert row["scenario"] == NAME and row["verdict"] in ("certified", "undecided", "degenerate")
-    train += ["--model", str(tiny(place / "model"))]  # that of the page takes minutes
+    train += ["--model", str(tiny(place / "model", fluent=True))]  # that of the page takes minutes
     capsys.readouterr()
     if row["verdict"] != "certified":  # of a search this small no verdict is expected
         assert ended(monkeypatch, *train) == 2
