@@ -75,6 +75,7 @@ def test_the_page_goes_from_a_report_to_an_analyst(place: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # a whole trainer's, of the packages that it is made of
 def test_it_is_audited_and_an_analyst_trained_in_it(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
