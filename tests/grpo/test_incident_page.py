@@ -10,16 +10,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-pytest.importorskip("torch")
-
-from tiny_models import tiny
-
 import scenarios
 from jaxsim.audit import budgets
 from jaxsim_soc import commands
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "incidents.md").read_text(encoding="utf-8")
-DEAR = ("audit", "train")
+DEAR = ("evaluate", "audit", "train")
 NAME = "a-clerk-opens-an-invoice"
 
 
@@ -76,14 +72,18 @@ def test_the_page_goes_from_a_report_to_an_analyst(place: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # a whole trainer's, of the packages that it is made of
-def test_it_is_audited_and_an_analyst_trained_in_it(
+def test_it_is_played_and_audited_and_an_analyst_trained_in_it(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    audit, train = (next(words for words in lines() if words[0] == name) for name in DEAR)
+    pytest.importorskip("torch")
+    from tiny_models import tiny
+
+    evaluate, audit, train = (next(words for words in lines() if words[0] == name) for name in DEAR)
     monkeypatch.chdir(place)
     less = {"ticks": (0, 2), "depth": 1, "moves": 2, "kept": 2, "beam": 1, "prefix": 0, "family": 8}
     few = budgets.BUDGETS["tiny"]._replace(**less, select=64, report=64)
     monkeypatch.setitem(budgets.BUDGETS, "tiny", few)
+    assert ended(monkeypatch, *evaluate) == 0
     assert ended(monkeypatch, *audit) == 0
     [row] = json.loads((place / "out" / "incident" / "report.json").read_text())["verdicts"]
     assert row["scenario"] == NAME and row["verdict"] in ("certified", "undecided", "degenerate")
