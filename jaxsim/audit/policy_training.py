@@ -47,16 +47,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Half of the episodes are of campaigns, half of generated networks.
     campaigns = len(many) - args.generated
     often = max(1, round(args.generated / campaigns)) if campaigns else 1
-    mixture = stacked[:campaigns] * often + stacked[campaigns:]
-    params: Params = jax.tree.map(lambda *x: jnp.stack(x), *mixture)
-    teacher = None if start or args.view == [recurrent.MASKED] else best_of_family(many, args)
+    mixture = [*range(campaigns)] * often + [*range(campaigns, len(many))]
+    params: Params = jax.tree.map(lambda *x: jnp.stack(x), *(stacked[i] for i in mixture))
     width = start.weights.embed_bias.size if start else args.width
     settings = ppo.Settings(updates=args.updates, lanes=args.lanes, width=width, entropy=args.entropy)
     for view in args.view:
         began = time.perf_counter()
         # A masked policy has nothing to copy from one that reads.
-        taught = None if view == recurrent.MASKED else teacher
-        own = settings if taught or start else settings._replace(learning_rate=3e-3)
+        alone = start or view == recurrent.MASKED
+        taught = None if alone else take(best_of_family(many, args, view), mixture)
+        own = settings if taught is not None or start else settings._replace(learning_rate=3e-3)
         weights, log = trained(dims, view, params, own, args.seed, taught, start)
         seconds = time.perf_counter() - began
         about = {
@@ -93,11 +93,11 @@ def parser() -> cli.Parser:
     p.add_argument(
         "--start", type=cli.input_file, metavar="FILE", help="go on from this checkpoint instead of from a teacher"
     )
-    p.add_argument("--updates", type=cli.integer(1, 10**6), default=300, metavar="N", help="of PPO (default: 300)")
+    p.add_argument("--updates", type=cli.integer(1, 10**6), default=200, metavar="N", help="of PPO (default: 200)")
     p.add_argument("--lanes", type=cli.integer(4, 2**16), default=128, metavar="N", help="episodes each (default: 128)")
     p.add_argument("--width", type=cli.integer(1, 1024), default=16, metavar="N", help="of the network (default: 16)")
     p.add_argument(
-        "--entropy", type=cli.fraction, default=0.02, metavar="WEIGHT", help="of the bonus on entropy (default: 0.02)"
+        "--entropy", type=cli.fraction, default=0.001, metavar="WEIGHT", help="of the bonus on entropy (default: 0.001)"
     )
     options.add_seed(p)
     p.add_argument(
@@ -143,17 +143,23 @@ def training_scenarios(args: Any) -> list[scenarios.Scenario]:
     return many + [generate(seed, 12 + 2 * (seed % 8), "train") for seed in range(args.generated)]
 
 
-def best_of_family(many: list[scenarios.Scenario], args: Any) -> tuple[policies.Policy, policies.EvidenceParams]:
-    """The member of the investigate-then-contain family that earns the most on average: the teacher."""
+def best_of_family(many: list[scenarios.Scenario], args: Any, view: str) -> policies.EvidenceParams:
+    """The teachers, (S,): of each scenario the member of the evidence family that earns the most there; of those that
+    never investigate, where the view is of alerts only."""
     arenas = make_arenas(many, args.rules, {args.reward: reward.weights(args.reward)}, args.personality)
     family = search.sample_family(256, args.seed, arenas[0].env.dims.restore)
+    if view == recurrent.ALERTS:
+        family = search.without_forensics(family)
     key = jax.random.fold_in(jax.random.key(args.seed), 5)
     rows = np.arange(256)
-    for episodes, kept in ((16, 24), (128, 1)):
-        keys, part = episode_keys(key, episodes), take(family, rows)
-        earned = np.mean([mean_returns(a, policies.EVIDENCE, part, keys)[:, 0] for a in arenas], axis=0)
-        rows = rows[np.argsort(-earned)[:kept]]
-    return policies.EVIDENCE, take(family, rows[0])
+    best = []
+    for arena in arenas:
+        rows = np.arange(len(family.repeats))
+        for episodes, kept in ((16, 24), (128, 1)):
+            earned = mean_returns(arena, policies.EVIDENCE, take(family, rows), episode_keys(key, episodes))[:, 0]
+            rows = rows[np.argsort(-earned)[:kept]]
+        best.append(int(rows[0]))
+    return take(family, np.asarray(best))
 
 
 def trained(
@@ -162,18 +168,19 @@ def trained(
     params: Params,
     settings: ppo.Settings,
     seed: int,
-    teacher: Any,
+    taught: policies.EvidenceParams | None,
     start: checkpoint.Checkpoint | None,
 ) -> tuple[recurrent.Weights, str]:
     """Weights, and the log as CSV: one row an update."""
     rows: list[tuple[str, float, float, float]] = []
-    with cli.progress(settings.updates + (settings.clone_updates if teacher else 0)) as step:
+    with cli.progress(settings.updates + (settings.clone_updates if taught is not None else 0)) as step:
 
         def advance(phase: str, report: ppo.Report) -> None:
             rows.append((phase, float(report.episode_return), float(report.entropy), float(report.loss)))
             recent = float(np.mean([r[1] for r in rows[-20:]]))
             step(f"{view}: {phase}, return {recent:+.2f}")
 
+        teacher = (policies.EVIDENCE, taught) if taught is not None else None
         weights = ppo.train(dims, view, params, settings, seed, teacher, advance, start.weights if start else None)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

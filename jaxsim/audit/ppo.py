@@ -3,7 +3,8 @@
 PPO: Schulman et al. 2017, arXiv:1707.06347; advantages: Schulman et al. 2016, arXiv:1506.02438 (GAE). The value
 function is given the truth, which only the policy must not see (Pinto et al. 2017, arXiv:1710.06542). The network is
 trained through the whole episode (back-propagation through time), undiscounted, since an episode has a horizon. It may
-begin as a copy of a teacher (behaviour cloning), from which PPO then departs.
+begin as a copy of a teacher, from which PPO then departs: the teacher says what it would do, in episodes that it plays
+and in episodes that the pupil plays, which lead elsewhere (DAgger, Ross et al. 2011, arXiv:1011.0686).
 """
 
 from collections.abc import Callable
@@ -28,17 +29,17 @@ class Settings(NamedTuple):
     """How to train. An update plays `lanes` whole episodes, each of a scenario drawn at random."""
 
     updates: int = 200
-    clone_updates: int = 25  # of behaviour cloning, before PPO; 0 without a teacher
+    clone_updates: int = 80  # before PPO; 0 without a teacher
     lanes: int = 128
     epochs: int = 3
     minibatches: int = 4
     width: int = 16
     critic_width: int = 32
-    learning_rate: float = 1e-3  # falls linearly to 0
+    learning_rate: float = 3e-4  # falls linearly to 0
     clone_rate: float = 3e-3
     gae_lambda: float = 0.95
     clip: float = 0.2
-    entropy: float = 0.02
+    entropy: float = 0.001
     max_gradient: float = 0.5
     value_scale: float = 5.0  # points per unit of the value head
 
@@ -76,19 +77,22 @@ def collect(
     dims: Dims, view: str, teacher: Policy | None, taught: Any, learner: Learner, many: Params, key: Array, ticks: int,
     settings: Settings,
 ) -> Batch:  # fmt: skip
-    """Play whole episodes with the network, or with the teacher; `many` has a leading axis of scenarios."""
+    """Play whole episodes with the network; `many` and `taught` have a leading axis of scenarios.
+
+    A teacher plays every other lane, and the actions of the batch are what it does, or would do, in all of them.
+    """
     which, luck = jax.random.split(key)
     scenarios = many.scenario.horizon.shape[0]
     index = jax.random.randint(which, (settings.lanes,), 0, scenarios, jnp.int32)
-    params = jax.tree.map(lambda x: x[index], many)
+    params, taught = jax.tree.map(lambda x: x[index], (many, taught))
     keys = jax.random.split(luck, settings.lanes)
     policy, weights = recurrent.POLICIES[view], learner.weights
 
-    def begin(k: Array, p: Params) -> Any:
-        own = teacher.init(dims, taught) if teacher else ()
+    def begin(k: Array, p: Params, t: Any) -> Any:
+        own = teacher.init(dims, t) if teacher else ()
         return start(dims, k, p), recurrent.no_history(dims, weights), own
 
-    def tick(k: Array, p: Params, carry: Any) -> Any:
+    def tick(k: Array, p: Params, t: Any, led: Array, carry: Any) -> Any:
         state, memory, own = carry
         block = tick_noise(k, state.tick + 1)
         obs = env.observe(dims, state, p)
@@ -96,21 +100,21 @@ def collect(
         truth = recurrent.features(dims, recurrent.PRIVILEGED, (obs, state))
         logits, memory = forward(dims, weights, memory, seen)
         value = recurrent.criticise(learner.critic, truth) * settings.value_scale
+        action = played = recurrent.sample(logits, block[Noise.POLICY_VERB])
         if teacher:
             given = (obs, state) if teacher.privileged else obs
-            action, own = teacher.act(dims, taught, own, given, block[Noise.POLICY_VERB :])
-        else:
-            action = recurrent.sample(logits, block[Noise.POLICY_VERB])
+            action, own = teacher.act(dims, t, own, given, block[Noise.POLICY_VERB :])
+            played = jnp.where(led, action, played)
         log_p = jax.nn.log_softmax(logits)[action]
         live = (state.end == RUNNING).astype(jnp.float32)
-        state, signals = env.transition(dims, state, action, block, p)
+        state, signals = env.transition(dims, state, played, block, p)
         points = reward.total(reward.channels(signals, p.reward), p.reward)
         return (state, memory, own), (seen, truth, action, log_p, value, points, live)
 
     def step(carry: Any, _: None) -> Any:
-        return jax.vmap(tick)(keys, params, carry)
+        return jax.vmap(tick)(keys, params, taught, np.arange(settings.lanes) % 2 == 0, carry)
 
-    carry = jax.vmap(begin)(keys, params)
+    carry = jax.vmap(begin)(keys, params, taught)
     _, (seen, truth, action, log_p, value, points, live) = jax.lax.scan(step, carry, length=ticks)
 
     def back(carry: tuple[Array, Array], row: tuple[Array, Array, Array]) -> Any:
@@ -210,7 +214,8 @@ def train(
 ) -> Weights:
     """Train on the scenarios of `many`, Params with a leading axis. `advance(phase, report)` follows each update.
 
-    The policy starts from `start_weights` if given. Raises ValueError when `lanes` is no multiple of `minibatches`.
+    A teacher's parameters have that axis, too: on each scenario it has its own. The policy starts from `start_weights`
+    if given. Raises ValueError when `lanes` is no multiple of `minibatches`.
     """
     if settings.lanes % settings.minibatches:
         raise ValueError(f"lanes = {settings.lanes} is no multiple of minibatches = {settings.minibatches}")

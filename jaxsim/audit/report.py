@@ -112,7 +112,8 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ("scenario", "rules", "reward", "verdict", "exploits", "policy", "return", "low", "high", "std", "length")
-    facts = ("exfil_rate", "stages_succeeded", "downtime", "false_positive_containments", "first_containment")
+    harms = ("exfil_rate", "stages_succeeded", "downtime", "false_positive_containments", "investigations")
+    facts = (*harms, "first_containment")
     writer.writerow([*head, *facts])
     for r in rows:
         for p in r["policies"]:

@@ -1,10 +1,11 @@
 """Find the weights of a reward: under which do reading and investigating pay, and does the network stay safe?
 
 Plays a pool of policies once on the training scenarios, then scores thousands of weightings from what they did. Without
-clip and cap a return is linear in the counts of what happened, so the scoring is exact. The choice: of the weightings
-that hold with a margin however single weights move, those whose best policy prevents most exfil, and of these the one
-with the largest margin when moved. Detection and evidence are always worth something. Under rules without `foothold`
-investigating cannot pay (`--without-voi`).
+clip and cap a return is linear in the counts of what happened, so the scoring is exact. Of the weightings that hold
+with a margin however single weights move, it takes those whose best policy prevents most exfil, of these those with the
+largest margin when moved, and of these the one under which looking costs most: the dearer it is, the more alerts have
+to say where to look. Detection and evidence are always worth something. Under rules without `foothold` investigating
+cannot pay (`--without-voi`).
 
     jaxsim-soc search-reward --out out/reward
 """
@@ -68,7 +69,9 @@ MARGIN_VOI = 0.2  # VOI_norm
 MARGIN_BACKED = 0.5  # share of the best policy's containments that are evidence-backed
 MOVE = 0.2
 TAU = 0.9
-SAME = 0.02  # shares of exfils prevented that differ less are held to be the same
+SAME = 0.02  # shares of exfils prevented, and margins, that differ less are held to be the same
+# Of `Ground.outcomes`; means of a few hundred episodes that differ less are held to be the same.
+LEAST = np.asarray([0.02, 0.1, 2.0, 0.05, 3.0])
 
 
 class Ground(NamedTuple):
@@ -77,7 +80,7 @@ class Ground(NamedTuple):
     name: str
     chosen: np.ndarray  # (P, 14) mean signals
     measured: np.ndarray  # (P, 14)
-    outcomes: np.ndarray  # (P, 4) mean `verdict.harm`, on the measuring seeds
+    outcomes: np.ndarray  # (P, 5) mean `verdict.harm` and investigations, on the measuring seeds
     seeing: np.ndarray  # (P,) bool
     blind: np.ndarray  # (P,) bool
     unlooking: np.ndarray  # (P,) bool, those of `seeing` that never investigate
@@ -122,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not len(able):
         cli.fail("no weighting holds with the margin on all networks; search more (--weightings) or harder (--budget)")
     safest = able[scores.prevented[able] >= scores.prevented[able].max() - SAME]
-    best = safest[robust[safest].argmax()]
+    firm = safest[robust[safest] >= robust[safest].max() - SAME]
+    best = firm[weights["investigation"][firm].argmin()]
     chosen = {n: float(f"{v[best]:.2g}") for n, v in weights.items()}
     rounded = score(grounds, {n: np.asarray([v]) for n, v in chosen.items()})
     document = {
@@ -186,7 +190,10 @@ def reread(path: Path) -> list[Ground]:
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             names = dict.fromkeys(key.partition("/")[0] for key in file)
-            return [Ground(n, *(file[f"{n}/{field}"] for field in Ground._fields[1:])) for n in names]
+            grounds = [Ground(n, *(file[f"{n}/{field}"] for field in Ground._fields[1:])) for n in names]
+        if any(g.outcomes.shape[1:] != LEAST.shape for g in grounds):
+            raise ValueError("its outcomes are those of another version")
+        return grounds
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         cli.fail(f"--pool: {path}: no pool.npz of an earlier run ({error}); give one, or leave it out")
 
@@ -232,7 +239,7 @@ def ground(arena: Arena, found: search.Found, learned: list[Candidate], seed: in
         sums = np.stack(stats.signals, axis=-1)
         for m, i in enumerate(members):
             one = jax.tree.map(lambda x, m=m: x[m, 256:], stats)
-            harm[i] = verdict.harm(one).mean(axis=0)
+            harm[i] = np.append(verdict.harm(one).mean(axis=0), one.signals.investigations.mean())
             signals[i] = np.stack([sums[m, :256].mean(axis=0), sums[m, 256:].mean(axis=0)])
     both = np.stack([signals[i] for i in range(len(pool))])
     kinds = [c.kind for c in pool]
@@ -328,8 +335,8 @@ def score_one(g: Ground, w: np.ndarray) -> Scores:
 
 
 def tau(returns: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
-    """(C,) Kendall's tau of returns (C, P) against outcomes (P, 4), over the pairs where one outcome dominates."""
-    i, j = verdict.dominated(outcomes, 0.0)
+    """(C,) Kendall's tau of returns (C, P) against outcomes (P, 5), over the pairs where one outcome dominates."""
+    i, j = verdict.dominated(outcomes, LEAST)
     if len(i) > 4096:
         some = np.random.default_rng(0).choice(len(i), 4096, replace=False)
         i, j = i[some], j[some]
@@ -351,7 +358,7 @@ def picture(scores: Scores, robust: np.ndarray, chosen: Scores) -> Any:
     figure, axes = plt.subplots(1, 2, figsize=(13, 5))
     for axis, name, bound in zip(axes, ("evg_norm", "voi_norm"), (CERTIFIED_EVG_NORM, CERTIFIED_VOI_NORM), strict=True):
         _front(axis, scores, robust, chosen, name, bound)
-    axes[0].legend(fontsize=8, frameon=False, loc="lower left")
+    axes[0].legend(fontsize=8, framealpha=0.9, loc="lower left")
     figure.tight_layout()
     return figure
 

@@ -113,6 +113,7 @@ def outcome(stats: EpisodeStats) -> dict[str, float]:
         "stages_succeeded": stages,
         "downtime": downtime,
         "false_positive_containments": false_positives,
+        "investigations": float(stats.signals.investigations.mean()),
         "first_containment": float(stats.first_containment.mean()),
     }
 
@@ -160,11 +161,11 @@ def kendall_tau(returns: np.ndarray, harms: np.ndarray) -> float:
     return float(np.sign(returns[i] - returns[j]).mean()) if len(i) else float("nan")
 
 
-def dominated(mean: np.ndarray, chance: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+def dominated(mean: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (i, j), two (pairs,) indices into mean harms (P, H): i is no worse than j in any, better in one by more
-    than `chance`, (P, P, H) or one number."""
+    than `least`, (P, P, H) or (H,)."""
     less = mean[None] - mean[:, None]
-    i, j = np.nonzero(np.all(less >= 0, axis=2) & np.any(less > chance, axis=2))
+    i, j = np.nonzero(np.all(less >= 0, axis=2) & np.any(less > least, axis=2))
     return i, j
 
 

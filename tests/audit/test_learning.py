@@ -20,7 +20,7 @@ from jaxsim.audit import checkpoint, evaluation, policy_training, ppo
 from jaxsim.compile import dims_of
 from jaxsim.one_episode import start
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE
-from jaxsim.recurrent import MASKED, PRIVILEGED, SEEING, VIEWS, Learned, Weights
+from jaxsim.recurrent import ALERTS, MASKED, PRIVILEGED, SEEING, VIEWS, Learned, Weights
 from jaxsim.rollouts import rollout
 from jaxsim.types import CONFIRMED, Alerts, Dims, Forensics, Observation, Params
 from jaxsim.version import SIMULATOR_VERSION
@@ -207,7 +207,7 @@ SETTINGS = ppo.Settings(
 TOY_PARAMS: Params = jax.tree.map(
     lambda x: jnp.asarray(x)[None], env.make_params(TOY, TOY_DIMS, "classic", "linear", "any")
 )
-TEACHER = (EVIDENCE, jax.tree.map(jnp.asarray, DEFAULT_EVIDENCE))
+TEACHER = (EVIDENCE, jax.tree.map(lambda x: jnp.asarray(x)[None], DEFAULT_EVIDENCE))
 
 
 def collected(settings: ppo.Settings = SETTINGS, teacher: Any = None) -> tuple[ppo.Learner, ppo.Batch]:
@@ -309,6 +309,15 @@ def test_cloning_comes_first_and_learns_the_teacher() -> None:
     ppo.train(TOY_DIMS, SEEING, TOY_PARAMS, SETTINGS, 5, TEACHER, note)
     assert [phase for phase, _ in log] == ["cloning"] * SETTINGS.clone_updates + ["PPO"] * SETTINGS.updates
     assert log[SETTINGS.clone_updates - 1][1] < 0.7 * log[0][1]
+
+
+@pytest.mark.parametrize("view", [SEEING, ALERTS])
+def test_the_teacher_does_only_what_its_pupil_can(view: str) -> None:
+    """Who never investigates cannot copy one that does: each such action would cost it 1e9."""
+    args = policy_training.parser().parse_args(["--rules", "classic", "--reward", "linear"])
+    taught = policy_training.best_of_family([TOY, TOY], args, view)
+    assert taught.repeats.shape == (2,)
+    assert (taught.investigate_at > 1.0).all() == (view == ALERTS)
 
 
 def test_lanes_that_cannot_be_shared_out_are_refused() -> None:
