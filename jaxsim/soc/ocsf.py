@@ -171,16 +171,9 @@ def incident(site: Site, played: Episode) -> Event | None:
     if not played.steps and not played.containments:
         return None
     uid = site.uid(played.number, "incident")
-    r = played.response
-    state, status, activity, did = (
-        (4, "Resolved", 3, "Close")
-        if r.recovered != NEVER or not played.steps
-        else (2, "In Progress", 2, "Update")
-        if r.detected != NEVER or r.contained != NEVER
-        else (1, "New", 1, "Create")
-    )
+    state, status, activity, did = _progress(played)
     loss = played.end in ("exfil", "impact")
-    severity = 5 if loss else 4 if r.compromised != NEVER else 3 if played.steps else 1
+    severity = 5 if loss else 4 if played.response.compromised != NEVER else 3 if played.steps else 1
     began = played.steps[0].begun[0] if played.steps else next((a.tick for a in played.alerts), 0)
     return {
         **_head(site, played.number, 2, 2005, activity, did, played.ticks, uid, 0),
@@ -191,7 +184,7 @@ def incident(site: Site, played: Episode) -> Event | None:
         "verdict_id": 2 if played.steps else 1,
         "verdict": "True Positive" if played.steps else "False Positive",
         "is_suspected_breach": loss,
-        "message": site.scenario.title if played.steps else "Containment without an attack",
+        "message": site.scenario.title if played.steps else "Containment, but no stage was begun",
         "desc": story(played),
         "assignee_group": {"name": site.defender},
         "start_time": site.millis(began),
@@ -199,12 +192,28 @@ def incident(site: Site, played: Episode) -> Event | None:
         "duration": site.millis(played.ticks) - site.millis(began),
         "attacks": _distinct([attack_of(step.stage) for step in played.steps]),
         "finding_info_list": [_finding(site, played, step) for step in played.steps]
-        or [{"uid": uid, "title": "No attack", "related_events": _events(site, played, range(len(played.alerts)))}],
+        or [
+            {
+                "uid": uid,
+                "title": "No stage was begun",
+                "related_events": _events(site, played, range(len(played.alerts))),
+            }
+        ],
         "observables": _observables(
             site, dict.fromkeys(x for step in played.steps for x in (step.asset, step.identity) if x)
         ),
         "unmapped": report(played),
     }
+
+
+def _progress(played: Episode) -> tuple[int, str, int, str]:
+    """(status_id, status, activity_id, its name) of an incident."""
+    r = played.response
+    if r.recovered != NEVER or not played.steps:
+        return 4, "Resolved", 3, "Close"
+    if r.detected != NEVER or r.contained != NEVER:
+        return 2, "In Progress", 2, "Update"
+    return 1, "New", 1, "Create"
 
 
 def report(played: Episode) -> dict[str, Any]:
