@@ -133,7 +133,6 @@ def test_what_would_happen_unopposed_is_what_happens_when_nobody_acts(played: li
 
 
 def test_exports_pass_the_validators_of_others(played: list[Episode]) -> None:
-    """More episodes by hand: see docs/soc-formats.md."""
     events = [*lines("alerts", played[:12]), *lines("actions", played[:24]), *lines("incidents", played[:48])]
     assert [x for event in events for x in soc_validators.ocsf(event)] == []
     assert {x["class_uid"] for x in events} == {2004, 2005, 7001, 7004}
