@@ -250,7 +250,9 @@ def generated(place: Path, text: str) -> None:
 
 def soc_export(place: Path, text: str) -> None:
     """Of an alert and an incident."""
-    site = ocsf.make_site(jaxsim.load_scenario("supply_chain_token_drift"), text, "game", datetime.now(UTC), "0")
+    site = ocsf.make_site(
+        jaxsim.load_scenario("supply_chain_token_drift"), text, "game", datetime(2026, 1, 1, tzinfo=UTC), "0"
+    )
     seen, done = Alert(0, 1, "auth_anomaly", None, None, 0.5), Response(-1, -1, -1, -1, 0)
     one = Episode(0, 1, (seen,), (), (Cause("background", None),), False, "stealthy", (), "horizon", 1, 0, 1, done, ())
     with write.folder(place / "soc-export") as part:
