@@ -108,10 +108,18 @@ def load_record(path: str | Path) -> dict[str, Any]:
     return record | now | {"reward": name_now(version, weights) if isinstance(weights, str) else weights}
 
 
-def play_record(record: dict[str, Any]) -> tuple[scenarios.Scenario, env.Env, Replay]:
-    """Run a record of `load_record`. Raises ValueError or ScenarioError for what it names and does not exist."""
+def plan_of(record: dict[str, Any]) -> tuple[scenarios.Scenario, env.Env, Params, np.ndarray]:
+    """The game of a record of `load_record`, and its actions, (T,) int32.
+
+    Raises ValueError or ScenarioError for what it names and does not exist.
+    """
     scenario = scenarios.load(record["scenario"])
     env_, params = env.make(scenario, rules=record["rules"], reward=record["reward"], personality=record["personality"])
     parsed = [INVALID if text == "INVALID" else parse_action(text, scenario, env_.dims) for text in record["actions"]]
-    key = noise.root(record["seed"])
-    return scenario, env_, replay(env_, params, key, record["episode"], np.asarray(parsed, np.int32))
+    return scenario, env_, params, np.asarray(parsed, np.int32)
+
+
+def play_record(record: dict[str, Any]) -> tuple[scenarios.Scenario, env.Env, Replay]:
+    """Run a record of `load_record`. Raises ValueError or ScenarioError for what it names and does not exist."""
+    scenario, env_, params, plan = plan_of(record)
+    return scenario, env_, replay(env_, params, noise.root(record["seed"]), record["episode"], plan)

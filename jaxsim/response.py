@@ -41,8 +41,14 @@ class Watched(NamedTuple):
     containments: Array  # (E, T) float32, as in Signals
 
 
-def _mark(dims: Dims, so_far: Response, state: State) -> Response:
-    """Add a tick, of which `state` is the end."""
+def no_response() -> Response:
+    """That of an episode that has not begun."""
+    never = jnp.int32(NEVER)
+    return Response(never, never, never, never, jnp.int32(0))
+
+
+def mark(dims: Dims, so_far: Response, before: State, state: State) -> Response:
+    """Add a tick from state to state; one after the end of the episode changes nothing."""
     at_large = jnp.any(state.compromised & ~state.marks[CUT_OFF])
     over = so_far.compromised != NEVER
     assets = np.arange(dims.entities) < dims.assets
@@ -53,13 +59,15 @@ def _mark(dims: Dims, so_far: Response, state: State) -> Response:
         return jnp.where((seen == NEVER) & happens, state.tick, seen)
 
     contained = first(so_far.contained, over & ~at_large)
-    return Response(
+    marked = Response(
         compromised=first(so_far.compromised, jnp.any(state.compromised)),
         detected=first(so_far.detected, jnp.any(state.compromised & state.marks[CONFIRMED])),
         contained=contained,
         recovered=first(so_far.recovered, (contained != NEVER) & restored),
         dwell=so_far.dwell + at_large.astype(jnp.int32),
     )
+    live = before.end == RUNNING
+    return jax.tree.map(partial(jnp.where, live), marked, so_far)
 
 
 @partial(jax.jit, static_argnames=("dims", "impl"))
@@ -68,14 +76,10 @@ def _watch(dims: Dims, params: Params, keys: Array, impl: str, actions: Array) -
         def tick(carry: tuple[State, Response], action: Array) -> Any:
             state, so_far = carry
             after, signals = env.transition(dims, state, action, tick_noise(key, state.tick + 1), params)
-            marked = _mark(dims, so_far, after)
-            live = state.end == RUNNING
-            so_far = jax.tree.map(partial(jnp.where, live), marked, so_far)
+            so_far = mark(dims, so_far, state, after)
             return (after, so_far), (state.alerts.count > 0, signals.containments)
 
-        never = jnp.int32(NEVER)
-        nothing = Response(never, never, never, never, jnp.int32(0))
-        (_, response), ticks = jax.lax.scan(tick, (start(dims, key, params), nothing), plan)
+        (_, response), ticks = jax.lax.scan(tick, (start(dims, key, params), no_response()), plan)
         return Watched(response, *ticks)
 
     found: Watched = jax.vmap(one)(jax.random.wrap_key_data(keys, impl=impl), actions)

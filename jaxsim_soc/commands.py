@@ -23,7 +23,7 @@ GROUPS = {
         "search-check",
         "planted-holes",
     ),
-    "policies": ("evaluate", "train-policy"),
+    "policies": ("evaluate", "train-policy", "export-soc"),
     "language models": ("train", "evaluate-model", "transcript", "export"),
     "scenarios": ("scenarios", "calibrate"),
     "other people's agents": ("serve",),
@@ -77,6 +77,7 @@ COMMANDS = {
         "train the recurrent policies that the audit plays",
         (*DRAWING, "optax", "safetensors"),
     ),
+    "export-soc": Command("jaxsim.soc.command", "episodes as OCSF, STIX, Attack Flow and Navigator files", ("rich",)),
     "train": Command(
         "grpo.training.command", "train a language model by GRPO", (*LANGUAGE_MODEL, "trl", "peft"), "bench,train"
     ),

@@ -23,7 +23,7 @@ Object = dict[str, Any]
 
 def export_flow(scenario: Scenario) -> str:
     """The scenario as the text of a STIX bundle."""
-    objects = [*_head(), *_objects(scenario)]
+    objects = [*head(), _own(), *_objects(scenario)]
     bundle = {"type": "bundle", "id": _name(scenario, "bundle", ""), "objects": objects}
     return json.dumps(bundle, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -32,29 +32,35 @@ def _name(scenario: Scenario, kind: str, entry: str) -> str:
     return f"{kind}--{uuid5(NAMESPACE_URL, f'jaxsim-soc/{scenario.id}/{kind}/{entry}')}"
 
 
-def _object(uid: str, **fields: Any) -> Object:
+def stix_object(uid: str, **fields: Any) -> Object:
+    """An object that the project made; `fields` may have other times."""
     head = {"type": uid.partition("--")[0], "spec_version": "2.1", "id": uid, "created_by_ref": _AUTHOR}
     return head | {"created": _CREATED, "modified": _CREATED} | fields
 
 
-def _flow_object(uid: str, own: Object | None, **fields: Any) -> Object:
+def flow_object(uid: str, own: Object | None, **fields: Any) -> Object:
     """An object that Attack Flow brings, with fields of a scenario if there are any."""
     extensions: Object = {ATTACK_FLOW: {"extension_type": "new-sdo"}}
     if own is not None:
         extensions[SCENARIO] = {"extension_type": "property-extension"} | own
-    return _object(uid, extensions=extensions, **fields)
+    return stix_object(uid, extensions=extensions, **fields)
 
 
-def _head() -> Iterator[Object]:
-    yield _object(_AUTHOR, name="jaxsim-soc", identity_class="system")
-    yield _object(
+def head() -> Iterator[Object]:
+    """Author and language of a flow."""
+    yield stix_object(_AUTHOR, name="jaxsim-soc", identity_class="system")
+    yield stix_object(
         ATTACK_FLOW,
         name="Attack Flow",
+        description="Actions, conditions and assets of an attack, and what follows what.",
         schema=f"{_DOCS}/stix/attack-flow-schema-2.0.0.json",
         version="2.0.0",
         extension_types=["new-sdo"],
     )
-    yield _object(
+
+
+def _own() -> Object:
+    return stix_object(
         SCENARIO,
         name="Scenario of jaxsim-soc",
         description="Fields of a scenario, an asset, an identity or a stage that Attack Flow does not have.",
@@ -67,7 +73,7 @@ def _head() -> Iterator[Object]:
 def _objects(scenario: Scenario) -> Iterator[Object]:
     plain = scenario.model_dump(mode="json", exclude_defaults=True)
     actions = {stage.id: _name(scenario, "attack-action", stage.id) for stage in scenario.stages}
-    yield _flow_object(
+    yield flow_object(
         _name(scenario, "attack-flow", ""),
         _without(plain, "title", "description", "assets", "identities", "stages"),
         name=scenario.title,
@@ -76,12 +82,12 @@ def _objects(scenario: Scenario) -> Iterator[Object]:
         start_refs=[actions[x.id] for x in scenario.stages if not (x.prerequisites or x.any_prerequisites)],
     )
     for asset in plain["assets"]:
-        yield _flow_object(_name(scenario, "attack-asset", asset["id"]), asset, name=asset["id"])
+        yield flow_object(_name(scenario, "attack-asset", asset["id"]), asset, name=asset["id"])
     for identity in plain.get("identities", ()):
         account = _name(scenario, "user-account", identity["id"])
         yield {"type": "user-account", "spec_version": "2.1", "id": account, "user_id": identity["id"]}
         uid = _name(scenario, "attack-asset", identity["id"])
-        yield _flow_object(uid, identity, name=identity["id"], object_ref=account)
+        yield flow_object(uid, identity, name=identity["id"], object_ref=account)
 
     operators, follows = list[Object](), {uid: list[str]() for uid in actions.values()}
     for stage in scenario.stages:
@@ -92,7 +98,7 @@ def _objects(scenario: Scenario) -> Iterator[Object]:
     for stage, fields in zip(scenario.stages, plain["stages"], strict=True):
         targets = [_name(scenario, "attack-asset", x) for x in (stage.asset, stage.identity) if x is not None]
         effects = follows[actions[stage.id]]
-        yield _flow_object(
+        yield flow_object(
             actions[stage.id],
             _without(fields, "name", "tactic", "technique", "asset", "identity"),
             name=stage.name,
@@ -114,7 +120,7 @@ def _joined(scenario: Scenario, stage: Stage, actions: dict[str, str]) -> tuple[
 
     def operator(which: str, after: str) -> str:
         uid = _name(scenario, "attack-operator", f"{stage.id}/{which}")
-        operators.append(_flow_object(uid, None, operator=which, effect_refs=[after]))
+        operators.append(flow_object(uid, None, operator=which, effect_refs=[after]))
         return uid
 
     target = actions[stage.id]

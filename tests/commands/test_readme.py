@@ -127,7 +127,7 @@ class Taken(BaseException):
 
 
 def test_there_are_command_lines_and_blocks() -> None:
-    assert len(command_lines()) > 40 and len(list(blocks("python"))) == 7
+    assert len(command_lines()) > 40 and len(list(blocks("python"))) == 8
 
 
 @pytest.mark.parametrize(("page", "command"), command_lines())

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ import jaxsim
 import scenarios
 import scenarios.__main__ as generator
 from grpo.rows import bank
+from jaxsim.response import Response
+from jaxsim.soc import export, ocsf
+from jaxsim.soc.episodes import Alert, Cause, Episode
 from jaxsim_soc import cli, json_lines, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +65,8 @@ WRITERS = {
     "jaxsim/audit/report.py::_picture": INSIDE,
     "jaxsim/audit/reward_search.py::main": INSIDE,
     "jaxsim/audit/reward_search.py::played": INSIDE,
+    "jaxsim/soc/export.py::_json": INSIDE,
+    "jaxsim/soc/export.py::write": INSIDE,
     "jaxsim/throughput.py::plot": INSIDE,
     "grpo/rows/bank.py::save": INSIDE,
     "grpo/rows/rows.py::save": INSIDE,
@@ -242,6 +248,17 @@ def generated(place: Path, text: str) -> None:
     generator._write_all(place, [(f"{made.id}.yaml", content)], force=True)
 
 
+def soc_export(place: Path, text: str) -> None:
+    """Of an alert and an incident."""
+    site = ocsf.make_site(
+        jaxsim.load_scenario("supply_chain_token_drift"), text, "game", datetime(2026, 1, 1, tzinfo=UTC), "0"
+    )
+    seen, done = Alert(0, 1, "auth_anomaly", None, None, 0.5), Response(-1, -1, -1, -1, 0)
+    one = Episode(0, 1, (seen,), (), (Cause("background", None),), False, "stealthy", (), "horizon", 1, 0, 1, done, ())
+    with write.folder(place / "soc-export") as part:
+        export.write(part, site, [one], {"policy": text})
+
+
 KINDS: dict[str, Callable[[Path, str], None]] = {
     "text": lambda place, text: cli.write_text(place / "a.txt", text * 100_000),
     "json": lambda place, text: cli.write_json(place / "a.json", {"a": text}),
@@ -255,6 +272,7 @@ KINDS: dict[str, Callable[[Path, str], None]] = {
     "export": exported,
     "log": log,
     "generated": generated,
+    "soc export": soc_export,
 }
 
 
