@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from grpo.model import attention
-from grpo.model.decode import TIE, common_prefix, token_ids
+from grpo.model.decode import TIE, Decoder, begun, common_prefix, encode_prefix, token_ids
 from grpo.model.errors import ModelError
 
 WORTH = 32  # tokens: a shorter common beginning is not computed apart
@@ -110,6 +110,29 @@ def behind(
         logits_to_keep=1 + most,
     )
     return [_of_answers(logits, tree) for logits, tree in zip(out.logits[:, -1 - most :], tries, strict=True)]
+
+
+@torch.inference_mode()
+def weigh(decoder: Decoder, prompt: list[int], tree: Trie) -> np.ndarray:
+    """(A,) float64 log-probability of every answer behind one prompt (token ids).
+
+    It is read by itself, so that nothing depends on its neighbours, but for what it shares with the prompt that the
+    decoder has pinned.
+    """
+    n = encode_prefix(decoder, [prompt])
+    with attention.packed(decoder.model):
+        cache = begun(decoder, n, 1, len(prompt) + len(tree.tokens))
+        [found] = behind(decoder.model, cache, n, [prompt[n:]], [tree])
+    return np.asarray(found.double().cpu())
+
+
+def pick(log_p: np.ndarray, temperature: float = 0.0, seeds: Sequence[int] = ()) -> int:
+    """The likeliest answer; above temperature 0 one that is drawn, with chances to the power of 1 / temperature."""
+    if temperature == 0:
+        return int(log_p.argmax())
+    below = np.exp((log_p - log_p.max()) / temperature).cumsum()
+    drawn = np.searchsorted(below, np.random.default_rng(list(seeds)).random() * below[-1], side="right")
+    return min(int(drawn), int((below < below[-1]).sum()))  # the last of any chance, should rounding pass it
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ import torch
 from grpo.learning import losses
 from grpo.model import models, trie
 
-ANSWERS = tuple('{"action": "%s"}' % verb for verb in ("MONITOR", "ISOLATE", "PATCH"))
+ANSWERS = ('{"action": "MONITOR"}', '{"action": "ISOLATE"}', '{"action": "PATCH"}')
 SHARES = torch.tensor([0.5, 0.3, 0.2])
 REWARD, OTHER = torch.tensor([0.0, 1.0, -0.5]), -1.5
 PROMPT = list(range(5, 25))

@@ -16,15 +16,17 @@ from tiny_models import lora, tiny_tokenizer
 import prompting
 import scenarios
 from grpo.model import attention, models, trie
-from grpo.model.decode import TIE, token_ids
+from grpo.model.decode import TIE, Decoder, chat_tokens, token_ids
 from grpo.model.errors import ModelError
+from grpo.playing import play
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
     for name in ("is_gradient_checkpointing", "gradient_checkpointing_(en|dis)able")
 ]
 
-ANSWERS = prompting.answers(prompting.inventory(scenarios.load("supply_chain_token_drift")))
+INVENTORY = prompting.inventory(scenarios.load("supply_chain_token_drift"))
+ANSWERS = prompting.answers(INVENTORY)
 FEW = ('{"action": "MONITOR"}', '{"action": "INVESTIGATE", "target": "ci-runner-01"}')
 START = list(range(5, 45))
 PROMPTS = [[*START, 7], [*START, 9, 8, 7, 6], [*START, *range(60, 80)]]
@@ -140,5 +142,42 @@ def test_a_model_that_does_not_keep_the_mask_is_refused(student: Any, monkeypatc
     tree = trie.trie(tokenizer, FEW)
     trie.check(model, PROMPTS[0], tree)
     monkeypatch.setattr(attention, "tree_mask", lambda model, sees: None)  # as in attention without a mask
-    with pytest.raises(ModelError, match="cannot weigh all answers at once: .* take another model"):
+    with pytest.raises(ModelError, match=r"cannot weigh all answers at once: .* take another model"):
         trie.check(model, PROMPTS[0], tree)
+
+
+# --- play -------------------------------------------------------------------------------------------------------------
+
+
+def test_greedy_play_says_what_scoring_one_by_one_ranks_first(student: Any) -> None:
+    model, tokenizer = student
+    decoder = Decoder(model, tokenizer)
+    texts = ["Tick 3 of 60", "an alert on svc-payments", "svc, svc, svc 58 of 60 }"]
+    prompts = [chat_tokens(tokenizer, prompting.chat(text, INVENTORY)) for text in texts]
+    # Two answers that do not come in the same order behind all prompts.
+    every = np.stack([trie.weigh(decoder, prompt, trie.trie(tokenizer, ANSWERS)) for prompt in prompts])
+    ahead = (every[:, :, None] - every[:, None, :] > 0.05).any(axis=0)
+    pair = np.argwhere(ahead & ahead.T)[0]
+    few = INVENTORY._replace(actions=dict(np.asarray([*INVENTORY.actions.items()], object)[pair].tolist()))
+    answers = prompting.answers(few)
+    with torch.no_grad():
+        brute = np.stack([one_by_one(model, prompt, tokenizer, answers) for prompt in prompts])
+    assert len(set(brute.argmax(axis=1))) == 2
+    tree = trie.trie(tokenizer, answers)
+    for opening in (None, prompts[2], [7, 8]):  # whatever is kept
+        decoder.forget()
+        if opening:
+            decoder.pin(opening)
+        np.testing.assert_allclose([trie.weigh(decoder, p, tree) for p in prompts], brute, rtol=1e-5, atol=1e-4)
+    said = play.chooser(decoder, few)(texts + texts[:1], range(4), 0)
+    assert said[:3] == [answers[a] for a in brute.argmax(axis=1)] and said[3] == said[0]
+
+
+def test_sampled_play_draws_by_the_exact_probabilities() -> None:
+    log_p = np.log([0.05, 0.3, 0.15]) - 4.0  # of what is legal
+    for temperature in (0.5, 1.0, 2.0):
+        wanted = np.exp(log_p / temperature) / np.exp(log_p / temperature).sum()
+        drawn = np.bincount([trie.pick(log_p, temperature, (1, e, 2)) for e in range(1500)], minlength=3) / 1500
+        np.testing.assert_allclose(drawn, wanted, atol=4 * np.sqrt(0.25 / 1500))
+    assert [trie.pick(log_p, 1.0, (1, e, 2)) for e in range(9)] == [trie.pick(log_p, 1.0, (1, e, 2)) for e in range(9)]
+    assert trie.pick(log_p) == 1 and trie.pick(np.asarray([-2e3, -1e3]), 0.1, (0,)) == 1
