@@ -8,8 +8,9 @@ import numpy as np
 from rich.console import Console
 
 import prompting
-from grpo.model import decode
+from grpo.model import decode, grammar, trie
 from grpo.playing import play
+from grpo.playing.choices import CONSTRAINED, EXACT
 from grpo.rows import rows
 from grpo.rows.bank import Bank
 from grpo.rows.rows import Campaigns, Rows
@@ -59,11 +60,17 @@ def own_play(
     pasts = [turns(path, wanted.collect_episodes) for path in files]
 
     def respond(p: int) -> play.Respond:
-        likely = play.likely_answers(tokenizer, [game.inventories[p]])
-        return play.responder(decoder, sampling, game.inventories[p], seed=seed + p, likely=likely)
+        inventory = game.inventories[p]
+        if wanted.decode == EXACT:
+            return play.chooser(decoder, inventory, temperature=wanted.temperature, seed=seed + p)
+        rules = grammar.matcher(tokenizer, inventory) if wanted.decode == CONSTRAINED else None
+        likely = play.likely_answers(tokenizer, [inventory])
+        return play.responder(decoder, sampling, inventory, matcher=rules, seed=seed + p, likely=likely)
 
     def opening(p: int, prompt: str) -> None:
-        decoder.pin(decode.chat_tokens(tokenizer, prompting.chat(prompt, game.inventories[p])))
+        decoder.pin(first := decode.chat_tokens(tokenizer, prompting.chat(prompt, game.inventories[p])))
+        if wanted.decode == EXACT:
+            trie.check(model, first, trie.trie(tokenizer, prompting.answers(game.inventories[p])))
 
     ticks = int(np.max(game.params.scenario.horizon)) * len(game.names)
     with cli.progress(ticks, done=sum(map(len, pasts)), quiet=console.quiet) as step:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from accelerate import PartialState
 
 import prompting
-from grpo.learning import diagnostics, unsloth_backend, warm
+from grpo.learning import diagnostics, exact, unsloth_backend, warm
 from grpo.learning.diagnostics import Tables
 from grpo.learning.plan import Plan
 from grpo.learning.student import Lora, save_adapter, student
@@ -17,6 +18,7 @@ from grpo.learning.unsloth_backend import Source
 from grpo.model import decode
 from grpo.model.errors import ModelError
 from grpo.playing import play
+from grpo.playing.choices import EXACT
 from grpo.rows import rows
 from grpo.rows.rows import Campaigns, Rows
 from grpo.training import settings
@@ -64,13 +66,19 @@ def outer_loop(run: Run, loop: int, game: Campaigns, chosen: Settings, adapter: 
             )  # fmt: skip
     known, alarm = diagnostics.tables(game, found), ""
     if chosen.steps:
-        with timed(run, f"loop{loop} GRPO"):
+        # Without samples the first process learns, and the others read what it has learned.
+        turns = processes.main_process_first() if chosen.estimator == "exact" else nullcontext()
+        with timed(run, f"loop{loop} GRPO"), turns:
             source = None
             if chosen.backend == "unsloth":
                 source = Source(chosen.model, chosen.four_bit, chosen.campaigns, chosen.rules, chosen.reward)
-            alarm = grpo(run, loop, known, parts.taught, chosen.plan, source, folder / "grpo", seed, model, tokenizer)
+            alarm = grpo(
+                run, loop, known, parts.taught, chosen.plan, source, folder / "grpo", seed, model, tokenizer,
+                chosen.estimator,
+            )  # fmt: skip
+        processes.wait_for_everyone()
     if processes.is_main_process:
-        run.log.add(loop, "check", 0, checked(known, parts.kept_out, chosen.max_completion, model, tokenizer))
+        run.log.add(loop, "check", 0, checked(known, parts.kept_out, chosen, model, tokenizer))
         save_adapter(model, folder / "adapter")
         cli.write_json(done, {"alarm": alarm, "rows": len(found.prompts), "informative": len(parts.taught)})
         shutil.rmtree(folder / "grpo", ignore_errors=True)  # the trainer's checkpoints have served
@@ -136,6 +144,7 @@ def grpo(
     seed: int,
     model: Any,
     tokenizer: Any,
+    estimator: str = "sampled",
 ) -> str:
     """GRPO on the rows `taught`: why the alarm stopped it or ''. With a `source`, by Unsloth in another process."""
 
@@ -149,16 +158,26 @@ def grpo(
 
     if source:
         return unsloth_backend.optimise(model, taught, plan, source, folder, seed, line)
+    if estimator == "exact":
+        return exact.optimise(model, tokenizer, known, taught, plan, folder, seed, line)
     from grpo.learning import optimise
 
     return optimise.optimise(model, tokenizer, known, taught, plan, folder, seed, line)
 
 
-def checked(known: Tables, which: list[int], max_completion: int, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """The shuffle drop of the model's greedy answers at rows that it was not trained on."""
+def checked(known: Tables, which: list[int], chosen: Settings, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The shuffle drop of the model's greedy answers at rows that it was not trained on.
+
+    It answers freely, or, where the settings decode so, by the likeliest of all legal answers.
+    """
+    decoder, texts = decode.Decoder(model, tokenizer), list[str]()
+    if chosen.decode == EXACT:
+        for r in which:
+            say = play.chooser(decoder, rows.inventory_of(known.game, known.rows, r))
+            texts += say([known.rows.prompts[r]], [r], 0)
+        return diagnostics.rows_shuffle_drop(known, which, texts)
     chats = [decode.chat_tokens(tokenizer, rows.chat_of(known.game, known.rows, r)) for r in which]
-    sampling = decode.Sampling(max_new_tokens=max_completion, settle_ties=False)
-    decoder, texts = decode.Decoder(model, tokenizer), []
+    sampling = decode.Sampling(max_new_tokens=chosen.max_completion, settle_ties=False)
     likely = play.likely_answers(tokenizer, known.game.inventories)
     for i in range(0, len(chats), play.BATCH):
         texts += [c.text for c in decode.decode(decoder, chats[i : i + play.BATCH], sampling, likely=likely)]

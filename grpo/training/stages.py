@@ -24,7 +24,7 @@ ALARMED = 3  # exit code of a run that the alarm stopped
 def run(shown: Path, chosen: Settings, verdict: list[dict[str, Any]], restart: bool) -> None:
     """Run the stages that are not done yet in a folder, `shown` as the user wrote it; `verdict` is the audit's."""
     try:
-        backend = unsloth_backend.choose(chosen.backend)
+        backend = unsloth_backend.choose("transformers" if chosen.estimator == "exact" else chosen.backend)
     except ModelError as error:
         cli.fail(str(error))
     out = Path(os.path.realpath(shown))
