@@ -19,26 +19,24 @@ from grpo.learning.diagnostics import Tables
 from grpo.learning.plan import Plan
 from grpo.model import decode, trie
 from grpo.model.trie import Trie
-from grpo.rows.rows import chat_of, inventory_of
+from grpo.rows.rows import Campaigns, Rows, chat_of, inventory_of
 
 
-class Task(NamedTuple):
-    """A row to learn from."""
+class Asked(NamedTuple):
+    """What a row asks."""
 
     prompt: list[int]
     tree: Trie
     actions: np.ndarray  # (A,) of the action table, of each answer
-    paid: np.ndarray  # (actions + 1,), points, see `diagnostics.paid`
 
 
-def task(known: Tables, tokenizer: Any, row: int, weights: dict[str, float]) -> Task:
-    """What a row asks, and what its answers earn."""
-    inventory = inventory_of(known.game, known.rows, row)
-    return Task(
-        decode.chat_tokens(tokenizer, chat_of(known.game, known.rows, row)),
+def asked(game: Campaigns, rows: Rows, tokenizer: Any, row: int) -> Asked:
+    """The prompt of a row, and its legal answers."""
+    inventory = inventory_of(game, rows, row)
+    return Asked(
+        decode.chat_tokens(tokenizer, chat_of(game, rows, row)),
         trie.trie(tokenizer, prompting.answers(inventory)),
         np.asarray(list(inventory.actions.values())),
-        diagnostics.paid(known, row, weights),
     )
 
 
@@ -60,13 +58,14 @@ def optimise(
     at_once = max(1, plan.micro_batch // plan.group)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     recent: list[dict[str, Any]] = []
-    first = task(known, tokenizer, rows[0], plan.weights)
+    first = asked(known.game, known.rows, tokenizer, rows[0])
     trie.check(model.eval(), first.prompt, first.tree)
 
     def learn(step: int, scale: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, dict[str, Any]]:
         which = [int(rows[i]) for i in descent.drawn(groups, plan.prompts_per_step, step, seed)]
-        tasks = [task(known, tokenizer, r, plan.weights) for r in which]
-        chances, told = np.zeros((len(tasks), known.game.dims.actions + 1)), np.zeros(3)
+        tasks = [asked(known.game, known.rows, tokenizer, r) for r in which]
+        paid = np.stack([diagnostics.paid(known, r, plan.weights) for r in which])
+        chances, told = np.zeros_like(paid), np.zeros(3)
         for i in range(0, len(tasks), at_once):
             part = tasks[i : i + at_once]
             prompts, trees = [t.prompt for t in part], [t.tree for t in part]
@@ -76,15 +75,17 @@ def optimise(
                     then = trie.log_probs(model, prompts, trees)
             with sharing.in_half(model):
                 found = trie.log_probs(model, prompts, trees)
-            terms = [terms_of(plan, x, t, ref) for x, t, ref in zip(found, part, then, strict=True)]
+            terms = [
+                terms_of(plan, x, worth[t.actions], worth[-1], ref)
+                for x, t, worth, ref in zip(found, part, paid[i:], then, strict=False)
+            ]
             total = torch.stack([loss for loss, _, _ in terms]).sum() / len(tasks)
             scale(total).backward()  # type: ignore[no-untyped-call]
             told += np.asarray([[x.item() for x in row] for row in terms]).sum(axis=0) / len(tasks)
             for j, (x, t) in enumerate(zip(found, part, strict=True), i):
                 chances[j, t.actions] = x.detach().double().exp().cpu()
         chances[:, -1] = np.maximum(0, 1 - chances.sum(axis=1))
-        paid = np.nan_to_num(np.stack([t.paid for t in tasks]))
-        report = diagnostics.expected_report(known, which, chances, paid, plan.group)
+        report = diagnostics.expected_report(known, which, chances, np.nan_to_num(paid), plan.group)
         return float(told[0]), {"kl": float(told[1]), "entropy": float(told[2]), **report}
 
     def advance(step: int, report: dict[str, Any]) -> bool:
@@ -100,14 +101,14 @@ def optimise(
 
 
 def terms_of(
-    plan: Plan, log_p: torch.Tensor, task: Task, reference: torch.Tensor | None
+    plan: Plan, log_p: torch.Tensor, paid: np.ndarray, other: float, reference: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(loss, KL to the reference or 0, entropy) of a state, in nats but for the loss."""
-    reward = torch.from_numpy(task.paid[task.actions]).to(log_p)
+    """(loss, KL to the reference or 0, entropy) of a state; `paid` to each legal answer, `other` to all else."""
+    reward = torch.from_numpy(paid).to(log_p)
     if plan.objective == "target":
         loss = losses.target_policy(log_p, reward, plan.eta)
     else:
-        loss = losses.expected_gradient(log_p, reward, float(task.paid[-1]))
+        loss = losses.expected_gradient(log_p, reward, float(other))
     kl = log_p.new_zeros(()) if reference is None else losses.divergence(log_p, reference)
     entropy = losses.entropy(log_p)
     return loss + plan.beta * kl - plan.entropy_weight * entropy, kl, entropy

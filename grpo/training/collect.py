@@ -13,13 +13,20 @@ from grpo.playing import play
 from grpo.playing.choices import CONSTRAINED, EXACT
 from grpo.rows import rows
 from grpo.rows.bank import Bank
-from grpo.rows.rows import Campaigns, Rows
+from grpo.rows.rows import Campaigns, Rows, Teacher
 from grpo.training.settings import Collection
 from jaxsim_soc import cli, json_lines
 
 
 def collected(
-    loop: int, game: Campaigns, wanted: Collection, folder: Path, model: Any, tokenizer: Any, console: Console
+    loop: int,
+    game: Campaigns,
+    wanted: Collection,
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    console: Console,
+    teacher: Teacher | None = None,
 ) -> Rows:
     """The loop's rows: those in its folder, or new ones."""
     try:
@@ -31,8 +38,9 @@ def collected(
     folder.mkdir(parents=True, exist_ok=True)
     seed = wanted.seed + 1000 * (loop + 1)
     if loop == 0:
-        console.print("loop 0: states from the play of the teacher, a heuristic that contains what severe alerts name")
-        bank = rows.from_teacher(game, rows.TEACHER, max(wanted.rows, wanted.warm_rows), seed)
+        who = "a learned policy" if teacher else "a heuristic that contains what severe alerts name"
+        console.print(f"loop 0: states from the play of the teacher, {who}")
+        bank = rows.from_teacher(game, teacher or rows.TEACHER, max(wanted.rows, wanted.warm_rows), seed)
     else:
         bank = own_play(loop, game, wanted, folder, model, tokenizer, seed, console)
     with console.status("return-to-go of every legal action"):

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from grpo.model.errors import ModelError
 from grpo.playing import play
 from grpo.playing.choices import EXACT
 from grpo.rows import rows
-from grpo.rows.rows import Campaigns, Rows
+from grpo.rows.rows import Campaigns, Rows, Teacher
 from grpo.training import settings
 from grpo.training.collect import collected
 from grpo.training.run_folder import Run, timed
@@ -37,7 +38,9 @@ class Parts(NamedTuple):
     taught: list[int]  # of these, where the actions differ beyond chance: GRPO's
 
 
-def outer_loop(run: Run, loop: int, game: Campaigns, chosen: Settings, adapter: Path | None) -> tuple[Path, str]:
+def outer_loop(
+    run: Run, loop: int, game: Campaigns, chosen: Settings, adapter: Path | None, teacher: Teacher | None = None
+) -> tuple[Path, str]:
     """Collect, credit, train: (the adapter after this loop, why the alarm stopped it or '')."""
     processes, folder, seed = PartialState(), run.out / f"loop{loop}", chosen.seed + loop
     done = folder / "done.json"
@@ -49,7 +52,7 @@ def outer_loop(run: Run, loop: int, game: Campaigns, chosen: Settings, adapter: 
             chosen.model, lora, chosen.seed, adapter, four_bit=chosen.four_bit, dtype=chosen.dtype
         )
     with timed(run, f"loop{loop} rows"), processes.main_process_first():
-        found = collected(loop, game, chosen.collection, folder, model, tokenizer, run.console)
+        found = collected(loop, game, chosen.collection, folder, model, tokenizer, run.console, teacher)
     parts = divided(found, seed)
     run.console.print(
         f"loop {loop}: {len(found.prompts)} rows; {len(parts.shown) - len(parts.taught)} do not tell actions apart and "
@@ -59,11 +62,14 @@ def outer_loop(run: Run, loop: int, game: Campaigns, chosen: Settings, adapter: 
         check_rows(len(parts.taught), chosen.prompts_per_step)
     if loop == 0 and chosen.warm_rows:
         with timed(run, "warm start"), processes.main_process_first():
-            examples = shown_answers(game, found, parts.shown, chosen.warm_rows, chosen.seed)
-            warm_up(
-                run, examples, model, tokenizer, folder / "warm", epochs=chosen.warm_epochs, batch=chosen.warm_batch,
-                lr=chosen.warm_lr, seed=chosen.seed, save_every=chosen.save_every,
-            )  # fmt: skip
+            how = warm.How(chosen.warm_epochs, chosen.warm_batch, chosen.warm_lr, chosen.seed, chosen.save_every)
+            if teacher:
+                which = np.random.default_rng(chosen.seed).permutation(parts.shown)[: chosen.warm_rows].tolist()
+                at_once = max(1, chosen.micro_batch // chosen.group)
+                distil(run, game, found, which, teacher, model, tokenizer, folder / "warm", how, at_once)
+            else:
+                examples = shown_answers(game, found, parts.shown, chosen.warm_rows, chosen.seed)
+                warm_up(run, examples, model, tokenizer, folder / "warm", how)
     known, alarm = diagnostics.tables(game, found), ""
     if chosen.steps:
         # Without samples the first process learns, and the others read what it has learned.
@@ -119,18 +125,49 @@ def shown_answers(game: Campaigns, found: Rows, among: np.ndarray, many: int, se
     return Examples([rows.chat_of(game, found, r) for r in which], answers, found.bank.params_index[which].tolist())
 
 
-def warm_up(run: Run, examples: Examples, model: Any, tokenizer: Any, folder: Path, **how: Any) -> None:
-    """Show the model answers; `how` as for `warm.learn`."""
+def warm_up(run: Run, examples: Examples, model: Any, tokenizer: Any, folder: Path, how: warm.How) -> None:
+    """Show the model answers."""
     counts = {v: sum(f'"{v}"' in text for text in examples.answers) for v in VERBS}
     run.console.print("warm start: " + ", ".join(f"{n} {v}" for v, n in counts.items() if n))
+    pairs = warm.pairs(tokenizer, examples.chats, examples.answers)
+    with followed(run) as advance:
+        warm.learn(model, pairs, examples.campaigns, folder, how, pad=tokenizer.pad_token_id, advance=advance)
+
+
+def distil(
+    run: Run,
+    game: Campaigns,
+    found: Rows,
+    which: list[int],
+    teacher: Teacher,
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    how: warm.How,
+    at_once: int,
+) -> None:
+    """Teach the model a teacher's probabilities of all legal answers at some rows."""
+    target = rows.chances(game, found.bank, teacher[1])
+    lessons = []
+    for r in which:
+        task = exact.asked(game, found, tokenizer, r)
+        lessons.append(warm.Lesson(task.prompt, task.tree, target[r, task.actions]))
+    groups = found.bank.params_index[which].tolist()
+    run.console.print(f"warm start: the teacher's probabilities at {len(lessons)} states")
+    with followed(run) as advance:
+        warm.distil(model, lessons, groups, folder, how, at_once=at_once, advance=advance)
+
+
+@contextmanager
+def followed(run: Run) -> Iterator[Callable[[int, int, float], None]]:
+    """Log and show the steps of a warm start."""
     with cli.progress(quiet=run.console.quiet) as told:
 
         def advance(step: int, steps: int, loss: float) -> None:
             run.log.add(0, "warm", step, {"loss": loss})
             told(f"warm start, step {step} of {steps}, loss {loss:.3f}")
 
-        pairs = warm.pairs(tokenizer, examples.chats, examples.answers)
-        warm.learn(model, pairs, examples.campaigns, folder, pad=tokenizer.pad_token_id, advance=advance, **how)
+        yield advance
 
 
 def grpo(

@@ -80,6 +80,11 @@ class Settings(BaseModel):
     )
     # Warm start
     warm_rows: int = Field(0, ge=0, le=100_000, description="states of the supervised warm start; 0: none")
+    teacher: str = Field(
+        "",
+        description="file of a policy of train-policy --view memoryless: states and targets of the warm start are its "
+        "play and its probabilities of all legal actions (default: a heuristic's play and answers)",
+    )
     warm_epochs: int = Field(2, ge=1, le=20, description="passes over them")
     warm_lr: float = Field(5e-4, gt=0, le=1, description="learning rate of the warm start")
     warm_batch: int = Field(8, ge=1, le=1024, description="rows per step of the warm start")
@@ -172,6 +177,8 @@ class Settings(BaseModel):
                 f"prompts_per_step = {self.prompts_per_step} is more than there are: {kept_apart(most)} of a loop's "
                 f"{most} rows are kept for checking; choose fewer, or more rows"
             )
+        if self.teacher and not Path(self.teacher).is_file():
+            raise ValueError(f"teacher = {self.teacher!r} is no file; give one of jaxsim-soc train-policy")
         if self.estimator == "exact" and self.backend == "unsloth":
             raise ValueError("estimator = exact does not go through Unsloth; take backend = transformers, or sampled")
         if spread := [name for name in signals.SPREAD if self.weights.get(name) and self.estimator == "exact"]:
