@@ -10,14 +10,18 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+import jax
 import torch
+from rich.console import Console
 from tiny_models import tiny
 from training_runs import Killed, fresh
 
 from grpo.learning import diagnostics, exact
 from grpo.model.errors import ModelError
 from grpo.rows import rows
-from grpo.training import settings
+from grpo.training import loop as loops
+from grpo.training import run_folder, settings
+from jaxsim import recurrent
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 ROWS = list(range(6))
@@ -25,7 +29,7 @@ ROWS = list(range(6))
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory.mktemp("exact") / "tiny")
+    return tiny(tmp_path_factory.mktemp("exact") / "tiny", fluent=True)
 
 
 def chosen(model: Path, **changes: Any) -> settings.Settings:
@@ -137,3 +141,19 @@ def test_lost_numbers_are_an_error(
     with pytest.raises(ModelError, match="GRPO, step 1 of 3: the loss is nan"):
         learned(known, chosen(model), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loop_without_samples(
+    game: rows.Campaigns, found: rows.Rows, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a teacher's probabilities to the check, whose answers are chosen among all legal ones."""
+    weights = recurrent.init_weights(jax.random.key(3), 8, game.dims.restore)
+    teacher = recurrent.POLICIES[recurrent.MEMORYLESS], recurrent.Learned(weights, np.bool_(False))
+    monkeypatch.setattr(loops, "collected", lambda *given: found if given[-1] is teacher else None)
+    wanted = chosen(model, decode="exact", steps=1, warm_rows=4, warm_batch=4, prompts_per_step=4, micro_batch=8)
+    run = run_folder.Run(tmp_path, {"seconds": {}}, run_folder.Log(tmp_path / "log.jsonl"), Console(quiet=True))
+    adapter, alarm = loops.outer_loop(run, 0, game, wanted, None, teacher)
+    warm, step, check = run.log.lines
+    assert [x["phase"] for x in (warm, step, check)] == ["warm", "grpo", "check"] and not alarm
+    assert warm["loss"] > 0 and step["completions"] == 8 and check["valid_rate"] == 1
+    assert (adapter / "adapter_model.safetensors").is_file()
