@@ -59,7 +59,7 @@ def descend(
     """
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     adam = torch.optim.AdamW(weights.values(), lr=how.lr, weight_decay=0.0)
-    # Of small gradients float16 makes zeros.
+    # Of small gradients float16 makes zeros, and of large ones infinities: then no step is taken.
     half = any(p.dtype == torch.float16 for p in model.parameters())
     scaler = torch.amp.GradScaler(model.device.type, enabled=half)
     done, ended = _restore(folder, weights, adam, scaler, memory)
@@ -71,16 +71,14 @@ def descend(
         loss, told = learn(step, scaler.scale)
         finite.check_number(loss, f"{at}: the loss")
         scaler.unscale_(adam)
-        norm: float | None = torch.nn.utils.clip_grad_norm_(weights.values(), CLIP).item()
-        if half and not np.isfinite(
-            norm
-        ):  # too large for float16: the scaler takes no step, and smaller ones from now on
-            norm = None
+        norm = torch.nn.utils.clip_grad_norm_(weights.values(), CLIP).item()
         scaler.step(adam)
         scaler.update()
         adam.zero_grad()
         finite.check_weights(model, at)
-        ended = advance(step + 1, {"loss": loss, "grad_norm": norm, "learning_rate": rate, **told})
+        ended = advance(
+            step + 1, {"loss": loss, "grad_norm": norm if np.isfinite(norm) else None, "learning_rate": rate, **told}
+        )
         if ended or (step + 1) % how.save_every == 0 or step + 1 == how.steps:
             about = {"step": step + 1, "ended": ended, "scaler": scaler.state_dict(), "memory": memory}
             _keep(folder, weights, adam, about)
