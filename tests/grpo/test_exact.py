@@ -63,7 +63,7 @@ def known(game: rows.Campaigns, found: rows.Rows) -> diagnostics.Tables:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"objective": "target", "entropy_weight": 0.1},
+        {"dtype": "bfloat16", "four_bit": True, "objective": "target", "entropy_weight": 0.1},
         {"gradient_checkpointing": True, "micro_batch": 2},
         {"dtype": "float16", "objective": "target"},
     ],
