@@ -136,7 +136,7 @@ def tally(known: Tables, rows: Sequence[int], said: np.ndarray) -> dict[str, Any
 
     return {
         "completions": _count(total),
-        "actions": {name: _count(n) for name, n in sorted(by_verb.items()) if n},
+        "actions": {name: _count(n) for name, n in sorted(by_verb.items()) if _count(n)},
         "action_entropy": float(-(share * np.log(share)).sum()) + 0.0,
         "valid_rate": 1 - by_verb["INVALID"] / total,
         "regret": float((legal * lost).sum() / legal.sum()) if legal.any() else None,

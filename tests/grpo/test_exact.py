@@ -1,6 +1,7 @@
 """GRPO without samples: it learns what pays, goes on exactly, heeds the alarm, and keeps nothing that is no number."""
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +147,33 @@ def test_lost_numbers_are_an_error(
 def test_a_loop_without_samples(
     game: rows.Campaigns, found: rows.Rows, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a teacher's probabilities to the check, whose answers are chosen among all legal ones."""
+    """From a teacher's probabilities to the check, whose answers are chosen among all legal ones; killed, the same."""
     weights = recurrent.init_weights(jax.random.key(3), 8, game.dims.restore)
     teacher = recurrent.POLICIES[recurrent.MEMORYLESS], recurrent.Learned(weights, np.bool_(False))
     monkeypatch.setattr(loops, "collected", lambda *given: found if given[-1] is teacher else None)
-    wanted = chosen(model, decode="exact", steps=1, warm_rows=4, warm_batch=4, prompts_per_step=4, micro_batch=8)
-    run = run_folder.Run(tmp_path, {"seconds": {}}, run_folder.Log(tmp_path / "log.jsonl"), Console(quiet=True))
-    adapter, alarm = loops.outer_loop(run, 0, game, wanted, None, teacher)
-    warm, step, check = run.log.lines
-    assert [x["phase"] for x in (warm, step, check)] == ["warm", "grpo", "check"] and not alarm
-    assert warm["loss"] > 0 and step["completions"] == 8 and check["valid_rate"] == 1
-    assert (adapter / "adapter_model.safetensors").is_file()
+    wanted = chosen(model, decode="exact", steps=2, warm_rows=4, warm_batch=4, prompts_per_step=4, micro_batch=8)
+
+    def run(out: Path) -> str:
+        out.mkdir(exist_ok=True)
+        this = run_folder.Run(out, {"seconds": {}}, run_folder.Log(out / "log.jsonl"), Console(quiet=True))
+        adapter, alarm = loops.outer_loop(this, 0, game, wanted, None, teacher)
+        assert adapter == out / "loop0" / "adapter" and not alarm
+        return (out / "log.jsonl").read_text()
+
+    whole = run(tmp_path / "whole")
+    warm, first, second, check = map(json.loads, whole.splitlines())
+    assert [x["phase"] for x in (warm, first, second, check)] == ["warm", "grpo", "grpo", "check"]
+    assert warm["loss"] > 0 and first["completions"] == 8 and check["valid_rate"] == 1
+    add = run_folder.Log.add
+
+    def killed(log: run_folder.Log, loop: int, phase: str, step: int, report: dict[str, Any]) -> None:
+        add(log, loop, phase, step, report)
+        if (phase, step) == ("grpo", 2):
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run_folder.Log, "add", killed)
+        run(tmp_path / "cut")
+    assert run(tmp_path / "cut") == whole
+    one, other = (tmp_path / name / "loop0" / "adapter" / "adapter_model.safetensors" for name in ("whole", "cut"))
+    assert one.read_bytes() == other.read_bytes()
