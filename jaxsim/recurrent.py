@@ -2,12 +2,17 @@
 
 One set of weights serves every entity: each has its own features and its own GRU memory, and all share a pooled
 summary, so what is learned on one enterprise can be played on another, and relabelling the entities relabels the
-actions (but for the place in the list, a feature that a positional plan would need). Four views, each a `Policy`:
+actions (but for the place in the list, a feature that a positional plan would need). Views of the audit, each a
+`Policy`:
 
     seeing      the observation
     alerts      the observation without forensics and what they confirmed; it never investigates
     masked      the observation without alerts and forensics: an open-loop policy, whatever it learns
     privileged  the observation and the truth: an upper bound, no defender
+
+and one that the audit does not use, a teacher for what sees single observations only, such as a prompt:
+
+    memoryless  the observation, with the memory empty at every tick
 
 GRU: Cho et al. 2014, arXiv:1406.1078. Pooling over a set: Zaheer et al. 2017, arXiv:1703.06114.
 """
@@ -26,6 +31,7 @@ from jaxsim.types import CONFIRMED, CUT_OFF, IDLE, RUNNING, Dims, Observation, S
 
 SEEING, ALERTS, MASKED, PRIVILEGED = "seeing", "alerts", "masked", "privileged"
 VIEWS = (SEEING, ALERTS, MASKED, PRIVILEGED)
+MEMORYLESS = "memoryless"
 SIGNALS = 5
 PERSONALITIES = 3
 FADE = 4.0  # ticks in which the newest alert or result fades to 1/e
@@ -82,6 +88,7 @@ class Features(NamedTuple):
     overall: Array  # (OVERALL_FEATURES,) float32
     exists: Array  # (N,) bool
     looks: Array  # () bool, INVESTIGATE is among its actions
+    remembers: Array  # () bool, what it made of earlier ticks counts
 
 
 def _draw(key: Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
@@ -199,6 +206,7 @@ def features(dims: Dims, view: str, seen: Any) -> Features:
         overall=jnp.concatenate([jnp.stack(clock), who, truth]),
         exists=obs.exists,
         looks=jnp.bool_(view != ALERTS),
+        remembers=jnp.bool_(view != MEMORYLESS),
     )
 
 
@@ -214,6 +222,7 @@ def pool(x: Array, exists: Array) -> Array:
 
 def forward(dims: Dims, w: Weights, memory: Array, f: Features) -> tuple[Array, Array]:
     """One tick: ((dims.actions,) logits, (N, H) memory) from the (N, H) memory before it."""
+    memory = jnp.where(f.remembers, memory, 0.0)
     embedded = jnp.tanh(f.entity @ w.embed + (f.overall @ w.embed_overall + w.embed_bias)[None])
     given = embedded @ w.gru_own + (pool(embedded, f.exists) @ w.gru_pooled + w.gru_bias)[None]
     u, r, c = jnp.split(given, 3, axis=1)
@@ -261,4 +270,10 @@ def _act(view: str, dims: Dims, p: Learned, memory: Array, seen: Any, noise: Arr
     return jnp.where(p.greedy, best, sample(logits, noise[0])), memory
 
 
-POLICIES = {view: Policy(_init, partial(_act, view), privileged=view == PRIVILEGED) for view in VIEWS}
+POLICIES = {view: Policy(_init, partial(_act, view), privileged=view == PRIVILEGED) for view in (*VIEWS, MEMORYLESS)}
+
+
+def chances(dims: Dims, w: Weights, obs: Observation) -> Array:
+    """(dims.actions,) probability of every action, of a memoryless network that sees an observation; 0 if illegal."""
+    logits, _ = forward(dims, w, no_history(dims, w), features(dims, MEMORYLESS, obs))
+    return jax.nn.softmax(logits)

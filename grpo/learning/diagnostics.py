@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from grpo.learning import signals
 from grpo.learning.signals import CONTAINMENT, MARGIN, Completion
 from grpo.rows.rows import Campaigns, Rows, confirmed, in_force, inventory_of
 from jaxsim.actions import INVALID, table
 from jaxsim.names import positional_text
 from jaxsim.types import MONITOR, VERBS
-from prompting import Parsed, parse
+from prompting import Parsed, encode, parse
 from prompting.parse import BROKEN_JSON, FALLBACKS, NO_JSON
 
 WINDOW = 16  # steps that the alarm looks back on
@@ -35,6 +36,19 @@ def tables(game: Campaigns, rows: Rows) -> Tables:
     """Work out the tables of a set of rows, once."""
     seen = np.asarray(rows.bank.state.alerts.count) > 0
     return Tables(rows, game, in_force(game, rows.bank), confirmed(game, rows.bank), seen)
+
+
+def paid(known: Tables, row: int, weights: Mapping[str, float]) -> np.ndarray:
+    """(actions + 1,) rewards of every action at a row, NaN where not legal; the last is that of an answer without JSON.
+
+    `weights` are those of signals that look at one completion alone.
+    """
+    legal = inventory_of(known.game, known.rows, row)
+    texts = {action: encode(action, legal) for action in legal.actions.values()} | {-1: ""}
+    totals = signals.total([completion(known, row, 0, text)[0] for text in texts.values()], weights)
+    found = np.full(known.game.dims.actions + 1, np.nan)
+    found[list(texts)] = totals
+    return found
 
 
 def completion(known: Tables, row: int, group: int, text: str) -> tuple[Completion, Parsed]:
@@ -73,38 +87,74 @@ def step_report(
     known: Tables, rows: Sequence[int], batch: Sequence[Completion], parsed: Sequence[Parsed], totals: Sequence[float]
 ) -> dict[str, Any]:
     """The diagnostics of one step's completions; `rows[i]` is the row of completion i."""
-    n = len(batch)
-    verbs = Counter("INVALID" if c.verb is None else VERBS[c.verb] for c in batch)
-    contained = [i for i, c in enumerate(batch) if c.verb in CONTAINMENT]
-    backed = [i for i in contained if known.confirmed[rows[i], batch[i].action]]
-    blind = [i for i in contained if not batch[i].alerts]
+    said = np.zeros((len(batch), known.game.dims.actions + 1))
+    said[np.arange(len(batch)), [-1 if c.action is None else c.action for c in batch]] = 1
     spread, still = within_group(totals, [c.group for c in batch])
-    regrets = [
-        float(np.nanmax(known.rows.credit.q[r]) - c.q) for r, c in zip(rows, batch, strict=True) if c.q is not None
-    ]
-    said = Counter(c.action for c in batch)
-    places = Counter("INVALID" if c.action is None else positional_text(c.action, known.game.dims) for c in batch)
-    hidden = Counter(positional_text(a, known.game.dims) for i in blind if (a := batch[i].action) is not None)
     return {
-        "completions": n,
         "reward_mean": float(np.mean(totals)),
         "group_std": spread,
         "zero_variance_groups": still,
-        "actions": dict(sorted(verbs.items())),
-        "action_entropy": -sum(k / n * math.log(k / n) for k in said.values()) + 0.0,
-        "valid_rate": 1 - verbs["INVALID"] / n,
         "parse_failures": dict(sorted(Counter(p.reason for p in parsed if p.reason).items())),
-        "regret": float(np.mean(regrets)) if regrets else None,
-        "q_range": float(np.mean([np.nanmax(q) - np.nanmin(q) for q in known.rows.credit.q[sorted(set(rows))]])),
-        "q_se": float(np.nanmean(known.rows.credit.se[sorted(set(rows))])),
-        "containments": len(contained),
-        "blind_containments": len(blind),
-        "evidence_backed": len(backed),
-        "rows": len(set(rows)),
-        "rows_without_alert": len({r for r in rows if not known.alerts[r]}),
-        "commonest": places.most_common(1)[0],
-        "commonest_blind": hidden.most_common(1)[0] if hidden else None,
+        **tally(known, rows, said),
     }
+
+
+def expected_report(
+    known: Tables, rows: Sequence[int], chances: np.ndarray, paid: np.ndarray, group: int
+) -> dict[str, Any]:
+    """What `step_report` says on average of `group` completions at each of the rows.
+
+    `chances`, (n, actions + 1), of each action at each row, and of all else that may be said; `paid` their rewards.
+    """
+    mean = (chances * paid).sum(axis=1)
+    spread = np.sqrt((chances * (paid - mean[:, None]) ** 2).sum(axis=1))
+    return {
+        "reward_mean": float(mean.mean()),
+        "group_std": float(spread.mean()),
+        "zero_variance_groups": float((spread < 1e-9).mean()),
+        "parse_failures": {},
+        **tally(known, rows, group * chances),
+    }
+
+
+def tally(known: Tables, rows: Sequence[int], said: np.ndarray) -> dict[str, Any]:
+    """What was said how often: `said`, (n, actions + 1), counts each action at each row, and what is no legal one."""
+    at, dims = list(rows), known.game.dims
+    verbs, _ = table(dims)
+    q, legal, total = known.rows.credit.q[at], said[:, :-1], float(said.sum())
+    contained = legal * np.isin(verbs, sorted(CONTAINMENT))
+    blind = contained * ~known.alerts[at][:, None]
+    names = [*(positional_text(a, dims) for a in range(dims.actions)), "INVALID"]
+    by_verb = {name: float(legal[:, verbs == v].sum()) for v, name in enumerate(VERBS)}
+    by_verb["INVALID"] = float(said[:, -1].sum())
+    share = said.sum(axis=0)[said.sum(axis=0) > 0] / total
+    lost = np.where(legal > 0, np.nanmax(q, axis=1, keepdims=True) - q, 0.0)
+    different = sorted(set(at))
+
+    def commonest(counts: np.ndarray) -> tuple[str, float] | None:
+        return (names[int(counts.argmax())], _count(counts.max())) if counts.sum() else None
+
+    return {
+        "completions": _count(total),
+        "actions": {name: _count(n) for name, n in sorted(by_verb.items()) if _count(n)},
+        "action_entropy": float(-(share * np.log(share)).sum()) + 0.0,
+        "valid_rate": 1 - by_verb["INVALID"] / total,
+        "regret": float((legal * lost).sum() / legal.sum()) if legal.any() else None,
+        "q_range": float(np.mean([np.nanmax(x) - np.nanmin(x) for x in known.rows.credit.q[different]])),
+        "q_se": float(np.nanmean(known.rows.credit.se[different])),
+        "containments": _count(contained.sum()),
+        "blind_containments": _count(blind.sum()),
+        "evidence_backed": _count((contained * known.confirmed[at]).sum()),
+        "rows": len(different),
+        "rows_without_alert": len({r for r in at if not known.alerts[r]}),
+        "commonest": commonest(said.sum(axis=0)),
+        "commonest_blind": commonest(blind.sum(axis=0)),
+    }
+
+
+def _count(number: float) -> float:
+    """A count as it is, an expected one to a thousandth."""
+    return int(number) if float(number).is_integer() else round(float(number), 3)
 
 
 def rows_shuffle_drop(known: Tables, rows: Sequence[int], texts: Sequence[str]) -> dict[str, Any]:

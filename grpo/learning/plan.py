@@ -19,3 +19,7 @@ class Plan(NamedTuple):
     log_to: str  # "none" or a tracker that the trainer knows
     gradient_checkpointing: bool
     alarm: bool  # stop at the tells of a shortcut
+    # Without samples only, see `exact`
+    objective: str = "gradient"  # or "target"
+    eta: float = 0.5  # standard deviations of reward for a factor of e, of a target policy
+    entropy_weight: float = 0.0  # of the entropy of the legal answers, nats

@@ -18,7 +18,8 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from transformers import DynamicCache
 
-CHECKPOINTING = "gradient_checkpointing"  # the attribute of a layer that does it
+from grpo.model import attention
+
 WORTH = 32  # tokens: a shorter beginning is left alone
 
 
@@ -48,9 +49,8 @@ def share(peft_model: Any) -> Iterator[None]:
     def forward(*positional: Any, **given: Any) -> Any:
         tokens, mask, cache = (given.get(name) for name in ("input_ids", "attention_mask", "past_key_values"))
         labels, keep = given.get("labels"), given.get("logits_to_keep", 0)
-        checkpointing = model.training and any(getattr(m, CHECKPOINTING, False) for m in model.modules())
         filled = cache is not None and cache.get_seq_length() > 0
-        if positional or tokens is None or len(tokens) < 2 or checkpointing or filled:
+        if positional or tokens is None or len(tokens) < 2 or filled or attention.checkpoints(model):
             return plain(*positional, **given)
         n = min(common(tokens, mask), tokens.shape[1] - max(1, keep))
         if labels is not None:  # a label is predicted one column before its own

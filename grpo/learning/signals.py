@@ -168,6 +168,7 @@ SIGNALS: dict[str, Signal] = {
 # These are equal for all legal actions: with weights of 0 and more they say what an answer looks like, and change
 # nothing about which action is worth most.
 FORMAT_ONLY = ("json_valid", "schema_valid", "target_in_valid_targets", "format")
+SPREAD = ("action_diversity", "batch_action_entropy")  # these hang on what the others of a batch say
 _RETURNS = ("return_to_go", "format")
 PROFILES: dict[str, dict[str, float]] = {
     "returns": dict.fromkeys(_RETURNS, 1.0),

@@ -1,24 +1,30 @@
-"""The warm start: supervised learning of a few hundred shown answers, so that GRPO starts from a model that answers.
+"""The warm start, so that GRPO starts from a model that answers: a few hundred shown answers, or a teacher's chances.
 
-A loop of its own rather than a trainer: only the logits of the answer are computed, which on a CPU is most of the
-time; every step's luck comes from the seed and the step alone, so that a run that was killed continues exactly.
+Of a shown answer only its own logits are computed, which on a CPU is most of the time. It is `losses.cross_entropy` to
+a target that is all on one answer, by the token.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
-from grpo.learning import finite, sharing
-from grpo.model import decode
+from grpo.learning import descent, losses, sharing
+from grpo.model import decode, trie
 from grpo.model.errors import ModelError
-from jaxsim_soc import write
+from grpo.model.trie import Trie
 
-CLIP = 1.0  # largest norm of a gradient
+
+class How(NamedTuple):
+    """Numbers of a warm start."""
+
+    epochs: int
+    batch: int
+    lr: float  # falls linearly to 0
+    seed: int
+    save_every: int  # steps
 
 
 def pairs(tokenizer: Any, chats: list[list[dict[str, str]]], answers: list[str]) -> list[tuple[list[int], list[int]]]:
@@ -51,80 +57,94 @@ def answer_loss(model: Any, examples: list[tuple[list[int], list[int]]], pad: in
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100)
 
 
+class Lesson(NamedTuple):
+    """A state, and how likely each legal answer should be there."""
+
+    prompt: list[int]
+    tree: Trie
+    target: np.ndarray  # (A,), adds up to 1
+
+
+def distil_loss(model: Any, lessons: Sequence[Lesson]) -> torch.Tensor:
+    """() nats, sum over the states of the divergence KL(target || the model's chances of whole answers)."""
+    found = trie.log_probs(model, [x.prompt for x in lessons], [x.tree for x in lessons])
+    targets = [torch.from_numpy(x.target).to(log_p) for x, log_p in zip(lessons, found, strict=True)]
+    each = [
+        losses.cross_entropy(log_p, target) + torch.special.xlogy(target, target).sum()
+        for log_p, target in zip(found, targets, strict=True)
+    ]
+    return torch.stack(each).sum()
+
+
 def learn(
     model: Any,
     examples: list[tuple[list[int], list[int]]],
     groups: Sequence[int],
     folder: Path,
+    how: How,
     *,
-    epochs: int,
-    batch: int,
-    lr: float,
-    seed: int,
     pad: int,
-    save_every: int,
     advance: Callable[[int, int, float], None],
 ) -> None:
-    """Train the trainable weights of `model` in place. Continues from `folder` if a run was cut off there.
+    """Train the trainable weights of `model` in place on shown answers. Continues from `folder` if cut off there.
 
-    AdamW, learning rate falling linearly to 0. A batch is of one group, whose prompts begin alike, as far as numbers
-    allow. `advance(step, steps, loss)` follows each step. Raises ModelError when there is no example, and when loss or
-    weights are no numbers any more; nothing of that is kept.
+    A batch is of one group, whose prompts begin alike, as far as numbers allow. `advance(step, steps, loss)` follows
+    each step. Raises ModelError when there is no example, and as `descent.descend` does.
     """
-    if not examples:
-        raise ModelError("warm start: there is no answer worth showing in these rows; choose more rows, or warm_rows 0")
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    adam = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=0.0)
-    per_epoch = max(1, len(examples) // batch)
-    steps = epochs * per_epoch
-    done = _restore(folder, weights, adam)
-    model.train()
-    for step in range(done, steps):
-        epoch, within = divmod(step, per_epoch)
-        rng = np.random.default_rng([seed, epoch])
-        order = rng.permutation(len(examples))
-        order = order[np.argsort(np.asarray(groups)[order], kind="stable")]
-        at = int(rng.permutation(per_epoch)[within]) * batch
-        chosen = [examples[i] for i in order[at : at + batch]]
-        torch.manual_seed(seed * 1_000_003 + step)  # of the dropout
-        adam.param_groups[0]["lr"] = lr * (1 - step / steps)
+
+    def parts(chosen: list[int]) -> Iterator[torch.Tensor]:
         with sharing.share(model), sharing.in_half(model):
-            loss = answer_loss(model, chosen, pad)
-        finite.check_number(told := loss.item(), f"warm start, step {step + 1} of {steps}: the loss")
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(weights.values(), CLIP)
-        adam.step()
-        adam.zero_grad()
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            finite.check_weights(model, f"warm start, step {step + 1} of {steps}")
-            _keep(folder, weights, adam, step + 1)
-        advance(step + 1, steps, told)
-    model.eval()
+            loss = answer_loss(model, [examples[i] for i in chosen], pad)
+        yield loss
+
+    _descend(model, groups, folder, how, parts, advance)
 
 
-def _keep(folder: Path, weights: dict[str, torch.Tensor], adam: torch.optim.Optimizer, step: int) -> None:
-    """Save weights and optimiser beside the last ones, then put them in their place."""
-    names = {id(p): name for name, p in weights.items()}
-    state = {
-        f"{names[id(p)]}:{key}": value.contiguous()
-        for p, kept in adam.state.items()
-        for key, value in kept.items()
-        if isinstance(value, torch.Tensor)
-    }
-    with write.folder(folder) as part:
-        save_file({name: p.detach().contiguous() for name, p in weights.items()}, part / "weights.safetensors")
-        save_file(state, part / "adam.safetensors")
-        (part / "step.json").write_text(json.dumps({"step": step}))
+def distil(
+    model: Any,
+    lessons: Sequence[Lesson],
+    groups: Sequence[int],
+    folder: Path,
+    how: How,
+    *,
+    at_once: int,
+    advance: Callable[[int, int, float], None],
+) -> None:
+    """As `learn`, to a teacher's probabilities of all legal answers; `at_once` states in a forward pass.
+
+    The loss is the divergence from the teacher, in nats a state.
+    """
+
+    def parts(chosen: list[int]) -> Iterator[torch.Tensor]:
+        for i in range(0, len(chosen), at_once):
+            with sharing.in_half(model):
+                loss = distil_loss(model, [lessons[k] for k in chosen[i : i + at_once]]) / len(chosen)
+            yield loss
+
+    _descend(model, groups, folder, how, parts, advance)
 
 
-def _restore(folder: Path, weights: dict[str, torch.Tensor], adam: torch.optim.Optimizer) -> int:
-    """Put back what `_keep` kept; returns the steps done, 0 when there is nothing."""
-    write.settle(folder)
-    if not folder.exists():
-        return 0
-    kept, state = load_file(folder / "weights.safetensors"), load_file(folder / "adam.safetensors")
-    with torch.no_grad():
-        for name, p in weights.items():
-            p.copy_(kept[name])
-            adam.state[p] = {key: state[f"{name}:{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-    return int(json.loads((folder / "step.json").read_text())["step"])
+def _descend(
+    model: Any,
+    groups: Sequence[int],
+    folder: Path,
+    how: How,
+    parts: Callable[[list[int]], Iterator[torch.Tensor]],
+    advance: Callable[[int, int, float], None],
+) -> None:
+    if not groups:
+        raise ModelError("warm start: there is no answer worth showing in these rows; choose more rows, or warm_rows 0")
+    steps = how.epochs * max(1, len(groups) // how.batch)
+
+    def one(step: int, scale: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, dict[str, Any]]:
+        total = 0.0
+        for loss in parts(descent.drawn(groups, how.batch, step, how.seed)):
+            scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total, {}
+
+    def told(step: int, report: dict[str, Any]) -> bool:
+        advance(step, steps, report["loss"])
+        return False
+
+    descent.descend(model, folder, descent.How("warm start", steps, how.lr, how.seed, how.save_every), one, told, [])

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.masking_utils import eager_mask
 
 PACKED = "packed"
+CHECKPOINTING = "gradient_checkpointing"  # the attribute of a layer that does it
 MORE = 64  # tokens that a cache which is full grows by
 
 
@@ -97,6 +98,22 @@ def _attention(
 def _mask(*, config: Any, **given: Any) -> torch.Tensor:
     groups = config.num_attention_heads // config.num_key_value_heads
     return eager_mask(config=config, **given).repeat(1, 1, groups, 1)
+
+
+def tree_mask(model: Any, sees: torch.Tensor) -> torch.Tensor:
+    """(rows, tokens, all tokens) bool, who sees whom, as a model's attention wants it: added to its scores."""
+    number = model.get_input_embeddings().weight.dtype
+    added = torch.zeros(sees.shape, dtype=number, device=sees.device)
+    added = added.masked_fill_(~sees, torch.finfo(number).min)[:, None]
+    config = model.config
+    if config._attn_implementation != PACKED:
+        return added
+    return added.repeat(1, 1, config.num_attention_heads // config.num_key_value_heads, 1)
+
+
+def checkpoints(model: Any) -> bool:
+    """Whether a training pass keeps no activations, and so no cache."""
+    return bool(model.training) and any(getattr(m, CHECKPOINTING, False) for m in model.modules())
 
 
 AttentionInterface.register(PACKED, _attention)

@@ -145,10 +145,10 @@ def _answer(
     live = [i for i, row in enumerate(rows) if not done[i] and len(row.tokens) < sampling.max_new_tokens]
     if not live:
         return done, steps
-    prefix = _encode_prefix(decoder, [rows[i].prompt for i in live])
+    prefix = encode_prefix(decoder, [rows[i].prompt for i in live])
     device = decoder.model.device
     longest = max(len(rows[i].prompt) for i in live)
-    cache = _cache(decoder, prefix, len(live), longest + sampling.max_new_tokens)
+    cache = begun(decoder, prefix, len(live), longest + sampling.max_new_tokens)
     mask = torch.ones((len(live), prefix), dtype=torch.long, device=device)
     place = torch.full((len(live), 1), prefix, device=device)  # of each row's next token
     chunks = [rows[i].prompt[prefix:] + rows[i].tokens for i in live]
@@ -191,7 +191,7 @@ def common_prefix(prompts: Sequence[list[int]]) -> list[int]:
     return low[: next((i for i in range(n) if low[i] != high[i]), n)]
 
 
-def _encode_prefix(decoder: Decoder, prompts: Sequence[list[int]]) -> int:
+def encode_prefix(decoder: Decoder, prompts: Sequence[list[int]]) -> int:
     """Length of the encoded prefix that these prompts may use; encodes one when the kept one will not do."""
     common = common_prefix(prompts)
     shared = next((i for i, (a, b) in enumerate(zip(common, decoder.prefix, strict=False)) if a != b), None)
@@ -213,7 +213,7 @@ def _encode(decoder: Decoder, tokens: list[int]) -> None:
     decoder.prefix, decoder.encoded = tokens, [(layer.keys, layer.values) for layer in layers]
 
 
-def _cache(decoder: Decoder, length: int, rows: int, most: int) -> Cache:
+def begun(decoder: Decoder, length: int, rows: int, most: int) -> Cache:
     """A cache for `rows` rows of some `most` tokens that begins with the encoded prefix, cut to `length`."""
     cache = attention.room(decoder.model.config, rows, most)
     if length:

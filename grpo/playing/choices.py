@@ -2,6 +2,8 @@
 
 ALWAYS_ASK, ON_CHANGE = "always", "on-change"
 ASKING = (ALWAYS_ASK, ON_CHANGE)  # when the model is asked: each tick, or when its view has changed (else MONITOR)
+CONSTRAINED, FREE, EXACT = "constrained", "free", "exact"
+DECODINGS = (CONSTRAINED, FREE, EXACT)  # the model's own words, kept to legal answers, or all of these weighed at once
 OPEN_LOOP, LEARNED = "open-loop", "learned"
 OTHERS = ("heuristic", OPEN_LOOP, "evidence", LEARNED)  # policies that an evaluation may have beside the model
 MAX_EPISODES = 10_000  # of a campaign in an evaluation

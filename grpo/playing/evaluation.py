@@ -29,7 +29,17 @@ from grpo.model.errors import ModelError
 from grpo.playing import remote, speaker
 from grpo.playing.campaign import Campaign, tell
 from grpo.playing.candidates import ALWAYS_THERE, SHUFFLED, candidates, play_candidate
-from grpo.playing.choices import ALWAYS_ASK, ASKING, BASE, MAX_EPISODES, OTHERS, TRAINED
+from grpo.playing.choices import (
+    ALWAYS_ASK,
+    ASKING,
+    BASE,
+    CONSTRAINED,
+    DECODINGS,
+    FREE,
+    MAX_EPISODES,
+    OTHERS,
+    TRAINED,
+)
 from grpo.playing.folder import begin, locked
 from grpo.playing.speaker import Speaker, load_once, play_model
 from grpo.reporting import report, transcript_page
@@ -79,7 +89,10 @@ def parser() -> cli.Parser:
     p.add_argument("--rename", action=switch, default=False,
                    help="play again where assets and identities have names that say nothing (likewise)")
     p.add_argument("--transcripts", type=whole(0), default=2, metavar="N", help="pages of each campaign (default: 2)")
-    p.add_argument("--constrained", action=switch, default=True, help="let the model say legal answers only")
+    p.add_argument("--decode", type=one_of(DECODINGS), default=CONSTRAINED, metavar="NAME",
+                   help="constrained (default): word by word, legal answers only; free; or exact: all legal answers "
+                   "are weighed at once, and one is chosen")
+    p.add_argument("--no-constrained", dest="decode", action="store_const", const=FREE, help="as --decode free")
     p.add_argument("--temperature", type=temperature, default=0.0, metavar="T", help="0, the default, is greedy")
     p.add_argument("--max-new-tokens", type=whole(1, 4096), default=40, metavar="N", help="default: 40")
     p.add_argument("--layout", type=one_of(prompting.LAYOUTS), default="compact", metavar="NAME",
@@ -137,7 +150,7 @@ def temperature(text: str) -> float:
 
 def settings(args: Any) -> dict[str, Any]:
     """All that the answers depend on, as JSON."""
-    names = "rules reward personality episodes seed model constrained temperature layout asking max_new_tokens"
+    names = "rules reward personality episodes seed model decode temperature layout asking max_new_tokens"
     return {
         "scenario": [s.id for s in args.scenario],
         **{name: getattr(args, name) for name in (*names.split(), "four_bit", "dtype", "device")},

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prompting
-from grpo.model import decode
+from grpo.model import decode, trie
 from grpo.playing.choices import ALWAYS_ASK, ON_CHANGE
 from jaxsim import env, one_episode, rollouts
 from jaxsim.actions import INVALID
@@ -193,5 +193,27 @@ def responder(
             return texts
         answer_to = dict(zip(wanted, texts, strict=True))
         return [answer_to[prompt] for prompt in prompts]
+
+    return respond
+
+
+def chooser(decoder: decode.Decoder, inventory: Inventory, *, temperature: float = 0.0, seed: int = 0) -> Respond:
+    """A model's choice among all legal answers of a network by their exact probabilities, see `trie.weigh`.
+
+    Sampled choices depend on seed, episode and tick, and on nothing else. Equal prompts are weighed once.
+    """
+    answers = prompting.answers(inventory)
+    tree = trie.trie(decoder.tokenizer, answers)
+
+    def respond(prompts: Sequence[str], episodes: Sequence[int], tick: int) -> list[str]:
+        chats = {prompt: prompting.chat(prompt, inventory) for prompt in prompts}
+        weighed = {
+            prompt: trie.weigh(decoder, decode.chat_tokens(decoder.tokenizer, chat), tree)
+            for prompt, chat in chats.items()
+        }
+        return [
+            answers[trie.pick(weighed[prompt], temperature, (seed, e, tick))]
+            for prompt, e in zip(prompts, episodes, strict=True)
+        ]
 
     return respond

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import prompting
 from grpo.playing.campaign import Campaign
+from grpo.playing.choices import CONSTRAINED, EXACT, FREE
 from grpo.playing.play import Respond
 from grpo.playing.speaker import Speaker
 from jaxsim_soc import cli
@@ -53,6 +54,10 @@ def check_options(args: Any) -> None:
     parts = urlsplit(args.base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
         cli.fail(f"--base-url {args.base_url!r:.200} is no address such as http://127.0.0.1:8080/v1")
+    if args.decode == EXACT:
+        cli.fail(
+            f"--decode {EXACT} needs a model's probabilities, and a server gives words; take {CONSTRAINED} or {FREE}"
+        )
     if args.adapter is not None:
         cli.fail(f"--adapter: a server plays with the adapter that it was started with; leave it out with {PREFIX}NAME")
 
@@ -81,7 +86,7 @@ def load(args: Any) -> Speaker:
             pool.shutdown(cancel_futures=True)
 
     schema_is_known = False
-    if args.constrained:
+    if args.decode == CONSTRAINED:
         try:
             ask([{"role": "user", "content": 'Answer {"action": "MONITOR"}.'}], PROBE)
             schema_is_known = True
@@ -104,7 +109,7 @@ def load(args: Any) -> Speaker:
             return asked.pop("tokens", 0)
 
     answers = "by JSON schema" if schema_is_known else "free"
-    if args.constrained and not schema_is_known:
+    if args.decode == CONSTRAINED and not schema_is_known:
         answers += ": the server knows no JSON schema"
     return Speaker(respond_in, count, {"model": args.model, "base_url": args.base_url, "answers": answers})
 

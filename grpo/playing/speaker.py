@@ -11,6 +11,7 @@ from grpo.model import models
 from grpo.model.errors import ModelError
 from grpo.playing import play
 from grpo.playing.campaign import Campaign
+from grpo.playing.choices import CONSTRAINED, EXACT, FREE
 from grpo.playing.folder import read_part
 from grpo.playing.play import Played, Respond, Turn
 from jaxsim_soc import cli, json_lines
@@ -28,7 +29,7 @@ def load(args: Any, adapter: Path | None) -> Speaker:
     """The model. Fails when it cannot be loaded."""
     import torch
 
-    from grpo.model import decode, grammar
+    from grpo.model import decode, grammar, trie
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -40,13 +41,19 @@ def load(args: Any, adapter: Path | None) -> Speaker:
         cli.fail(f"--model: {error}")
     decoder = decode.Decoder(loaded.model, loaded.tokenizer)
     # Free text has a close call every few words: settled one by one in bfloat16, it would take ten times as long.
-    settle = args.constrained or loaded.about["dtype"] == "float32"
+    settle = args.decode == CONSTRAINED or (args.decode == FREE and loaded.about["dtype"] == "float32")
     sampling = decode.Sampling(args.temperature, args.max_new_tokens, settle)
 
     def respond_in(campaign: Campaign, opening: str) -> Respond:
         if not settle:  # nothing that was said at another tick may matter, or a resumed run would differ
-            decoder.pin(decode.chat_tokens(loaded.tokenizer, prompting.chat(opening, campaign.inventory)))
-        rules = grammar.matcher(loaded.tokenizer, campaign.inventory) if args.constrained else None
+            decoder.pin(first := decode.chat_tokens(loaded.tokenizer, prompting.chat(opening, campaign.inventory)))
+        if args.decode == EXACT:
+            try:
+                trie.check(loaded.model, first, trie.trie(loaded.tokenizer, prompting.answers(campaign.inventory)))
+            except ModelError as error:
+                cli.fail(f"--decode {EXACT}: {error}")
+            return play.chooser(decoder, campaign.inventory, temperature=args.temperature, seed=args.seed)
+        rules = grammar.matcher(loaded.tokenizer, campaign.inventory) if args.decode == CONSTRAINED else None
         likely = play.likely_answers(loaded.tokenizer, [campaign.inventory])
         return play.responder(
             decoder, sampling, campaign.inventory, matcher=rules, seed=args.seed, batch=args.batch, likely=likely

@@ -141,7 +141,7 @@ def markdown(
         f"# {given['model']}{' with ' + given['adapter'] if given['adapter'] else ''} as a defender",
         "",
         f"{given['episodes']} episodes of each campaign, rules `{given['rules']}`, reward `{given['reward']}`, "
-        f"attacker {given['personality']}; {'constrained' if given['constrained'] else 'free'} answers, temperature "
+        f"attacker {given['personality']}; {given['decode']} answers, temperature "
         f"{given['temperature']:g}, layout {given['layout']}, asked {given['asking']}.",
     ]
     for scenario in dict.fromkeys(r["scenario"] for r in rows):

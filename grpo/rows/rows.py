@@ -17,12 +17,14 @@ from grpo.rows import credit as credits
 from grpo.rows.bank import Bank
 from grpo.rows.beliefs import beliefs
 from grpo.rows.credit import Credit
-from jaxsim import env, noise, one_episode, reward
+from jaxsim import env, noise, one_episode, recurrent, reward
 from jaxsim.actions import table
+from jaxsim.audit import checkpoint
 from jaxsim.compile import dims_of
 from jaxsim.env import make_params
 from jaxsim.noise import draw
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE, Policy
+from jaxsim.recurrent import Learned
 from jaxsim.rules import restores
 from jaxsim.types import CONFIRMED, CUT_OFF, EGRESS_BLOCKED, INVESTIGATE, MONITOR, PATCH_ASSET, PATCHED, Dims, Params
 from jaxsim_soc import json_lines
@@ -76,7 +78,8 @@ def campaigns(names: Sequence[str], rules: str, reward_name: str) -> Campaigns:
 
 # The member of the evidence family that contains at once, and whose every action its prompt explains: it neither counts
 # nor remembers. The learned policy is worth more, but what it remembers cannot be shown to a beginner.
-TEACHER: tuple[Policy, Any] = (
+Teacher = tuple[Policy, Any]  # and its parameters
+TEACHER: Teacher = (
     EVIDENCE,
     DEFAULT_EVIDENCE._replace(investigate_at=np.float32(2), contain_at=np.float32(0.5), window=np.int32(1)),
 )
@@ -85,7 +88,7 @@ TEACHER: tuple[Policy, Any] = (
 WAITS = DEFAULT_EVIDENCE._replace(investigate_at=np.float32(np.inf), contain_at=np.float32(np.inf))
 
 
-def from_teacher(game: Campaigns, policy: tuple[Policy, Any], many: int, seed: int) -> Bank:
+def from_teacher(game: Campaigns, policy: Teacher, many: int, seed: int) -> Bank:
     """At most `many` states from a policy's play, half of them, if there are so many, where it sets or lifts a control.
 
     `Bank.action` is what it did. Waiting is most of the work, and would be all that a beginner learns.
@@ -97,6 +100,31 @@ def from_teacher(game: Campaigns, policy: tuple[Policy, Any], many: int, seed: i
     busy, idle = (rng.permutation(np.flatnonzero(x)) for x in (acts, ~acts))
     busy = busy[: many // 2]
     return banks.take(every, np.sort(np.concatenate([busy, idle[: many - len(busy)]])))
+
+
+def teacher_of(game: Campaigns, path: Path) -> Teacher:
+    """The policy of a file of `train-policy --view memoryless`, which draws its actions, as `from_teacher` wants it.
+
+    Raises ValueError, naming file and remedy, for another view, and for a game with other actions.
+    """
+    made = checkpoint.load(path)
+    remedy = "train one with jaxsim-soc train-policy --view memoryless, and the rules of this run"
+    if made.view != recurrent.MEMORYLESS:
+        raise ValueError(f"{path}: view = {made.view!r} remembers what no prompt shows, or sees other things; {remedy}")
+    if made.restores != game.dims.restore:
+        raise ValueError(f"{path}: trained with{'' if made.restores else 'out'} RESTORE; {remedy}")
+    return recurrent.POLICIES[made.view], Learned(made.weights, np.bool_(False))
+
+
+@partial(jax.jit, static_argnames=("dims",))
+def _chances(dims: Dims, weights: recurrent.Weights, obs: Any) -> jax.Array:
+    found: jax.Array = jax.vmap(partial(recurrent.chances, dims, weights))(obs)
+    return found
+
+
+def chances(game: Campaigns, bank: Bank, teacher: Learned) -> np.ndarray:
+    """(R, A) float32, a memoryless teacher's probability of every action at each row; 0 where it is not legal."""
+    return np.asarray(_chances(game.dims, teacher.weights, banks.observe(game.dims, game.params, bank)))
 
 
 def from_model(

@@ -8,17 +8,25 @@ import numpy as np
 from rich.console import Console
 
 import prompting
-from grpo.model import decode
+from grpo.model import decode, grammar, trie
 from grpo.playing import play
+from grpo.playing.choices import CONSTRAINED, EXACT
 from grpo.rows import rows
 from grpo.rows.bank import Bank
-from grpo.rows.rows import Campaigns, Rows
+from grpo.rows.rows import Campaigns, Rows, Teacher
 from grpo.training.settings import Collection
 from jaxsim_soc import cli, json_lines
 
 
 def collected(
-    loop: int, game: Campaigns, wanted: Collection, folder: Path, model: Any, tokenizer: Any, console: Console
+    loop: int,
+    game: Campaigns,
+    wanted: Collection,
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    console: Console,
+    teacher: Teacher | None = None,
 ) -> Rows:
     """The loop's rows: those in its folder, or new ones."""
     try:
@@ -30,8 +38,9 @@ def collected(
     folder.mkdir(parents=True, exist_ok=True)
     seed = wanted.seed + 1000 * (loop + 1)
     if loop == 0:
-        console.print("loop 0: states from the play of the teacher, a heuristic that contains what severe alerts name")
-        bank = rows.from_teacher(game, rows.TEACHER, max(wanted.rows, wanted.warm_rows), seed)
+        who = "a learned policy" if teacher else "a heuristic that contains what severe alerts name"
+        console.print(f"loop 0: states from the play of the teacher, {who}")
+        bank = rows.from_teacher(game, teacher or rows.TEACHER, max(wanted.rows, wanted.warm_rows), seed)
     else:
         bank = own_play(loop, game, wanted, folder, model, tokenizer, seed, console)
     with console.status("return-to-go of every legal action"):
@@ -59,11 +68,17 @@ def own_play(
     pasts = [turns(path, wanted.collect_episodes) for path in files]
 
     def respond(p: int) -> play.Respond:
-        likely = play.likely_answers(tokenizer, [game.inventories[p]])
-        return play.responder(decoder, sampling, game.inventories[p], seed=seed + p, likely=likely)
+        inventory = game.inventories[p]
+        if wanted.decode == EXACT:
+            return play.chooser(decoder, inventory, temperature=wanted.temperature, seed=seed + p)
+        rules = grammar.matcher(tokenizer, inventory) if wanted.decode == CONSTRAINED else None
+        likely = play.likely_answers(tokenizer, [inventory])
+        return play.responder(decoder, sampling, inventory, matcher=rules, seed=seed + p, likely=likely)
 
     def opening(p: int, prompt: str) -> None:
-        decoder.pin(decode.chat_tokens(tokenizer, prompting.chat(prompt, game.inventories[p])))
+        decoder.pin(first := decode.chat_tokens(tokenizer, prompting.chat(prompt, game.inventories[p])))
+        if wanted.decode == EXACT:
+            trie.check(model, first, trie.trie(tokenizer, prompting.answers(game.inventories[p])))
 
     ticks = int(np.max(game.params.scenario.horizon)) * len(game.names)
     with cli.progress(ticks, done=sum(map(len, pasts)), quiet=console.quiet) as step:

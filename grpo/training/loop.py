@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +11,7 @@ import numpy as np
 from accelerate import PartialState
 
 import prompting
-from grpo.learning import diagnostics, unsloth_backend, warm
+from grpo.learning import diagnostics, exact, unsloth_backend, warm
 from grpo.learning.diagnostics import Tables
 from grpo.learning.plan import Plan
 from grpo.learning.student import Lora, save_adapter, student
@@ -17,8 +19,9 @@ from grpo.learning.unsloth_backend import Source
 from grpo.model import decode
 from grpo.model.errors import ModelError
 from grpo.playing import play
+from grpo.playing.choices import EXACT
 from grpo.rows import rows
-from grpo.rows.rows import Campaigns, Rows
+from grpo.rows.rows import Campaigns, Rows, Teacher
 from grpo.training import settings
 from grpo.training.collect import collected
 from grpo.training.run_folder import Run, timed
@@ -35,7 +38,9 @@ class Parts(NamedTuple):
     taught: list[int]  # of these, where the actions differ beyond chance: GRPO's
 
 
-def outer_loop(run: Run, loop: int, game: Campaigns, chosen: Settings, adapter: Path | None) -> tuple[Path, str]:
+def outer_loop(
+    run: Run, loop: int, game: Campaigns, chosen: Settings, adapter: Path | None, teacher: Teacher | None = None
+) -> tuple[Path, str]:
     """Collect, credit, train: (the adapter after this loop, why the alarm stopped it or '')."""
     processes, folder, seed = PartialState(), run.out / f"loop{loop}", chosen.seed + loop
     done = folder / "done.json"
@@ -47,7 +52,7 @@ def outer_loop(run: Run, loop: int, game: Campaigns, chosen: Settings, adapter: 
             chosen.model, lora, chosen.seed, adapter, four_bit=chosen.four_bit, dtype=chosen.dtype
         )
     with timed(run, f"loop{loop} rows"), processes.main_process_first():
-        found = collected(loop, game, chosen.collection, folder, model, tokenizer, run.console)
+        found = collected(loop, game, chosen.collection, folder, model, tokenizer, run.console, teacher)
     parts = divided(found, seed)
     run.console.print(
         f"loop {loop}: {len(found.prompts)} rows; {len(parts.shown) - len(parts.taught)} do not tell actions apart and "
@@ -57,20 +62,29 @@ def outer_loop(run: Run, loop: int, game: Campaigns, chosen: Settings, adapter: 
         check_rows(len(parts.taught), chosen.prompts_per_step)
     if loop == 0 and chosen.warm_rows:
         with timed(run, "warm start"), processes.main_process_first():
-            examples = shown_answers(game, found, parts.shown, chosen.warm_rows, chosen.seed)
-            warm_up(
-                run, examples, model, tokenizer, folder / "warm", epochs=chosen.warm_epochs, batch=chosen.warm_batch,
-                lr=chosen.warm_lr, seed=chosen.seed, save_every=chosen.save_every,
-            )  # fmt: skip
+            how = warm.How(chosen.warm_epochs, chosen.warm_batch, chosen.warm_lr, chosen.seed, chosen.save_every)
+            if teacher:
+                which = np.random.default_rng(chosen.seed).permutation(parts.shown)[: chosen.warm_rows].tolist()
+                at_once = max(1, chosen.micro_batch // chosen.group)
+                distil(run, game, found, which, teacher, model, tokenizer, folder / "warm", how, at_once)
+            else:
+                examples = shown_answers(game, found, parts.shown, chosen.warm_rows, chosen.seed)
+                warm_up(run, examples, model, tokenizer, folder / "warm", how)
     known, alarm = diagnostics.tables(game, found), ""
     if chosen.steps:
-        with timed(run, f"loop{loop} GRPO"):
+        # Without samples the first process learns, and the others read what it has learned.
+        turns = processes.main_process_first() if chosen.estimator == "exact" else nullcontext()
+        with timed(run, f"loop{loop} GRPO"), turns:
             source = None
             if chosen.backend == "unsloth":
                 source = Source(chosen.model, chosen.four_bit, chosen.campaigns, chosen.rules, chosen.reward)
-            alarm = grpo(run, loop, known, parts.taught, chosen.plan, source, folder / "grpo", seed, model, tokenizer)
+            alarm = grpo(
+                run, loop, known, parts.taught, chosen.plan, source, folder / "grpo", seed, model, tokenizer,
+                chosen.estimator,
+            )  # fmt: skip
+        processes.wait_for_everyone()
     if processes.is_main_process:
-        run.log.add(loop, "check", 0, checked(known, parts.kept_out, chosen.max_completion, model, tokenizer))
+        run.log.add(loop, "check", 0, checked(known, parts.kept_out, chosen, model, tokenizer))
         save_adapter(model, folder / "adapter")
         cli.write_json(done, {"alarm": alarm, "rows": len(found.prompts), "informative": len(parts.taught)})
         shutil.rmtree(folder / "grpo", ignore_errors=True)  # the trainer's checkpoints have served
@@ -111,18 +125,49 @@ def shown_answers(game: Campaigns, found: Rows, among: np.ndarray, many: int, se
     return Examples([rows.chat_of(game, found, r) for r in which], answers, found.bank.params_index[which].tolist())
 
 
-def warm_up(run: Run, examples: Examples, model: Any, tokenizer: Any, folder: Path, **how: Any) -> None:
-    """Show the model answers; `how` as for `warm.learn`."""
+def warm_up(run: Run, examples: Examples, model: Any, tokenizer: Any, folder: Path, how: warm.How) -> None:
+    """Show the model answers."""
     counts = {v: sum(f'"{v}"' in text for text in examples.answers) for v in VERBS}
     run.console.print("warm start: " + ", ".join(f"{n} {v}" for v, n in counts.items() if n))
+    pairs = warm.pairs(tokenizer, examples.chats, examples.answers)
+    with followed(run) as advance:
+        warm.learn(model, pairs, examples.campaigns, folder, how, pad=tokenizer.pad_token_id, advance=advance)
+
+
+def distil(
+    run: Run,
+    game: Campaigns,
+    found: Rows,
+    which: list[int],
+    teacher: Teacher,
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    how: warm.How,
+    at_once: int,
+) -> None:
+    """Teach the model a teacher's probabilities of all legal answers at some rows."""
+    target = rows.chances(game, found.bank, teacher[1])
+    lessons = []
+    for r in which:
+        task = exact.asked(game, found, tokenizer, r)
+        lessons.append(warm.Lesson(task.prompt, task.tree, target[r, task.actions]))
+    groups = found.bank.params_index[which].tolist()
+    run.console.print(f"warm start: the teacher's probabilities at {len(lessons)} states")
+    with followed(run) as advance:
+        warm.distil(model, lessons, groups, folder, how, at_once=at_once, advance=advance)
+
+
+@contextmanager
+def followed(run: Run) -> Iterator[Callable[[int, int, float], None]]:
+    """Log and show the steps of a warm start."""
     with cli.progress(quiet=run.console.quiet) as told:
 
         def advance(step: int, steps: int, loss: float) -> None:
             run.log.add(0, "warm", step, {"loss": loss})
             told(f"warm start, step {step} of {steps}, loss {loss:.3f}")
 
-        pairs = warm.pairs(tokenizer, examples.chats, examples.answers)
-        warm.learn(model, pairs, examples.campaigns, folder, pad=tokenizer.pad_token_id, advance=advance, **how)
+        yield advance
 
 
 def grpo(
@@ -136,6 +181,7 @@ def grpo(
     seed: int,
     model: Any,
     tokenizer: Any,
+    estimator: str = "sampled",
 ) -> str:
     """GRPO on the rows `taught`: why the alarm stopped it or ''. With a `source`, by Unsloth in another process."""
 
@@ -149,16 +195,26 @@ def grpo(
 
     if source:
         return unsloth_backend.optimise(model, taught, plan, source, folder, seed, line)
+    if estimator == "exact":
+        return exact.optimise(model, tokenizer, known, taught, plan, folder, seed, line)
     from grpo.learning import optimise
 
     return optimise.optimise(model, tokenizer, known, taught, plan, folder, seed, line)
 
 
-def checked(known: Tables, which: list[int], max_completion: int, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """The shuffle drop of the model's greedy answers at rows that it was not trained on."""
+def checked(known: Tables, which: list[int], chosen: Settings, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The shuffle drop of the model's greedy answers at rows that it was not trained on.
+
+    It answers freely, or, where the settings decode so, by the likeliest of all legal answers.
+    """
+    decoder, texts = decode.Decoder(model, tokenizer), list[str]()
+    if chosen.decode == EXACT:
+        for r in which:
+            say = play.chooser(decoder, rows.inventory_of(known.game, known.rows, r))
+            texts += say([known.rows.prompts[r]], [r], 0)
+        return diagnostics.rows_shuffle_drop(known, which, texts)
     chats = [decode.chat_tokens(tokenizer, rows.chat_of(known.game, known.rows, r)) for r in which]
-    sampling = decode.Sampling(max_new_tokens=max_completion, settle_ties=False)
-    decoder, texts = decode.Decoder(model, tokenizer), []
+    sampling = decode.Sampling(max_new_tokens=chosen.max_completion, settle_ties=False)
     likely = play.likely_answers(tokenizer, known.game.inventories)
     for i in range(0, len(chats), play.BATCH):
         texts += [c.text for c in decode.decode(decoder, chats[i : i + play.BATCH], sampling, likely=likely)]

@@ -29,7 +29,7 @@ def options(out: Path, chosen: Settings) -> list[str]:
         *(["--restart"] if held != chosen.evaluate_episodes else []),
         "--model", chosen.model, "--rules", chosen.rules, "--reward", chosen.reward,
         "--scenario", *chosen.campaigns, "--episodes", str(chosen.evaluate_episodes), "--seed", str(chosen.seed),
-        "--no-constrained", "--asking", chosen.asking, "--layout", chosen.layout,
+        "--decode", chosen.decode, "--asking", chosen.asking, "--layout", chosen.layout,
         "--max-new-tokens", str(chosen.max_completion), "--dtype", chosen.dtype,
         *(["--four-bit"] if chosen.four_bit else []), "--out", str(out / "evaluation"),
     ]  # fmt: skip

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ def begin(out: Path, chosen: Settings, restart: bool, verdict: list[dict[str, An
     wanted = json.loads(chosen.model_dump_json())
     contents = {
         "model": fingerprint(Path(chosen.model)),
+        "teacher": chosen.teacher and sha256(Path(chosen.teacher).read_bytes()).hexdigest(),
         "scenarios": [scenarios.digest(scenarios.load(name)) for name in chosen.campaigns],
     }
     if path.exists():

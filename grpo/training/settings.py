@@ -41,6 +41,7 @@ class Collection(NamedTuple):
     temperature: float
     asking: str
     max_completion: int
+    decode: str
     seed: int
 
 
@@ -79,11 +80,26 @@ class Settings(BaseModel):
     )
     # Warm start
     warm_rows: int = Field(0, ge=0, le=100_000, description="states of the supervised warm start; 0: none")
+    teacher: str = Field(
+        "",
+        description="file of a policy of train-policy --view memoryless: states and targets of the warm start are its "
+        "play and its probabilities of all legal actions (default: a heuristic's play and answers)",
+    )
     warm_epochs: int = Field(2, ge=1, le=20, description="passes over them")
     warm_lr: float = Field(5e-4, gt=0, le=1, description="learning rate of the warm start")
     warm_batch: int = Field(8, ge=1, le=1024, description="rows per step of the warm start")
     # GRPO
     profile: str = Field("returns", description=f"reward profile: {', '.join(signals.PROFILES)}")
+    estimator: Literal["sampled", "exact"] = Field(
+        "sampled", description="of the gradient: sampled, completions by TRL; exact, all legal answers at once"
+    )
+    objective: Literal["gradient", "target"] = Field(
+        "gradient",
+        description="of estimator exact: gradient, GRPO's in the limit of a group without end; target, cross-entropy "
+        "to chances x exp(advantage / eta)",
+    )
+    eta: float = Field(0.5, gt=0, le=100, description="of objective target: smaller is greedier")
+    entropy_weight: float = Field(0.0, ge=0, le=10, description="of estimator exact: pay for entropy, points a nat")
     signals: dict[str, float] = Field(default_factory=dict, description="weights that replace the profile, as JSON")
     steps: int = Field(60, ge=0, le=1_000_000, description="optimizer steps per outer loop")
     prompts_per_step: int = Field(1, ge=1, le=4096, description="rows per step")
@@ -91,6 +107,9 @@ class Settings(BaseModel):
     micro_batch: int = Field(8, ge=1, le=4096, description="completions per forward pass")
     lr: float = Field(3e-5, gt=0, le=1, description="learning rate")
     beta: float = Field(0.04, ge=0, le=10, description="weight of the KL term")
+    decode: Literal["free", "constrained", "exact"] = Field(
+        "free", description="how the model answers in its own play and when it is evaluated, as for evaluate-model"
+    )
     max_completion: int = Field(40, ge=8, le=1024, description="tokens of a completion, at most")
     alarm: bool = Field(True, description="stop when the policy shows the tells of a shortcut")
     # The run
@@ -157,6 +176,15 @@ class Settings(BaseModel):
             raise ValueError(
                 f"prompts_per_step = {self.prompts_per_step} is more than there are: {kept_apart(most)} of a loop's "
                 f"{most} rows are kept for checking; choose fewer, or more rows"
+            )
+        if self.teacher and not Path(self.teacher).is_file():
+            raise ValueError(f"teacher = {self.teacher!r} is no file; give one of jaxsim-soc train-policy")
+        if self.estimator == "exact" and self.backend == "unsloth":
+            raise ValueError("estimator = exact does not go through Unsloth; take backend = transformers, or sampled")
+        if spread := [name for name in signals.SPREAD if self.weights.get(name) and self.estimator == "exact"]:
+            raise ValueError(
+                f"signals: {spread[0]} compares the completions of a group, and estimator = exact draws none; leave it "
+                "out, or take sampled"
             )
         if self.four_bit and self.dtype == "float32":
             raise ValueError("four_bit and dtype = float32 contradict each other; use bfloat16, float16 or auto")

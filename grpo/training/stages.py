@@ -24,7 +24,7 @@ ALARMED = 3  # exit code of a run that the alarm stopped
 def run(shown: Path, chosen: Settings, verdict: list[dict[str, Any]], restart: bool) -> None:
     """Run the stages that are not done yet in a folder, `shown` as the user wrote it; `verdict` is the audit's."""
     try:
-        backend = unsloth_backend.choose(chosen.backend)
+        backend = unsloth_backend.choose("transformers" if chosen.estimator == "exact" else chosen.backend)
     except ModelError as error:
         cli.fail(str(error))
     out = Path(os.path.realpath(shown))
@@ -37,10 +37,15 @@ def run(shown: Path, chosen: Settings, verdict: list[dict[str, Any]], restart: b
     this = Run(out, manifest, Log(out / "training_log.jsonl"), console)
     game = rows.campaigns(chosen.campaigns, chosen.rules, chosen.reward)
     try:
+        teacher = rows.teacher_of(game, Path(chosen.teacher)) if chosen.teacher else None
+    except ValueError as error:
+        release(out)
+        cli.fail(f"teacher: {error}")
+    try:
         adapter: Path | None = None
         with run_evaluation.base_beside(out, chosen):
             for loop in range(chosen.outer_loops):
-                adapter, alarm = outer_loop(this, loop, game, chosen, adapter)
+                adapter, alarm = outer_loop(this, loop, game, chosen, adapter, teacher)
                 if alarm:
                     break
     except ModelError as error:

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from jaxsim.recurrent import HEADS, VIEWS, Learned, Weights, init_weights
+from jaxsim.recurrent import HEADS, POLICIES, Learned, Weights, init_weights
 from jaxsim.version import SIMULATOR_VERSION, is_kept, name_now
 
 FORMAT = "jaxsim-soc recurrent policy 1"
@@ -63,7 +63,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise ValueError(
             f"{path}: not a readable safetensors file ({error}); train one with jaxsim-soc train-policy"
         ) from None
-    if about.get("format") != FORMAT or about.get("view") not in VIEWS:
+    if about.get("format") != FORMAT or about.get("view") not in POLICIES:
         raise ValueError(f"{path}: not a policy of this project; train one with jaxsim-soc train-policy")
     version = about.get("simulator_version", "")
     if not is_kept(version):

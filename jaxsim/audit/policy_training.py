@@ -1,6 +1,7 @@
 """Train the policies that the audit pits against each other: `recurrent.VIEWS`, one that sees and others.
 
-    jaxsim-soc train-policy                         all views on the training scenarios, a few minutes each
+    jaxsim-soc train-policy                         its views on the training scenarios, a few minutes each
+    jaxsim-soc train-policy --view memoryless       a teacher for language models, see `jaxsim-soc train --teacher`
     jaxsim-soc train-policy --view masked --scenario my_network.yaml --out out/policies
 
 Checkpoints are safetensors files <rules>-<reward>-<view>.safetensors; the sweep uses those of its rules and reward.
@@ -87,8 +88,8 @@ def parser() -> cli.Parser:
     options.add_reward(p)
     options.add_personality(p)
     p.add_argument(
-        "--view", type=cli.one_of(recurrent.VIEWS), nargs="+", default=list(recurrent.VIEWS), metavar="NAME",
-        help=f"{', '.join(recurrent.VIEWS)} (default: all)",
+        "--view", type=cli.one_of(recurrent.POLICIES), nargs="+", default=list(recurrent.VIEWS),
+        metavar="NAME", help=f"{', '.join(recurrent.POLICIES)} (default: all but the last, the views of the audit)",
     )  # fmt: skip
     p.add_argument(
         "--start", type=cli.input_file, metavar="FILE", help="go on from this checkpoint instead of from a teacher"

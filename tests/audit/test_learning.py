@@ -20,7 +20,7 @@ from jaxsim.audit import checkpoint, evaluation, policy_training, ppo
 from jaxsim.compile import dims_of
 from jaxsim.one_episode import start
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE
-from jaxsim.recurrent import ALERTS, MASKED, PRIVILEGED, SEEING, VIEWS, Learned, Weights
+from jaxsim.recurrent import ALERTS, MASKED, MEMORYLESS, PRIVILEGED, SEEING, VIEWS, Learned, Weights
 from jaxsim.rollouts import rollout
 from jaxsim.types import CONFIRMED, Alerts, Dims, Forensics, Observation, Params
 from jaxsim.version import SIMULATOR_VERSION
@@ -120,7 +120,7 @@ def play_observations(weights: Weights, view: str, many: list[Observation]) -> n
 
 
 FORWARD = jax.jit(partial(recurrent.forward, DIMS))
-FEATURES = {view: jax.jit(partial(recurrent.features, DIMS, view)) for view in (SEEING, MASKED)}
+FEATURES = {view: jax.jit(partial(recurrent.features, DIMS, view)) for view in (SEEING, MASKED, MEMORYLESS)}
 
 
 @pytest.mark.parametrize("view", [SEEING, MASKED])
@@ -155,6 +155,20 @@ def test_a_masked_policy_reads_no_evidence() -> None:
         logits = [play_observations(weights_of(4), view, x) for x in (many, mixed)]
         assert np.array_equal(*logits) == same
     assert not np.array_equal(play_observations(weights_of(4), MASKED, others), logits[0])
+
+
+def test_a_memoryless_policy_sees_what_is_there_and_no_more() -> None:
+    """At every tick what it would do at a first one, where it does what one that remembers would."""
+    many = [random_observation(s) for s in range(3)]
+    weights, legal = weights_of(4), np.asarray(actions.legal_mask(DIMS, EXISTS))
+    one, other = (play_observations(weights, view, many) for view in (MEMORYLESS, SEEING))
+    np.testing.assert_array_equal(one[0], other[0])
+    assert np.abs(one[2] - other[2])[legal].max() > 1e-3
+    np.testing.assert_array_equal(one[2], play_observations(weights, MEMORYLESS, many[2:])[0])
+    found = np.asarray(recurrent.chances(DIMS, weights, many[2]))
+    np.testing.assert_allclose(found, jax.nn.softmax(one[2]), rtol=1e-5, atol=1e-7)
+    assert found.sum() == pytest.approx(1, abs=1e-5) and not found[~legal].any()
+    assert MEMORYLESS not in VIEWS and MEMORYLESS in recurrent.POLICIES  # the audit goes on without it
 
 
 def test_only_a_privileged_policy_sees_the_truth() -> None:

@@ -70,7 +70,7 @@ WRITERS = {
     "jaxsim/throughput.py::plot": INSIDE,
     "grpo/rows/bank.py::save": INSIDE,
     "grpo/rows/rows.py::save": INSIDE,
-    "grpo/learning/warm.py::_keep": INSIDE,
+    "grpo/learning/descent.py::_keep": INSIDE,
     "grpo/learning/student.py::save_adapter": INSIDE,
     "grpo/training/loop.py::finish_adapter": INSIDE,
     "grpo/training/run_evaluation.py::base_beside": SCRATCH,
@@ -236,10 +236,10 @@ def log(place: Path, text: str) -> None:
 def checkpoint(place: Path, text: str) -> None:
     import torch
 
-    from grpo.learning.warm import _keep
+    from grpo.learning.descent import _keep
 
     weights = {"w": torch.full((4,), float(len(text)))}
-    _keep(place / "warm", weights, torch.optim.Adam(weights.values()), len(text))
+    _keep(place / "warm", weights, torch.optim.Adam(weights.values()), {"step": len(text)})
 
 
 def generated(place: Path, text: str) -> None:

@@ -244,7 +244,7 @@ def test_what_follows_the_last_whole_turn_is_dropped(tmp_path: Path, tail: bytes
         (["--seed", "1"], ["seed = 0, not 1"]),
         (["--episodes", "4"], ["episodes = 3, not 4"]),
         (["--layout", "json"], ["layout = 'compact', not 'json'"]),
-        (["--no-constrained"], ["constrained = True, not False"]),
+        (["--no-constrained"], ["decode = 'constrained', not 'free'"]),
         (["--model", "other/model"], ["model = 'embedded', not 'other/model'"]),
         (["--scenario", CLOUD], ["scenario = ["]),
     ],

@@ -13,6 +13,7 @@ from scripted import CLOCK, SUPPLY, assert_finite, command, error_of, rows_in, s
 import jaxsim
 import scenarios
 from grpo.playing import evaluation, speaker
+from grpo.playing.choices import CONSTRAINED, DECODINGS, FREE
 
 
 @pytest.fixture(autouse=True)
@@ -43,23 +44,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("constrained", [True, False])
+@pytest.mark.parametrize("decoding", DECODINGS)
 def test_a_real_model_from_end_to_end(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, constrained: bool
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoding: str
 ) -> None:
-    if constrained:
+    if decoding == CONSTRAINED:
         pytest.importorskip("llguidance")
     monkeypatch.undo()
     own = jaxsim.load_scenario(SUPPLY).model_copy(update={"id": "short", "horizon": 5})
     (tmp_path / "own.yaml").write_text(scenarios.dump(own))
-    options = ["--model", str(tiny), "--constrained" if constrained else "--no-constrained", "--threads", "1"]
-    options += ["--max-new-tokens", "70" if constrained else "8", "--dtype", "float32", "--temperature", "1"]
+    options = ["--model", str(tiny), "--decode", decoding, "--threads", "1"]
+    options += ["--max-new-tokens", "8" if decoding == FREE else "70", "--dtype", "float32", "--temperature", "1"]
     argv = command(tmp_path / "out", *options, scenario=str(tmp_path / "own.yaml"), episodes=3)
     evaluation.main(argv)
     rows = rows_in(tmp_path / "out", clock=True)
     assert_finite(rows)
     assert rows[2]["decisions"] == 15 and rows[2]["tokens_per_second"] > 0
-    assert rows[2]["invalid_rate"] == (0 if constrained else 1)
+    assert rows[2]["invalid_rate"] == (1 if decoding == FREE else 0)
     # Sampled answers are the same after an interruption.
     part = tmp_path / "out" / "parts" / "short-base.jsonl"
     said = [json.loads(line)["texts"] for line in part.read_text().splitlines()]

@@ -70,12 +70,12 @@ def test_a_server_that_knows_no_schema_is_asked_without(status: int) -> None:
         assert answers(args) == [MONITOR] * 3
         assert remote.load(args).about["answers"] == "free: the server knows no JSON schema"
     with serving(lambda body, n: said(MONITOR)) as server:
-        assert remote.load(options(server.url, constrained=False)).about["answers"] == "free" and not server.seen
+        assert remote.load(options(server.url, decode="free")).about["answers"] == "free" and not server.seen
 
 
 def test_tokens_are_those_of_the_server() -> None:
     with serving(lambda body, n: said(None if n == 3 else MONITOR, None if n == 2 else 7)) as server:
-        speaker = remote.load(options(server.url, constrained=False))
+        speaker = remote.load(options(server.url, decode="free"))
         respond = speaker.respond_in(SimpleNamespace(inventory=INVENTORY), "")  # type: ignore[arg-type]
         assert sorted(respond(PROMPTS, range(3), 1)) == ["", MONITOR, MONITOR]
         assert (speaker.count([]), speaker.count([])) == (14, 0)

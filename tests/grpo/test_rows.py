@@ -19,9 +19,12 @@ import scenarios
 from grpo.learning import diagnostics, optimise, signals
 from grpo.rows import bank as banks
 from grpo.rows import rows
+from jaxsim import recurrent
+from jaxsim.audit import checkpoint
 from jaxsim.names import parse_plan
 from jaxsim.policies import BASELINES, PLAN
 from jaxsim.types import CUT_OFF, EGRESS_BLOCKED, INVESTIGATE, MONITOR, PATCHED
+from jaxsim.version import SIMULATOR_VERSION
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -191,3 +194,28 @@ def test_the_alarm_names_what_the_audit_found() -> None:
         reports.append(book.latest)
     reason = diagnostics.alarm(reports)
     assert "with no alert in view, mostly REVOKE_IDENTITY identities[0]" in reason
+
+
+def test_a_memoryless_teacher_weighs_all_legal_actions(game: Any, found: Any, tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+
+    def write(restore: bool, view: str) -> None:
+        weights = recurrent.init_weights(jax.random.key(3), 8, restore)
+        about = {"view": view, "simulator_version": SIMULATOR_VERSION}
+        path.write_bytes(checkpoint.to_bytes(checkpoint.Checkpoint(weights, about)))
+
+    write(game.dims.restore, recurrent.MEMORYLESS)
+    policy, learned = rows.teacher_of(game, path)
+    chances = rows.chances(game, found.bank, learned)
+    legal = list(game.inventories[0].actions.values())
+    np.testing.assert_allclose(chances[:, legal].sum(axis=1), 1, atol=1e-5)
+    assert policy == recurrent.POLICIES[recurrent.MEMORYLESS] and not learned.greedy
+    assert (chances[:, legal] > 0).all() and len(np.unique(chances[:, 0])) > 3  # they hang on what is seen
+    write(game.dims.restore, recurrent.SEEING)
+    with pytest.raises(
+        ValueError, match=r"view = 'seeing' .* train one with jaxsim-soc train-policy --view memoryless"
+    ):
+        rows.teacher_of(game, path)
+    write(not game.dims.restore, recurrent.MEMORYLESS)
+    with pytest.raises(ValueError, match=r"trained with.* RESTORE; train one"):
+        rows.teacher_of(game, path)

@@ -48,6 +48,10 @@ def test_the_t4_preset_is_what_a_t4_can_do() -> None:
         ({"evaluate_episodes": 20_000}, r"cpu.yaml: evaluate_episodes = 20000: .*less than or equal to 10000"),
         ({"scenarios": (SUPPLY, SUPPLY)}, rf"'{SUPPLY}' and '{SUPPLY}' both have the id '{SUPPLY}'; leave one out"),
         ({"rows": 16, "warm_rows": 0, "prompts_per_step": 15}, r"prompts_per_step = 15 is more than there are: 2 of a"),
+        ({"estimator": "exact", "backend": "unsloth"}, r"estimator = exact does not go through Unsloth; take backend"),
+        ({"estimator": "exact", "profile": "published"}, r"signals: action_diversity compares the .* take sampled"),
+        ({"teacher": "nowhere"}, r"teacher = 'nowhere' is no file; give one of jaxsim-soc train-policy"),
+        ({"eta": 0}, r"cpu.yaml: eta = 0: .*greater than 0"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(changes: dict[str, object], wanted: str) -> None:

@@ -55,6 +55,12 @@ def test_every_signal_equals_the_value_by_hand(name: str) -> None:
     assert signals.SIGNALS[name]([]) == []
 
 
+@pytest.mark.parametrize("name", signals.SIGNALS)
+def test_only_signals_of_spread_look_at_others(name: str) -> None:
+    alone = [signals.SIGNALS[name]([c])[0] for c in BATCH]
+    assert (alone != signals.SIGNALS[name](BATCH)) == (name in signals.SPREAD)
+
+
 def test_verbs_are_those_of_the_simulator() -> None:
     for name in types.VERBS:
         assert getattr(signals, name) == getattr(types, name)

@@ -20,7 +20,7 @@ import prompting
 import scenarios
 from grpo.learning import student as students
 from grpo.learning import warm
-from grpo.model import decode, models
+from grpo.model import decode, models, trie
 from grpo.model.embedded import ModelError
 from grpo.training import settings
 
@@ -54,9 +54,10 @@ def test_a_warm_start_learns_and_continues_exactly(tmp_path: Path) -> None:
                 raise Killed
 
         examples = warm.pairs(tokenizer, chats, answers)
-        given = {"epochs": 6, "batch": 4, "lr": 3e-2, "seed": 5, "pad": tokenizer.pad_token_id, "save_every": 2}
+        how = warm.How(epochs=6, batch=4, lr=3e-2, seed=5, save_every=2)
         with contextlib.suppress(Killed):
-            warm.learn(model, examples, [0, 1] * 4, tmp_path / name, advance=advance, **given)
+            pad = tokenizer.pad_token_id
+            warm.learn(model, examples, [0, 1] * 4, tmp_path / name, how, pad=pad, advance=advance)
         return losses, {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
     whole, weights = run("whole")
@@ -76,10 +77,9 @@ def test_a_warm_start_that_loses_its_numbers_keeps_nothing(tmp_path: Path, monke
     steps: list[int] = []
 
     def learn(examples: Any = examples) -> None:
-        given = {"epochs": 1, "batch": 2, "lr": 1e-3, "seed": 5, "pad": tokenizer.pad_token_id, "save_every": 1}
-        warm.learn(
-            model, examples, [0] * 4, tmp_path / "warm", advance=lambda step, many, loss: steps.append(step), **given
-        )
+        how = warm.How(epochs=1, batch=2, lr=1e-3, seed=5, save_every=1)
+        advance, pad = lambda step, many, loss: steps.append(step), tokenizer.pad_token_id
+        warm.learn(model, examples, [0] * len(examples), tmp_path / "warm", how, pad=pad, advance=advance)
 
     with pytest.raises(ModelError, match="no answer worth showing"):
         learn([])
@@ -121,3 +121,44 @@ def test_only_the_answer_is_learned(tmp_path: Path) -> None:
         other = warm.answer_loss(model, [short], 0).item()
     assert alone == pytest.approx(wanted, abs=1e-4)
     assert beside == pytest.approx((3 * alone + other) / 4, abs=1e-4)  # padding changes nothing
+
+
+def test_a_teachers_chances_are_learned_and_continue_exactly(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "model")
+    answers = ('{"action": "MONITOR"}', '{"action": "INVESTIGATE", "target": "idp-okta"}')
+    wanted = [np.asarray([0.9, 0.1]), np.asarray([0.0, 1.0])]  # one of them as if it were shown
+
+    def run(name: str, stop: int = 0) -> tuple[list[float], dict[str, torch.Tensor]]:
+        model, tokenizer = student(folder)
+        tree, told = trie.trie(tokenizer, answers), list[float]()
+        lessons = [warm.Lesson([*range(5, 45), 50 + i], tree, wanted[i % 2]) for i in range(4)]
+
+        def advance(step: int, steps: int, loss: float) -> None:
+            assert steps == 16
+            told.append(loss)
+            if step == stop:
+                raise Killed
+
+        with contextlib.suppress(Killed):
+            how = warm.How(epochs=8, batch=2, lr=3e-2, seed=5, save_every=4)
+            warm.distil(model, lessons, [0, 0, 1, 1], tmp_path / name, how, at_once=1, advance=advance)
+        return told, {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    whole, weights = run("whole")
+    assert whole[0] > 20 and whole[-1] < 0.5 * whole[0]
+    first, _ = run("cut", stop=7)
+    rest, again = run("cut")
+    assert first[:4] == whole[:4] and rest == whole[4:]
+    assert all(torch.equal(weights[n], again[n]) for n in weights)
+
+
+def test_distilling_a_shown_answer_is_showing_it(tmp_path: Path) -> None:
+    model, tokenizer = student(tiny(tmp_path / "model"))
+    model.eval()
+    answers = ('{"action": "MONITOR"}', '{"action": "INVESTIGATE", "target": "idp-okta"}')
+    prompt = list(range(5, 45))
+    [(_, answer)] = warm.pairs(tokenizer, [[{"role": "user", "content": ""}]], [answers[1]])
+    with torch.no_grad():
+        shown = len(answer) * warm.answer_loss(model, [(prompt, answer)], 0)  # the mean over its tokens
+        lesson = warm.Lesson(prompt, trie.trie(tokenizer, answers), np.asarray([0.0, 1.0]))
+        torch.testing.assert_close(warm.distil_loss(model, [lesson]), shown, rtol=1e-5, atol=1e-4)

@@ -1,0 +1,163 @@
+"""How likely every legal answer is, from one forward pass: behind a prompt stand all answers at once, as a tree.
+
+Answers begin alike, so together they have few tokens. Each token sees the prompt and what stands above it in the tree,
+by an attention mask, and its place in the text is its depth (tree attention: Miao et al. 2023, arXiv:2305.09781). What
+comes out is what scoring the answers one by one gives. An answer is what `prompting.encode` writes, as the tokenizer
+cuts it, with the end token; the same text in other tokens is another answer.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from grpo.model import attention
+from grpo.model.decode import TIE, Decoder, begun, common_prefix, encode_prefix, token_ids
+from grpo.model.errors import ModelError
+
+WORTH = 32  # tokens: a shorter common beginning is not computed apart
+
+
+class Trie(NamedTuple):
+    """A answers as a tree. NumPy arrays.
+
+    N nodes are fed to a model, parents first: all tokens but the end tokens. M = N + A tokens are scored.
+    """
+
+    tokens: np.ndarray  # (N,) int64
+    depth: np.ndarray  # (N,) int64, 0 behind the prompt
+    above: np.ndarray  # (N, N) bool, [i, j]: j is i or stands above it
+    scored: np.ndarray  # (M,) int64, tokens
+    after: np.ndarray  # (M,) int64, the node that each follows, counted from 1; 0 is the prompt
+    path: np.ndarray  # (A, longest) int64, the scored tokens of each answer; M where it has ended
+
+
+@lru_cache(maxsize=64)
+def trie(tokenizer: Any, answers: tuple[str, ...]) -> Trie:
+    """The tree of some answers, such as `prompting.answers(inventory)`.
+
+    Raises ModelError when there is none, and when the tokenizer does not tell two of them apart.
+    """
+    end = tokenizer.eos_token_id
+    written = [(*token_ids(tokenizer, text), end) for text in answers]
+    if len(set(written)) < max(1, len(answers)):
+        same = next((text for i, text in enumerate(answers) if written[i] in written[:i]), "none at all")
+        raise ModelError(f"{len(answers)} answers are no tree: {same!r} is said twice in tokens; use another tokenizer")
+    beginnings = sorted({tokens[:k] for tokens in written for k in range(1, len(tokens) + 1)})
+    fed = {tokens: i for i, tokens in enumerate(t for t in beginnings if t[-1] != end)}
+    above = np.zeros((len(fed), len(fed)), bool)
+    for tokens, i in fed.items():
+        above[i, [fed[tokens[:k]] for k in range(1, len(tokens) + 1)]] = True
+    place = {tokens: i for i, tokens in enumerate(beginnings)}
+    path = np.full((len(written), max(map(len, written))), len(beginnings))
+    for a, tokens in enumerate(written):
+        path[a, : len(tokens)] = [place[tokens[:k]] for k in range(1, len(tokens) + 1)]
+    return Trie(
+        tokens=np.asarray([t[-1] for t in fed]),
+        depth=np.asarray([len(t) - 1 for t in fed]),
+        above=above,
+        scored=np.asarray([t[-1] for t in beginnings]),
+        after=np.asarray([fed[t[:-1]] + 1 if len(t) > 1 else 0 for t in beginnings]),
+        path=path,
+    )
+
+
+def log_probs(model: Any, prompts: Sequence[list[int]], tries: Sequence[Trie]) -> list[torch.Tensor]:
+    """(A,) float32 log-probability of every answer behind each prompt (token ids), with gradients where they are on.
+
+    One pass for all; what the prompts begin with is computed once, except under gradient checkpointing, which keeps no
+    cache.
+    """
+    shared = common_prefix(prompts) if len(prompts) > 1 and not attention.checkpoints(model) else []
+    n = len(shared) if len(shared) >= WORTH else 0
+    cache = None
+    if n:
+        cache = DynamicCache(config=model.config)
+        ids = torch.tensor([shared], device=model.device)
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(prompts))
+    return behind(model, cache, n, [prompt[n:] for prompt in prompts], tries)
+
+
+def behind(
+    model: Any, cache: Cache | None, n: int, rests: Sequence[list[int]], tries: Sequence[Trie]
+) -> list[torch.Tensor]:
+    """`log_probs` where a cache holds the first n tokens of every prompt; `rests` are the others, at least one each."""
+    left, most = max(map(len, rests)), max(len(t.tokens) for t in tries)
+    tokens = np.zeros((len(rests), left + most), np.int64)
+    places = np.zeros_like(tokens)
+    sees = np.zeros((*tokens.shape, n + left + most), bool)
+    for i, (rest, tree) in enumerate(zip(rests, tries, strict=True)):
+        first, last = left - len(rest), left + len(tree.tokens)
+        tokens[i, first:last] = [*rest, *tree.tokens]
+        places[i, first:last] = [*range(n, n + len(rest)), *(n + len(rest) + tree.depth)]
+        sees[i, first:last, :n] = True
+        sees[i, first:left, n + first : n + left] = np.tri(len(rest), dtype=bool)
+        sees[i, left:last, n + first : n + left] = True
+        sees[i, left:last, n + left : n + last] = tree.above
+    # Padding sees itself: a softmax over nothing would be no number.
+    sees |= np.eye(left + most, n + left + most, n, dtype=bool)
+    out = model(
+        input_ids=torch.from_numpy(tokens).to(model.device),
+        attention_mask=attention.tree_mask(model, torch.from_numpy(sees).to(model.device)),
+        position_ids=torch.from_numpy(places).to(model.device),
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=1 + most,
+    )
+    return [_of_answers(logits, tree) for logits, tree in zip(out.logits[:, -1 - most :], tries, strict=True)]
+
+
+@torch.inference_mode()
+def weigh(decoder: Decoder, prompt: list[int], tree: Trie) -> np.ndarray:
+    """(A,) float64 log-probability of every answer behind one prompt (token ids).
+
+    It is read by itself, so that nothing depends on its neighbours, but for what it shares with the prompt that the
+    decoder has pinned.
+    """
+    n = encode_prefix(decoder, [prompt])
+    with attention.packed(decoder.model):
+        cache = begun(decoder, n, 1, len(prompt) + len(tree.tokens))
+        [found] = behind(decoder.model, cache, n, [prompt[n:]], [tree])
+    return np.asarray(found.double().cpu())
+
+
+def pick(log_p: np.ndarray, temperature: float = 0.0, seeds: Sequence[int] = ()) -> int:
+    """The likeliest answer; above temperature 0 one that is drawn, with chances to the power of 1 / temperature."""
+    if temperature == 0:
+        return int(log_p.argmax())
+    below = np.exp((log_p - log_p.max()) / temperature).cumsum()
+    drawn = np.searchsorted(below, np.random.default_rng(list(seeds)).random() * below[-1], side="right")
+    return min(int(drawn), int((below < below[-1]).sum()))  # the last of any chance, should rounding pass it
+
+
+@torch.inference_mode()
+def check(model: Any, prompt: list[int], tree: Trie) -> None:
+    """Raises ModelError when a model does not read a tree as it reads each of its texts.
+
+    Such are models that do not attend by a mask alone: with windows that slide, or a memory in place of attention.
+    """
+    ends = np.where(tree.path < len(tree.scored), tree.path, -1)
+    last = int(ends.max(axis=1).argmax())  # behind all others, so that a mask that is not kept shows
+    answer = tree.scored[ends[last][ends[last] >= 0]].tolist()
+    ids = torch.tensor([prompt + answer[:-1]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer)).logits[0, -len(answer) :].float()
+    alone = logits.log_softmax(dim=-1)[range(len(answer)), answer].sum().item()
+    among = log_probs(model, [prompt], [tree])[0][last].item()
+    if not abs(alone - among) < TIE[model.dtype] * len(answer) ** 0.5:  # errors of many tokens partly cancel
+        raise ModelError(
+            f"this model cannot weigh all answers at once: of one the log-probability is {alone:.2f} alone, but "
+            f"{among:.2f} among the others; take another model, or decode and learn from samples"
+        )
+
+
+def _of_answers(logits: torch.Tensor, tree: Trie) -> torch.Tensor:
+    """(A,) from the (nodes, vocabulary) logits behind the prompt and behind each node."""
+    after, scored, path = (torch.from_numpy(x).to(logits.device) for x in (tree.after, tree.scored, tree.path))
+    logits = logits[: 1 + len(tree.tokens)].float()
+    each = logits[after, scored] - logits.logsumexp(dim=-1)[after]
+    return torch.nn.functional.pad(each, (0, 1))[path].sum(dim=1)

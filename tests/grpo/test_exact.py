@@ -1,0 +1,179 @@
+"""GRPO without samples: it learns what pays, goes on exactly, heeds the alarm, and keeps nothing that is no number."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+import jax
+import torch
+from rich.console import Console
+from tiny_models import tiny
+from training_runs import Killed, fresh
+
+from grpo.learning import diagnostics, exact
+from grpo.model.errors import ModelError
+from grpo.rows import rows
+from grpo.training import loop as loops
+from grpo.training import run_folder, settings
+from jaxsim import recurrent
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+ROWS = list(range(6))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory.mktemp("exact") / "tiny", fluent=True)
+
+
+def chosen(model: Path, **changes: Any) -> settings.Settings:
+    given = {"estimator": "exact", "steps": 3, "save_every": 1, "lr": 1e-2, "prompts_per_step": 2, "lora_dropout": 0.1}
+    return settings.load("smoke", {"model": str(model), "micro_batch": 4, **given, **changes})
+
+
+def learned(
+    known: diagnostics.Tables, wanted: settings.Settings, folder: Path, stop: int = 0, among: list[int] = ROWS
+) -> tuple[dict[int, Any], dict[str, torch.Tensor], str]:
+    """The log, the adapter and the alarm's reason; killed in a step if that is given."""
+    student, tokenizer = fresh(wanted)
+    told: dict[int, Any] = {}
+    alarm = ""
+
+    def log(step: int, report: dict[str, Any]) -> None:
+        told[step] = report
+        if step == stop:
+            raise Killed
+
+    with contextlib.suppress(Killed):
+        alarm = exact.optimise(student, tokenizer, known, among, wanted.plan, folder, 7, log)
+    return told, {n: p.detach().clone() for n, p in student.named_parameters() if p.requires_grad}, alarm
+
+
+@pytest.fixture(scope="module")
+def known(game: rows.Campaigns, found: rows.Rows) -> diagnostics.Tables:
+    return diagnostics.tables(game, found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "bfloat16", "four_bit": True, "objective": "target", "entropy_weight": 0.1},
+        {"gradient_checkpointing": True, "micro_batch": 2},
+        {"dtype": "float16", "objective": "target"},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_(en|dis)able` is deprecated:FutureWarning")
+def test_it_continues_exactly(known: diagnostics.Tables, model: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    wanted = chosen(model, **changes)
+    whole, weights, _ = learned(known, wanted, tmp_path / "whole")
+    assert list(whole) == [1, 2, 3] and whole[1]["kl"] == 0 and whole[3]["learning_rate"] == pytest.approx(1e-2 / 3)
+    first, _, _ = learned(known, wanted, tmp_path / "cut", stop=2)
+    rest, again, _ = learned(known, wanted, tmp_path / "cut")
+    assert list(rest) == [2, 3] and first | rest == whole
+    assert all(torch.equal(weights[n], again[n]) for n in weights) and any(w.any() for w in weights.values())
+
+
+def test_how_rows_are_put_together_changes_nothing(known: diagnostics.Tables, model: Path, tmp_path: Path) -> None:
+    runs = [
+        learned(known, chosen(model, lora_dropout=0, steps=2, objective="target", micro_batch=m), tmp_path / str(m))
+        for m in (2, 4)  # one state a pass, two
+    ]
+    for name, x in runs[0][1].items():
+        torch.testing.assert_close(runs[1][1][name], x, rtol=1e-3, atol=1e-5)
+    assert runs[0][0][2]["loss"] == pytest.approx(runs[1][0][2]["loss"], rel=1e-5)
+
+
+def test_it_learns_what_pays(known: diagnostics.Tables, model: Path, tmp_path: Path) -> None:
+    many = {"steps": 24, "prompts_per_step": 3, "micro_batch": 6, "save_every": 24, "beta": 0, "lora_dropout": 0}
+    wanted = chosen(model, objective="target", eta=0.2, lr=5e-2, **many)
+    told, _, _ = learned(known, wanted, tmp_path / "target", among=ROWS[:3])
+    assert told[1]["valid_rate"] < 1e-6 < 0.1 < told[24]["valid_rate"]  # form is learned as well
+    assert told[24]["regret"] < 0.7 * told[1]["regret"]
+
+
+def test_rewards_are_those_of_the_signals(known: diagnostics.Tables) -> None:
+    paid = diagnostics.paid(known, 2, {"return_to_go": 1.0, "format": 1.0})
+    q = known.rows.credit.q[2]
+    np.testing.assert_allclose(paid[:-1], q, rtol=1e-6)
+    assert paid[-1] == pytest.approx(np.nanmin(q) - diagnostics.MARGIN)
+
+
+def test_an_expected_report_is_that_of_many_completions(known: diagnostics.Tables) -> None:
+    which, actions = [0, 3], known.game.dims.actions
+    chances = np.zeros((2, actions + 1))
+    chances[0, [0, 2, -1]] = 0.5, 0.25, 0.25
+    chances[1, [0, 4]] = 0.75, 0.25
+    paid = np.nan_to_num(np.stack([diagnostics.paid(known, r, {"return_to_go": 1.0, "format": 1.0}) for r in which]))
+    wanted = diagnostics.expected_report(known, which, chances, paid, 4)
+    said = [np.repeat(np.arange(actions + 1), (4 * c).astype(int)) for c in chances]
+    texts = ["" if a == actions else rows.prompting.encode(int(a), known.game.inventories[0]) for s in said for a in s]
+    at = np.repeat(which, 4).tolist()
+    made = [diagnostics.completion(known, r, i // 4, t) for i, (r, t) in enumerate(zip(at, texts, strict=True))]
+    totals = [paid[i // 4, a] for i, a in enumerate(np.concatenate(said))]
+    got = diagnostics.step_report(known, at, [m[0] for m in made], [m[1] for m in made], totals)
+    assert got.pop("parse_failures") == {"no JSON": 1} and wanted.pop("parse_failures") == {}
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert got[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+
+
+def test_the_alarm_ends_it_for_good(
+    known: diagnostics.Tables, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnostics, "alarm", lambda recent: "a shortcut" if len(recent) > 1 else "")
+    wanted = chosen(model, save_every=100)
+    told, _, alarm = learned(known, wanted, tmp_path / "run")
+    assert list(told) == [1, 2] and alarm == "a shortcut"
+    assert learned(known, wanted, tmp_path / "run")[0::2] == ({}, "a shortcut")
+    assert list(learned(known, chosen(model, alarm=False), tmp_path / "deaf")[0]) == [1, 2, 3]
+
+
+def test_lost_numbers_are_an_error(
+    known: diagnostics.Tables, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact.losses, "expected_gradient", lambda log_p, *_: log_p.sum() * torch.nan)
+    with pytest.raises(ModelError, match="GRPO, step 1 of 3: the loss is nan"):
+        learned(known, chosen(model), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loop_without_samples(
+    game: rows.Campaigns, found: rows.Rows, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a teacher's probabilities to the check, whose answers are chosen among all legal ones; killed, the same."""
+    weights = recurrent.init_weights(jax.random.key(3), 8, game.dims.restore)
+    teacher = recurrent.POLICIES[recurrent.MEMORYLESS], recurrent.Learned(weights, np.bool_(False))
+    monkeypatch.setattr(loops, "collected", lambda *given: found if given[-1] is teacher else None)
+    wanted = chosen(model, decode="exact", steps=2, warm_rows=4, warm_batch=4, prompts_per_step=4, micro_batch=8)
+
+    def run(out: Path) -> str:
+        out.mkdir(exist_ok=True)
+        this = run_folder.Run(out, {"seconds": {}}, run_folder.Log(out / "log.jsonl"), Console(quiet=True))
+        adapter, alarm = loops.outer_loop(this, 0, game, wanted, None, teacher)
+        assert adapter == out / "loop0" / "adapter" and not alarm
+        return (out / "log.jsonl").read_text()
+
+    whole = run(tmp_path / "whole")
+    warm, first, second, check = map(json.loads, whole.splitlines())
+    assert [x["phase"] for x in (warm, first, second, check)] == ["warm", "grpo", "grpo", "check"]
+    assert warm["loss"] > 0 and first["completions"] == 8 and check["valid_rate"] == 1
+    add = run_folder.Log.add
+
+    def killed(log: run_folder.Log, loop: int, phase: str, step: int, report: dict[str, Any]) -> None:
+        add(log, loop, phase, step, report)
+        if (phase, step) == ("grpo", 2):
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run_folder.Log, "add", killed)
+        run(tmp_path / "cut")
+    assert run(tmp_path / "cut") == whole
+    one, other = (tmp_path / name / "loop0" / "adapter" / "adapter_model.safetensors" for name in ("whole", "cut"))
+    assert one.read_bytes() == other.read_bytes()
