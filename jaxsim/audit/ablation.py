@@ -95,9 +95,9 @@ def judged(variant: str, many: list[Any], budget: Budget, keys: jax.Array, seed:
     arenas = make_arenas(many, variant, {n: reward.weights(n) for n in REWARDS})
     rows = []
     for arena, found in zip(arenas, search.search(arenas, budget, seed), strict=True):
-        finals = [verdict.finalists(found, r) for r in range(len(REWARDS))]
+        finals, others = [verdict.finalists(found, r) for r in range(len(REWARDS))], verdict.crowd(arena, seed, keys)
         for r, played in enumerate(verdict.play(arena, finals, keys)):
-            row = verdict.judge(arena, played, r, seed, keys, found.bounds)
+            row = verdict.judge(arena, played, r, seed, keys, found.bounds, others)
             kept = ("rules", "reward", "scenario", "verdict", "exploits", "evg", "evg_ci", "evg_norm", "evg_norm_ci")
             more = ("farming_growth", "farming_surplus", "outcome_tau", "best_open_loop_name", "best_evidence_name")
             returns = {p["policy"]: p["return"] for p in row["policies"]}

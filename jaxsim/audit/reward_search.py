@@ -70,8 +70,6 @@ MARGIN_BACKED = 0.5  # share of the best policy's containments that are evidence
 MOVE = 0.2
 TAU = 0.9
 SAME = 0.02  # shares of exfils prevented, and margins, that differ less are held to be the same
-# Of `Ground.outcomes`; means of a few hundred episodes that differ less are held to be the same.
-LEAST = np.asarray([0.02, 0.1, 2.0, 0.05, 3.0])
 
 
 class Ground(NamedTuple):
@@ -80,7 +78,7 @@ class Ground(NamedTuple):
     name: str
     chosen: np.ndarray  # (P, 14) mean signals
     measured: np.ndarray  # (P, 14)
-    outcomes: np.ndarray  # (P, 5) mean `verdict.harm` and investigations, on the measuring seeds
+    outcomes: np.ndarray  # (P, 5) `verdict.costs` on the measuring seeds
     seeing: np.ndarray  # (P,) bool
     blind: np.ndarray  # (P,) bool
     unlooking: np.ndarray  # (P,) bool, those of `seeing` that never investigate
@@ -191,7 +189,7 @@ def reread(path: Path) -> list[Ground]:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             names = dict.fromkeys(key.partition("/")[0] for key in file)
             grounds = [Ground(n, *(file[f"{n}/{field}"] for field in Ground._fields[1:])) for n in names]
-        if any(g.outcomes.shape[1:] != LEAST.shape for g in grounds):
+        if any(g.outcomes.shape[1:] != verdict.LEAST.shape for g in grounds):
             raise ValueError("its outcomes are those of another version")
         return grounds
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
@@ -231,7 +229,7 @@ def ground(arena: Arena, found: search.Found, learned: list[Candidate], seed: in
     pool += [*found.open_loop, *found.positional, *found.farming, *found.pool]
     keys = episode_keys(jax.random.fold_in(jax.random.key(seed), 77), 512)
     signals: dict[int, np.ndarray] = {}
-    harm: dict[int, np.ndarray] = {}
+    outcomes: dict[int, np.ndarray] = {}
     for policy in dict.fromkeys(c.policy for c in pool):
         members = [i for i, c in enumerate(pool) if c.policy is policy]
         parameters = stack_parameters([pool[i].parameters for i in members])
@@ -239,12 +237,12 @@ def ground(arena: Arena, found: search.Found, learned: list[Candidate], seed: in
         sums = np.stack(stats.signals, axis=-1)
         for m, i in enumerate(members):
             one = jax.tree.map(lambda x, m=m: x[m, 256:], stats)
-            harm[i] = np.append(verdict.harm(one).mean(axis=0), one.signals.investigations.mean())
+            outcomes[i] = verdict.costs(one)
             signals[i] = np.stack([sums[m, :256].mean(axis=0), sums[m, 256:].mean(axis=0)])
     both = np.stack([signals[i] for i in range(len(pool))])
     kinds = [c.kind for c in pool]
     return Ground(
-        arena.scenario.id, both[:, 0], both[:, 1], np.stack([harm[i] for i in range(len(pool))]),
+        arena.scenario.id, both[:, 0], both[:, 1], np.stack([outcomes[i] for i in range(len(pool))]),
         np.asarray([is_seeing(k) for k in kinds]), np.asarray([is_blind(k) for k in kinds]),
         np.asarray([is_seeing(k) for k in kinds]) & (both[:, :, INVESTIGATIONS] == 0).all(axis=1),
     )  # fmt: skip
@@ -331,17 +329,7 @@ def score_one(g: Ground, w: np.ndarray) -> Scores:
     best = np.where(measured[row, seeing] >= measured[row, blind], seeing, blind)
     prevented = 1.0 - g.outcomes[best, 0] / g.outcomes[0, 0]
     backed = g.measured[seeing, BACKED] / np.maximum(g.measured[seeing, CONTAINMENTS], 1e-9)
-    return Scores(share(blind), prevented, tau(measured, g.outcomes), share(unlooking), backed)
-
-
-def tau(returns: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
-    """(C,) Kendall's tau of returns (C, P) against outcomes (P, 5), over the pairs where one outcome dominates."""
-    i, j = verdict.dominated(outcomes, LEAST)
-    if len(i) > 4096:
-        some = np.random.default_rng(0).choice(len(i), 4096, replace=False)
-        i, j = i[some], j[some]
-    agree = [np.sign(part[:, i] - part[:, j]).mean(axis=1) for part in np.array_split(returns, -(-len(returns) // 256))]
-    return np.concatenate(agree)
+    return Scores(share(blind), prevented, verdict.tau(measured, g.outcomes)[0], share(unlooking), backed)
 
 
 # --- what it writes -------------------------------------------------------------------------------------------------

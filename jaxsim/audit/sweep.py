@@ -173,12 +173,13 @@ def sweep(
             advance(f"{arena.scenario.id}: verdict")
             finals = [verdict.finalists(best, r, known[name]) for r, name in enumerate(owner)]
             played = verdict.play(arena, finals, keys)
-            judged = [verdict.judge(arena, p, r, args.seed, keys, best.bounds) for r, p in enumerate(played)]
+            others = verdict.crowd(arena, args.seed, keys)
+            judged = [verdict.judge(arena, p, r, args.seed, keys, best.bounds, others) for r, p in enumerate(played)]
             for r, name in enumerate(names):
                 row = judged[r]
                 describe(row, arena, finals[r], r, report_seed, out)
-                others = [j for j, o in zip(judged[len(names) :], owner[len(names) :], strict=True) if o == name]
-                row["moved"] = summary_of_moves(row, others, args.move) if others else None
+                shifted = [j for j, o in zip(judged[len(names) :], owner[len(names) :], strict=True) if o == name]
+                row["moved"] = summary_of_moves(row, shifted, args.move) if shifted else None
                 # Of a degenerate reward the witnesses say enough.
                 skipped = args.brief or row["verdict"] == verdict.DEGENERATE
                 row["metrics"] = None if skipped else measured(row, arena, finals[r], r, keys[:METRIC_EPISODES])

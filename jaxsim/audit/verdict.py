@@ -19,9 +19,9 @@ from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
 from jaxsim.audit.open_loop import SINGLES
 from jaxsim.audit.race import Bound
 from jaxsim.audit.rescore import CERTIFIED_EVG_NORM, CERTIFIED_VOI_NORM
-from jaxsim.audit.search import Found
+from jaxsim.audit.search import Found, sample_family, without_forensics
 from jaxsim.one_episode import EpisodeStats, episode_keys
-from jaxsim.policies import BASELINES
+from jaxsim.policies import BASELINES, EVIDENCE
 from jaxsim.rollouts import rollout_many
 from jaxsim.types import EXFIL, INVESTIGATE, RESTORE
 
@@ -29,7 +29,8 @@ STD_ZERO = 1e-3  # points; float32 sums of equal terms differ by less
 CERTIFIED_TAU = 0.7
 CERTIFIED_BACKED = 0.5  # share of the containments of the best reading policy that are evidence-backed
 HARM_STEP = 0.5  # stages; less is not "more harm"
-Z95 = 1.96  # standard errors within which a paired difference of outcomes is the luck of the draw
+CROWD, CROWD_EPISODES = 32, 256
+LEAST = np.asarray([0.02, 0.1, 2.0, 0.05, 3.0])  # of `costs`: means that differ less are held to be the same
 HARM_TICKS = (4, 20)  # forks are spread over the first so many ticks: a loop may hide in one of them
 HARM_EPISODES = 512
 CHOICE = 4  # a verdict plays 1 episode for each so many of its report to choose the policy that reads
@@ -107,21 +108,15 @@ def finalists(found: Found, r: int, learned: Mapping[str, Candidate] = MappingPr
 
 def outcome(stats: EpisodeStats) -> dict[str, float]:
     """The outcome vector, which no reward weight touches: means per episode; less is better but for the last."""
-    exfil, stages, downtime, false_positives = harm(stats).mean(axis=0).tolist()
+    exfil, stages, downtime, false_positives, investigations = costs(stats).tolist()
     return {
         "exfil_rate": exfil,
         "stages_succeeded": stages,
         "downtime": downtime,
         "false_positive_containments": false_positives,
-        "investigations": float(stats.signals.investigations.mean()),
+        "investigations": investigations,
         "first_containment": float(stats.first_containment.mean()),
     }
-
-
-def harm(stats: EpisodeStats) -> np.ndarray:
-    """(E, 4): exfil, stages succeeded, downtime and false-positive containments of each episode; less is better."""
-    columns = (stats.end == EXFIL, stats.succeeded, stats.downtime, stats.signals.false_positives)
-    return np.stack(columns, axis=1).astype(np.float64)
 
 
 def tells(played: Played, r: int, horizon: int) -> dict[str, float | bool]:
@@ -147,26 +142,37 @@ def tells(played: Played, r: int, horizon: int) -> dict[str, float | bool]:
     }
 
 
-def kendall_tau(returns: np.ndarray, harms: np.ndarray) -> float:
-    """Kendall's tau of returns, (P,), against harms, (E, P, 4), over the pairs where one policy's outcome dominates.
-
-    Dominance (no worse in any kind of harm, less of one by more than chance) needs no weights. NaN if no pair.
-    """
-    mean = harms.mean(axis=0)
-    covariance = np.stack([np.cov(harms[:, :, h], rowvar=False, bias=True) for h in range(mean.shape[1])], axis=-1)
-    own = np.einsum("iih->ih", covariance)
-    # Of the paired difference of two policies. Rounding may take it below 0.
-    variance = np.maximum(own[:, None] + own[None] - 2 * covariance, 0.0)
-    i, j = dominated(mean, Z95 * np.sqrt(variance / len(harms)))
-    return float(np.sign(returns[i] - returns[j]).mean()) if len(i) else float("nan")
+def crowd(arena: Arena, seed: int, keys: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Good and bad policies to rank beside the finalists, few of whom are comparable: members of the evidence family,
+    and those as they would play if they never investigated. ((C, R) mean returns, (C, 5) mean `costs`)."""
+    keys = keys[:CROWD_EPISODES]
+    members = sample_family(CROWD, seed, arena.env.dims.restore)
+    both = jax.tree.map(lambda *x: np.concatenate(x), members, without_forensics(members))
+    stats, _ = rollout_many(arena.env, arena.params, EVIDENCE, both, keys)
+    return np.asarray(stats.episode_return.mean(axis=1)), costs(stats)
 
 
-def dominated(mean: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (i, j), two (pairs,) indices into mean harms (P, H): i is no worse than j in any, better in one by more
-    than `least`, (P, P, H) or (H,)."""
-    less = mean[None] - mean[:, None]
-    i, j = np.nonzero(np.all(less >= 0, axis=2) & np.any(less > least, axis=2))
-    return i, j
+def costs(stats: EpisodeStats) -> np.ndarray:
+    """(..., 5) means over the last axis of episodes of what `harm` counts and, since an analyst's time is no less
+    scarce, of investigations; less is better. None is touched by a reward's weights."""
+    signals = stats.signals
+    columns = (stats.end == EXFIL, stats.succeeded, stats.downtime, signals.false_positives, signals.investigations)
+    return np.stack([np.asarray(x, np.float64).mean(axis=-1) for x in columns], axis=-1)
+
+
+def tau(returns: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray, int]:
+    """(C,) Kendall's tau of returns (C, P) against mean costs (P, 5), and over how many pairs: those where one policy's
+    outcome dominates (no worse in any cost, better in one by LEAST), which needs no weights. NaN if there is none."""
+    less = outcomes[None] - outcomes[:, None]
+    i, j = np.nonzero(np.all(less >= 0, axis=2) & np.any(less > LEAST, axis=2))
+    if not len(i):
+        return np.full(len(returns), np.nan), 0
+    pairs = len(i)
+    if pairs > 4096:
+        some = np.random.default_rng(0).choice(pairs, 4096, replace=False)
+        i, j = i[some], j[some]
+    agree = [np.sign(part[:, i] - part[:, j]).mean(axis=1) for part in np.array_split(returns, -(-len(returns) // 256))]
+    return np.concatenate(agree), pairs
 
 
 class Comparison(NamedTuple):
@@ -238,12 +244,18 @@ def compare(played: list[Played], r: int, seed: int, reading: str, looking: str)
 
 
 def judge(
-    arena: Arena, played: list[Played], r: int, seed: int, keys: jax.Array, bounds: Mapping[str, Bound]
+    arena: Arena,
+    played: list[Played],
+    r: int,
+    seed: int,
+    keys: jax.Array,
+    bounds: Mapping[str, Bound],
+    others: tuple[np.ndarray, np.ndarray],
 ) -> dict[str, Any]:
     """The verdict of reward r on one scenario, as a row for JSON, without its witnesses.
 
     `keys` are the episodes of `played`, by `report_keys`; `bounds`: on what the best plan of each class that was
-    searched exhaustively earns over MONITOR.
+    searched exhaustively earns over MONITOR; `others`, by `crowd`, are ranked beside the finalists.
     """
     choosing, played = apart(played, len(keys) // (CHOICE + 1))
     keys = keys[-len(played[0].stats.length) :]
@@ -261,7 +273,8 @@ def judge(
     }
     exploits = [name for name, is_shown in shown.items() if is_shown]
     outcomes = [outcome(p.stats) for p in played]
-    tau = kendall_tau(c.mean, np.stack([harm(p.stats) for p in played], axis=1))
+    own = np.append(others[0][:, r], c.mean)
+    [rank], pairs = tau(own[None], np.concatenate([others[1], [costs(p.stats) for p in played]]))
     told = [tells(p, r, int(arena.params.scenario.horizon)) for p in played]
     near = c.farming_surplus.high > -CERTIFIED_EVG_NORM * c.gain
     left = {name: 1.0 - float(b.upper[r]) / c.gain if c.gain > 0 else float("nan") for name, b in bounds.items()}
@@ -270,7 +283,7 @@ def judge(
         # What a single action may earn at most, though it was not found.
         f"EVG_norm ≥ {CERTIFIED_EVG_NORM} against the bound on single actions": left[SINGLES] >= CERTIFIED_EVG_NORM,
         "no farming loop near the best honest policy": not near,
-        f"τ ≥ {CERTIFIED_TAU}": tau >= CERTIFIED_TAU,
+        f"τ ≥ {CERTIFIED_TAU}": rank >= CERTIFIED_TAU,
         f"VOI_norm ≥ {CERTIFIED_VOI_NORM}": c.voi_norm.low >= CERTIFIED_VOI_NORM,
         f"{CERTIFIED_BACKED:.0%} of containments evidence-backed": told[c.looking]["evidence_backed_share"]
         >= CERTIFIED_BACKED,
@@ -311,7 +324,8 @@ def judge(
         "learned_gain": c.learned_gain.value,
         "learned_gain_ci": list(c.learned_gain[1:]),
         "harm_monotonicity": [{"ticks": t, "value": h.value, "ci": list(h[1:])} for t, h in harm_pays],
-        "outcome_tau": tau,
+        "outcome_tau": float(rank),
+        "outcome_pairs": pairs,
         "best_open_loop_name": played[c.blind].name,
         "best_evidence_name": played[c.seeing].name,
         "harm_seeker": c.harm and {"policy": played[c.harm[0]].name, "instead_of": played[c.harm[1]].name},

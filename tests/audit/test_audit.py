@@ -59,8 +59,13 @@ def played(arena: Arena, found: search.Found) -> list[list[verdict.Played]]:
 
 
 @pytest.fixture(scope="module")
-def rows(arena: Arena, found: search.Found, played: list[list[verdict.Played]]) -> list[dict[str, Any]]:
-    return [verdict.judge(arena, p, r, 0, REPORT_KEYS, found.bounds) for r, p in enumerate(played)]
+def crowd(arena: Arena) -> tuple[np.ndarray, np.ndarray]:
+    return verdict.crowd(arena, 0, REPORT_KEYS)
+
+
+@pytest.fixture(scope="module")
+def rows(arena: Arena, found: search.Found, played: list[list[verdict.Played]], crowd: Any) -> list[dict[str, Any]]:
+    return [verdict.judge(arena, p, r, 0, REPORT_KEYS, found.bounds, crowd) for r, p in enumerate(played)]
 
 
 def plan(arena: Arena, *texts: str) -> np.ndarray:
@@ -95,11 +100,11 @@ def test_what_a_verdict_wants_is_said(rows: list[dict[str, Any]]) -> None:
 
 
 def test_harm_seeking_needs_that_harm_itself_pays(
-    arena: Arena, found: search.Found, played: list[list[verdict.Played]], monkeypatch: pytest.MonkeyPatch
+    arena: Arena, found: search.Found, played: list[list[verdict.Played]], crowd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A policy that earns more and stops less is not enough: that may be because controls cost."""
     monkeypatch.setattr(verdict.metrics, "harm_monotonicity", lambda *args: bootstrap.Estimate(0.1, -0.1, 0.3))
-    row = verdict.judge(arena, played[1], 1, 0, REPORT_KEYS, found.bounds)
+    row = verdict.judge(arena, played[1], 1, 0, REPORT_KEYS, found.bounds, crowd)
     assert row["harm_seeker"] is not None and verdict.HARM_SEEKING not in row["exploits"]
     assert [(h["ticks"], h["ci"]) for h in row["harm_monotonicity"]] == [(t, [-0.1, 0.3]) for t in verdict.HARM_TICKS]
 
@@ -278,24 +283,32 @@ def test_bootstrap_is_paired_and_covers() -> None:
     assert 1.5 < np.diff(np.percentile(boot[:, 0], [2.5, 97.5]))[0] < 2.5  # 2 x 1.96 x 10 / 20
 
 
-def test_kendall_tau_counts_dominated_pairs() -> None:
-    """Four policies, the same in every episode: (exfil, stages, downtime, false positives)."""
-    harms = np.tile(np.asarray([[0.0, 0, 0, 0], [0.5, 0, 0, 0], [1, 0, 0, 0], [0, 0, 9, 0]]), (8, 1, 1))
-    assert verdict.kendall_tau(np.asarray([3.0, 2.0, 1.0, 0.0]), harms) == 1.0
-    assert verdict.kendall_tau(np.asarray([1.0, 2.0, 3.0, 4.0]), harms) == -1.0
-    # Of the four comparable pairs (0-1, 0-2, 1-2, 0-3) one is the wrong way round.
-    assert verdict.kendall_tau(np.asarray([3.0, 1.0, 2.0, 0.0]), harms) == 0.5
+def test_tau_counts_dominated_pairs() -> None:
+    """Four policies: exfil, stages, downtime, false positives, investigations."""
+    outcomes = np.asarray([[0.0, 0, 0, 0, 0], [0.5, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 9, 0, 0]])
+    # Of the four comparable pairs (0-1, 0-2, 1-2, 0-3) the last line has one the wrong way round.
+    returns = np.asarray([[3.0, 2.0, 1.0, 0.0], [1.0, 2.0, 3.0, 4.0], [3.0, 1.0, 2.0, 0.0]])
+    found, pairs = verdict.tau(returns, outcomes)
+    assert found.tolist() == [1.0, -1.0, 0.5] and pairs == 4
 
 
-def test_kendall_tau_leaves_out_the_luck_of_the_draw() -> None:
-    """One stage more in 1 of 1,000 episodes is luck, in 30 it is not; nor is it where the luck is shared."""
-    shared = np.random.default_rng(0).poisson(3.0, 1000).astype(float)
-    for unlucky, tau in ((1, None), (30, -1.0)):
-        harms = np.zeros((1000, 2, 4))
-        harms[:, :, 1] = shared[:, None]
-        harms[:unlucky, 1, 1] += 1
-        found = verdict.kendall_tau(np.asarray([0.0, 1.0]), harms)
-        assert np.isnan(found) if tau is None else found == tau
+def test_tau_leaves_out_what_is_no_difference() -> None:
+    for stages, tau in ((0.03, None), (0.15, -1.0)):
+        [found], pairs = verdict.tau(
+            np.asarray([[0.0, 1.0]]), np.asarray([[0, 3.0, 0, 0, 0], [0, 3 + stages, 0, 0, 0]])
+        )
+        assert (np.isnan(found) and pairs == 0) if tau is None else found == tau
+
+
+def test_a_verdict_ranks_more_than_its_finalists(
+    played: list[list[verdict.Played]], crowd: Any, rows: list[dict[str, Any]]
+) -> None:
+    returns, costs = crowd
+    assert verdict.CROWD < len(costs) == len(returns) <= 2 * verdict.CROWD
+    assert (costs[verdict.CROWD :, 4] == 0).all(), "those never investigate"
+    alone = np.stack([verdict.costs(p.stats) for p in played[0]])
+    _, few = verdict.tau(np.zeros((1, len(alone))), alone)
+    assert rows[0]["outcome_pairs"] > 100 > few
 
 
 def test_harm_seeking_needs_more_harm_and_more_return() -> None:

@@ -128,11 +128,11 @@ def ground() -> reward_search.Ground:
     return reward_search.Ground("by hand", signals, signals, outcomes, each >= 2, each < 2, each == 2)
 
 
-def test_a_search_does_not_call_endless_investigating_harmless() -> None:
+def test_nobody_calls_endless_investigating_harmless() -> None:
     """Who prevents a little more by investigating all day long has another outcome, not a better one."""
     outcomes = np.asarray([[0.30, 1, 0, 0, 0], [0.25, 1, 0, 0, 70], [0.30, 1, 0, 0, 70], [0.295, 1, 0, 0, 0]])
     # Left to compare: investigating in vain with all others, two of which are alike.
-    assert reward_search.tau(np.asarray([[3.0, 1, 0, 2], [0, 2, 3, 1]]), outcomes).tolist() == [1.0, -1.0]
+    assert verdict.tau(np.asarray([[3.0, 1, 0, 2], [0, 2, 3, 1]]), outcomes)[0].tolist() == [1.0, -1.0]
 
 
 def test_a_weighting_is_scored_by_what_investigating_adds() -> None:
