@@ -92,7 +92,8 @@ def parser() -> cli.Parser:
     p.add_argument("--decode", type=one_of(DECODINGS), default=CONSTRAINED, metavar="NAME",
                    help="constrained (default): word by word, legal answers only; free; or exact: all legal answers "
                    "are weighed at once, and one is chosen")
-    p.add_argument("--no-constrained", dest="decode", action="store_const", const=FREE, help="as --decode free")
+    for option, name in (("--constrained", CONSTRAINED), ("--no-constrained", FREE)):
+        p.add_argument(option, dest="decode", action="store_const", const=name, help=f"as --decode {name}")
     p.add_argument("--temperature", type=temperature, default=0.0, metavar="T", help="0, the default, is greedy")
     p.add_argument("--max-new-tokens", type=whole(1, 4096), default=40, metavar="N", help="default: 40")
     p.add_argument("--layout", type=one_of(prompting.LAYOUTS), default="compact", metavar="NAME",
