@@ -10,6 +10,7 @@ from two_ways import DIMS, TWO_WAYS
 
 from jaxsim import names, reward
 from jaxsim.replays import load_record, play_record
+from jaxsim.types import EXFIL
 from jaxsim.version import SIMULATOR_VERSION
 
 
@@ -146,3 +147,17 @@ def test_a_record_is_played(tmp_path: Path) -> None:
     assert played.reward.sum() == pytest.approx(7.302, abs=1e-5)
     _, _, played = play_record(load_record(write(tmp_path, RECORD | {"actions": ["INVALID", "MONITOR"]})))
     assert played.reward.tolist() == [pytest.approx(-0.6), 0.0]
+
+
+def test_the_episode_of_the_page_on_the_certificate_is_whole() -> None:
+    """Watched, investigated, confirmed, contained, rebuilt and restored, in that order."""
+    root = Path(__file__).parents[2]
+    scenario, env, played = play_record(load_record(root / "docs" / "lifecycle.json"))
+    at = [a.id for a in scenario.assets].index("egress-proxy")
+    compromised = played.state.compromised[:, at]
+    done = {names.action_text(int(a), scenario, env.dims): t for t, a in enumerate(played.action, 1) if a}
+    assert int(compromised.argmax()) == 17 and done["INVESTIGATE egress-proxy"] == 20
+    assert played.signals.evidence_backed.sum() == 1 and not played.signals.false_positives.any()
+    assert done["ISOLATE_ASSET egress-proxy"] == 21 and compromised[21]
+    assert done["PATCH_ASSET egress-proxy"] == 22 and not compromised[22]
+    assert done["RESTORE egress-proxy"] == 23 and not compromised[22:].any() and played.state.end[-1] != EXFIL
