@@ -94,6 +94,7 @@ WRITERS = {
     "jaxsim_soc/write.py::folder": WHOLE,
     "jaxsim_soc/write.py::settle": WHOLE,
     "scenarios/__main__.py::_write_all": WHOLE,
+    "scenarios/picture.py::picture": SCRATCH,  # in memory
 }
 
 

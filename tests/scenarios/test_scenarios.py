@@ -137,7 +137,7 @@ def test_what_is_assumed_stays_in_the_file_and_is_no_part_of_the_game() -> None:
 
 def test_the_example_in_the_package_docstring_is_valid() -> None:
     doc = scenarios.__doc__ or ""
-    example = doc[doc.index("    format: 1") : doc.index("`python -m scenarios validate")]
+    example = doc[doc.index("    format: 1") : doc.index("`python -m scenarios new")]
     assert scenarios.loads(example).id == "one-step"
 
 
