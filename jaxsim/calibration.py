@@ -8,6 +8,7 @@ scenario is played in all of its queues, and nobody acts. It shows every alert o
 host that follow on each other are counted as one group. "meanwhile" is after the attack's first alert, up to its last.
 """
 
+import argparse
 import csv
 import io
 import math
@@ -183,7 +184,9 @@ def _gap(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    return value if 0 <= value <= MAX_GAP else cli.integer(0, MAX_GAP)(text)  # which says what is possible
+    if 0 <= value <= MAX_GAP:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r:.60} is not possible; give a number of minutes from 0 to {MAX_GAP}")
 
 
 def data_rows(named: Sequence[tuple[str, Named]], gap: float) -> list[tuple[str, Figures]]:

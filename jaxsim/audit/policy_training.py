@@ -12,6 +12,7 @@ import csv
 import io
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     params: Params = jax.tree.map(lambda *x: jnp.stack(x), *(stacked[i] for i in mixture))
     width = start.weights.embed_bias.size if start else args.width
     settings = ppo.Settings(updates=args.updates, lanes=args.lanes, width=width, entropy=args.entropy)
+    teachers = cache(lambda forensics: take(best_of_family(many, args, forensics), mixture))
     for view in args.view:
         began = time.perf_counter()
         # A masked policy has nothing to copy from one that reads.
-        alone = start or view == recurrent.MASKED
-        taught = None if alone else take(best_of_family(many, args, view), mixture)
-        own = settings if taught is not None or start else settings._replace(learning_rate=3e-3)
+        taught = None if start or view == recurrent.MASKED else teachers(view != recurrent.ALERTS)
+        own = settings if taught or start else settings._replace(learning_rate=3e-3)
         weights, log = trained(dims, view, params, own, args.seed, taught, start)
         seconds = time.perf_counter() - began
         about = {
@@ -144,15 +145,14 @@ def training_scenarios(args: Any) -> list[scenarios.Scenario]:
     return many + [generate(seed, 12 + 2 * (seed % 8), "train") for seed in range(args.generated)]
 
 
-def best_of_family(many: list[scenarios.Scenario], args: Any, view: str) -> policies.EvidenceParams:
-    """The teachers, (S,): of each scenario the member of the evidence family that earns the most there; of those that
-    never investigate, where the view is of alerts only."""
+def best_of_family(many: list[scenarios.Scenario], args: Any, forensics: bool) -> policies.EvidenceParams:
+    """The teachers, (S,): of each scenario the member of the evidence family that earns the most there; without
+    forensics, of those that never investigate."""
     arenas = make_arenas(many, args.rules, {args.reward: reward.weights(args.reward)}, args.personality)
     family = search.sample_family(256, args.seed, arenas[0].env.dims.restore)
-    if view == recurrent.ALERTS:
+    if not forensics:
         family = search.without_forensics(family)
     key = jax.random.fold_in(jax.random.key(args.seed), 5)
-    rows = np.arange(256)
     best = []
     for arena in arenas:
         rows = np.arange(len(family.repeats))
@@ -174,14 +174,14 @@ def trained(
 ) -> tuple[recurrent.Weights, str]:
     """Weights, and the log as CSV: one row an update."""
     rows: list[tuple[str, float, float, float]] = []
-    with cli.progress(settings.updates + (settings.clone_updates if taught is not None else 0)) as step:
+    with cli.progress(settings.updates + (settings.clone_updates if taught else 0)) as step:
 
         def advance(phase: str, report: ppo.Report) -> None:
             rows.append((phase, float(report.episode_return), float(report.entropy), float(report.loss)))
             recent = float(np.mean([r[1] for r in rows[-20:]]))
             step(f"{view}: {phase}, return {recent:+.2f}")
 
-        teacher = (policies.EVIDENCE, taught) if taught is not None else None
+        teacher = (policies.EVIDENCE, taught) if taught else None
         weights = ppo.train(dims, view, params, settings, seed, teacher, advance, start.weights if start else None)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

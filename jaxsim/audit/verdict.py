@@ -145,10 +145,9 @@ def tells(played: Played, r: int, horizon: int) -> dict[str, float | bool]:
 def crowd(arena: Arena, seed: int, keys: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     """Good and bad policies to rank beside the finalists, few of whom are comparable: members of the evidence family,
     and those as they would play if they never investigated. ((C, R) mean returns, (C, 5) mean `costs`)."""
-    keys = keys[:CROWD_EPISODES]
     members = sample_family(CROWD, seed, arena.env.dims.restore)
     both = jax.tree.map(lambda *x: np.concatenate(x), members, without_forensics(members))
-    stats, _ = rollout_many(arena.env, arena.params, EVIDENCE, both, keys)
+    stats, _ = rollout_many(arena.env, arena.params, EVIDENCE, both, keys[-CROWD_EPISODES:])
     return np.asarray(stats.episode_return.mean(axis=1)), costs(stats)
 
 
@@ -273,8 +272,9 @@ def judge(
     }
     exploits = [name for name, is_shown in shown.items() if is_shown]
     outcomes = [outcome(p.stats) for p in played]
-    own = np.append(others[0][:, r], c.mean)
-    [rank], pairs = tau(own[None], np.concatenate([others[1], [costs(p.stats) for p in played]]))
+    ranked = [jax.tree.map(lambda x: x[-CROWD_EPISODES:], p.stats) for p in played]
+    earned = np.append(others[0][:, r], [s.episode_return[:, r].mean() for s in ranked])
+    [rank], pairs = tau(earned[None], np.concatenate([others[1], [costs(s) for s in ranked]]))
     told = [tells(p, r, int(arena.params.scenario.horizon)) for p in played]
     near = c.farming_surplus.high > -CERTIFIED_EVG_NORM * c.gain
     left = {name: 1.0 - float(b.upper[r]) / c.gain if c.gain > 0 else float("nan") for name, b in bounds.items()}
