@@ -2,6 +2,7 @@
 
     jaxsim-soc export-soc run --scenario insider_repo_pivot --policy heuristic --episodes 100 --out DIR
     jaxsim-soc export-soc episode RECORD.json --out DIR
+    jaxsim-soc export-soc check DIR
 
 Alerts and actions hold what the defender saw and did; what was true is in files of their own.
 """
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -30,11 +32,12 @@ from jaxsim.one_episode import episode_keys
 from jaxsim.replays import load_record, plan_of
 from jaxsim.rollouts import rollout_many
 from jaxsim.rules import restores
-from jaxsim.soc import export
+from jaxsim.soc import export, validators
 from jaxsim.soc.episodes import Episode, episodes
 from jaxsim.soc.ocsf import make_site
 from jaxsim_soc import cli, write
 
+SHOWN = 3  # lines with problems, of each kind of file
 AT_ONCE = 256  # episodes that are played and held in memory
 START = "2026-01-01T00:00:00Z"
 FIRST_YEAR, LAST_YEAR = 1970, 2200
@@ -74,6 +77,8 @@ def parser() -> cli.Parser:
     options.add_seed(run)
     episode = commands.add_parser("episode", help="export one episode, of a replay record")
     episode.add_argument("record", type=cli.input_file, metavar="RECORD.json", help="as an audit writes it")
+    check = commands.add_parser("check", help="hold exports against validators that are not ours; 1 if one objects")
+    check.add_argument("folders", type=cli.input_folder, nargs="+", metavar="DIR", help="what was written by --out")
     for each in (run, episode):
         each.add_argument("--out", type=cli.output_folder, required=True, metavar="DIR", help="a new or empty folder")
         each.add_argument("--force", action="store_true", help="replace an earlier export in DIR")
@@ -95,14 +100,40 @@ def parser() -> cli.Parser:
     return p
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, play, write; print what was written."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, play, write; print what was written. Or check what was; 1 if that is not valid."""
     args = parser().parse_args(argv)
+    if args.command == "check":
+        return _check(args.folders)
     args.out = _free(Path(os.path.realpath(args.out)), args.force)
     with write.folder(args.out) as part:
         told = _episode(args, part) if args.command == "episode" else _run(args, part)
     for line in told:
         print(line)
+    return 0
+
+
+def _check(folders: Sequence[Path]) -> int:
+    for package in validators.PACKAGES:
+        cli.need(package, "this command", "bench,soc")
+    paths = list[Path]()
+    for folder in folders:
+        if not (found := validators.files(folder)):
+            cli.fail(f"{str(folder)!r} holds no export; give a folder that export-soc wrote")
+        paths += found
+    counts, wrong = Counter[str](), Counter[str]()
+    with cli.progress() as advance:
+        for path in paths:
+            for number, problems in enumerate(validators.check(path), 1):
+                counts[path.name] += 1
+                wrong[path.name] += bool(problems)
+                if problems and wrong[path.name] <= SHOWN:
+                    print(f"{path}:{number}: {problems[0]:.300} (1 of {len(problems)})")
+                advance(str(path))
+    for file, count in counts.items():
+        names = " and ".join(validator.__name__ for validator in validators.VALIDATORS[file])
+        print(f"{file}: {count:,} checked by {names}, {wrong[file]:,} with problems")
+    return int(any(wrong.values()))
 
 
 def _free(out: Path, force: bool) -> Path:

@@ -32,7 +32,7 @@ STOPS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate",),
     "evaluate-model": ("evaluate",),
     "export": ("export",),
-    "export-soc": ("_run", "_episode"),
+    "export-soc": ("_run", "_episode", "_check"),
     "gate": ("collection",),
     "generator-speed": ("seconds",),
     "planted-holes": ("judged",),

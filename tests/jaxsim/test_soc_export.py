@@ -57,8 +57,9 @@ def test_the_commands_of_the_documentation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (ROOT / "docs" / "soc-formats.md").read_text(encoding="utf-8")
-    run, one = (shlex.split(line) for line in re.findall(r"^jaxsim-soc export-soc (.*)$", page, re.M))
-    assert (run[0], one[0]) == ("run", "episode")
+    first = re.findall(r"^jaxsim-soc export-soc (.*)$", page, re.M)[:3]
+    run, one, check = map(shlex.split, first)
+    assert (run[0], one[0], check) == ("run", "episode", ["check", "soc", "incident"])
     monkeypatch.chdir(tmp_path)
     Path(one[1]).parent.mkdir(parents=True)
     Path(one[1]).write_text(json.dumps(RECORD))
@@ -82,10 +83,39 @@ def test_the_commands_of_the_documentation(
     assert json.loads((folders[0] / "campaign.layer.json").read_text())["domain"] == "enterprise-attack"
     assert [x["class_uid"] for x in read(Path("incident/actions.jsonl"))] == [7001] * 10
 
+    pytest.importorskip("stix2validator")
+    assert command.main(check) == 0
+    said = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert set(said) == FILES - {"truth.jsonl", "export.json"}
+    for file, line in said.items():
+        many = sum(len(read(x)) if file.endswith(".jsonl") else 1 for x in Path().rglob(file))
+        assert line.startswith(f"{many} checked by ") and line.endswith(", 0 with problems") and many > 0
+
     before = (folders[1] / "alerts.jsonl").read_bytes()
     command.main([*small, "--force", "--only", "alerts", "--start", "2026-01-01T01:00+01:00"])
     assert {x.name for x in folders[1].iterdir()} == {"alerts.jsonl", "export.json"}
     assert (folders[1] / "alerts.jsonl").read_bytes() == before
+
+
+def test_what_is_not_valid_is_told_by_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("stix2validator")
+    export.write(tmp_path, SITE, [episode(0, 6)], {}, ["alerts", "actions", "layers"])
+    assert command.main(["check", str(tmp_path)]) == 0
+    capsys.readouterr()
+    path = tmp_path / "alerts.jsonl"
+    alerts = path.read_text().splitlines()
+    wrong = [json.dumps(json.loads(alerts[0]) | more) for more in ({"severity_id": 7}, {"class_uid": None}, {"x": 1})]
+    path.write_text("\n".join([alerts[1], *wrong, "[]", "{", *alerts[1:]]))
+    assert command.main(["check", str(tmp_path)]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in told[:3]] == [f"{path}:{i}" for i in (2, 3, 4)]
+    assert "7 is not one of" in told[0] and "class_uid: None is none of 2004" in told[1] and "'x'" in told[2]
+    assert told[3:] == [
+        "actions.jsonl: 1 checked by ocsf, 0 with problems",
+        "alerts.jsonl: 11 checked by ocsf, 5 with problems",
+        "campaign.layer.json: 1 checked by navigator, 0 with problems",
+        "stopped.layer.json: 1 checked by navigator, 0 with problems",
+    ]
 
 
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +132,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "--force to replace it" in refused(["episode", str(record), "--out", str(old)], capsys)
     assert "give one such as 2026" in refused(["episode", str(record), *out, "--start", "soon"], capsys)
     assert "from 1970 to 2200" in refused(["episode", str(record), *out, "--start", "9999-01-01"], capsys)
+    assert "holds no export" in refused(["check", str(mine)], capsys)
     assert "did you mean alerts" in refused(["episode", str(record), *out, "--only", "alert"], capsys)
     record.write_text(json.dumps(RECORD | {"scenario": "nowhere"}))
     assert "nowhere" in refused(["episode", str(record), *out], capsys)

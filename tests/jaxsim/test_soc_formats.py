@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import soc_validators
 from cells import ROUTINE, TOLERANCE
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +19,7 @@ from jaxsim import twin, twin_rules
 from jaxsim.one_episode import episode_keys, tick_noise
 from jaxsim.response import NEVER
 from jaxsim.rules import PERSONALITIES
-from jaxsim.soc import export, navigator, ocsf, stix
+from jaxsim.soc import export, navigator, ocsf, stix, validators
 from jaxsim.soc.episodes import INVALID, Alert, Cause, Deed, Episode, episodes
 from scenarios.imported import import_flow
 
@@ -134,31 +133,31 @@ def test_what_would_happen_unopposed_is_what_happens_when_nobody_acts(played: li
 
 def test_exports_pass_the_validators_of_others(played: list[Episode]) -> None:
     events = [*lines("alerts", played[:12]), *lines("actions", played[:24]), *lines("incidents", played[:48])]
-    assert [x for event in events for x in soc_validators.ocsf(event)] == []
+    assert [x for event in events for x in validators.ocsf(event)] == []
     assert {x["class_uid"] for x in events} == {2004, 2005, 7001, 7004}
     assert {x["activity_id"] for x in events if x["class_uid"] == 7001} == {1, 2, 3, 4, 5, 99}
     assert {x["verdict_id"] for x in events if x["class_uid"] == 2005} == {1, 2}
     assert len({x["metadata"]["uid"] for x in events}) == len(events)
     bundles = lines("stix", played)
-    assert [x for bundle in bundles[:4] for x in soc_validators.stix(bundle)] == []
-    assert [x for bundle in bundles[:8] for x in soc_validators.attack_flow(bundle)] == []
+    assert [x for bundle in bundles[:4] for x in validators.stix(bundle)] == []
+    assert [x for bundle in bundles[:8] for x in validators.attack_flow(bundle)] == []
     layers = [navigator.campaign(SCENARIO), stopped(played)]
-    assert [x for layer in layers for x in soc_validators.navigator(layer)] == []
+    assert [x for layer in layers for x in validators.navigator(layer)] == []
 
 
 def test_the_validators_find_what_is_wrong(played: list[Episode]) -> None:
     alert = lines("alerts", played[:1])[0]
-    assert soc_validators.ocsf(alert | {"severity_id": 7}) and soc_validators.ocsf(alert | {"stage": "lure"})
-    assert soc_validators.ocsf({k: v for k, v in alert.items() if k != "finding_info"})
+    assert validators.ocsf(alert | {"severity_id": 7}) and validators.ocsf(alert | {"stage": "lure"})
+    assert validators.ocsf({k: v for k, v in alert.items() if k != "finding_info"})
     bundle = lines("stix", played)[0]
     for wrong in ({"effect_refs": ["attack-action--x"]}, {"name": 3}):
         objects = [x | wrong if x["type"] == "attack-action" else x for x in bundle["objects"]]
-        assert soc_validators.attack_flow(bundle | {"objects": objects})
+        assert validators.attack_flow(bundle | {"objects": objects})
     objects = [{k: v for k, v in x.items() if k != "created"} for x in bundle["objects"]]
-    assert soc_validators.stix(bundle | {"objects": objects})
+    assert validators.stix(bundle | {"objects": objects})
     layer = navigator.campaign(SCENARIO)
     unknown = {"techniqueID": "X1", "score": 1}
-    assert soc_validators.navigator(layer | {"techniques": [*layer["techniques"], unknown]})
+    assert validators.navigator(layer | {"techniques": [*layer["techniques"], unknown]})
 
 
 def test_an_incident_can_be_imported_as_a_scenario(played: list[Episode], tmp_path: Any) -> None:
@@ -204,7 +203,7 @@ def test_an_alert_says_what_the_defender_saw_and_no_more(alert: Alert, episode: 
         next((x for x in named if x in {i.id for i in SCENARIO.identities}), None),
         event["unmapped"]["severity"],
     )
-    assert soc_validators.ocsf(event) == []
+    assert validators.ocsf(event) == []
 
 
 CAUSES = [Cause("background", None), *(Cause("stage", x.id) for x in SCENARIO.stages)]
@@ -285,7 +284,7 @@ def test_incidents_say_how_it_went(played: list[Episode]) -> None:
 
 def test_an_action_that_is_none_has_failed() -> None:
     event = ocsf.action(SITE, 0, Deed(1, "INVALID", None, False, False, None, None))
-    assert event["status"] == "Failure" and soc_validators.ocsf(event) == []
+    assert event["status"] == "Failure" and validators.ocsf(event) == []
 
 
 def test_bad_arguments_are_named() -> None:
