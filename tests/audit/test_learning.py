@@ -219,30 +219,30 @@ TOY_PARAMS: Params = jax.tree.map(
 TEACHER = (EVIDENCE, jax.tree.map(lambda x: jnp.asarray(x)[None], DEFAULT_EVIDENCE))
 
 
-def collected(settings: ppo.Settings = SETTINGS, teacher: Any = None) -> tuple[ppo.Learner, ppo.Batch]:
+@jax.jit
+def played(learner: ppo.Learner, share: Any) -> ppo.Batch:
+    """What a learner plays, for a share of advantages (lambda) that is traced: one program for all."""
+    settings, key = SETTINGS._replace(gae_lambda=share), jax.random.key(3)
+    return ppo.collect(TOY_DIMS, SEEING, None, (), learner, TOY_PARAMS, key, TOY.horizon, settings)
+
+
+def collected(share: float) -> tuple[ppo.Learner, ppo.Batch]:
     """A learner at its beginning, and what it played."""
     weights, critic = weights_of(1, restore=False), recurrent.init_critic(jax.random.key(2), 16)
     learner = ppo.Learner(weights, critic, ())
-    policy, taught = teacher or (None, ())
-
-    @jax.jit
-    def play(learner: ppo.Learner, key: Any) -> ppo.Batch:
-        return ppo.collect(TOY_DIMS, SEEING, policy, taught, learner, TOY_PARAMS, key, TOY.horizon, settings)
-
-    return learner, play(learner, jax.random.key(3))
+    return learner, played(learner, share)
 
 
 @pytest.fixture(scope="module")
 def batch() -> tuple[ppo.Learner, ppo.Batch]:
-    return collected()
+    return collected(SETTINGS.gae_lambda)
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_advantages_are_those_of_their_definition(share: float) -> None:
     """A_t = sum over k of share^k delta_(t+k), delta_t = r_t + V_(t+1) - V_t, V = 0 after the end."""
-    settings = SETTINGS._replace(gae_lambda=share)
-    learner, batch = collected(settings)
-    value = jax.vmap(jax.vmap(partial(recurrent.criticise, learner.critic)))(batch.truth) * settings.value_scale
+    learner, batch = collected(share)
+    value = jax.vmap(jax.vmap(partial(recurrent.criticise, learner.critic)))(batch.truth) * SETTINGS.value_scale
     reward, live, value = (np.asarray(x, np.float64) for x in (batch.reward, batch.live, value))
     lengths = live.sum(axis=0).astype(int)
     assert len(set(lengths.tolist())) > 2 and not reward[live == 0].any()
