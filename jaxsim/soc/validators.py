@@ -64,8 +64,9 @@ def navigator(layer: dict[str, Any]) -> Problems:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         loaded = mitreattack.navlayers.Layer(layer, strict=True)
-        kept = loaded.to_dict() if loaded.layer != "No Layer Loaded Yet!" else {}
-    problems = said.getvalue().splitlines()
+        read = loaded.layer != "No Layer Loaded Yet!"
+        kept = loaded.to_dict() if read else {}
+    problems = said.getvalue().splitlines() or ["no layer"] * (not read)
     return problems + [f"{k}: {v!r:.200} became {kept.get(k)!r:.200}" for k, v in layer.items() if kept.get(k) != v]
 
 
@@ -96,4 +97,11 @@ def _problems(file: str, text: bytes) -> Problems:
         return [f"no JSON ({error})"]
     if not isinstance(value, dict):
         return [f"is no JSON object but {value!r:.60}"]
-    return [problem for validator in VALIDATORS[file] for problem in validator(value)]
+    return [problem for validator in VALIDATORS[file] for problem in _asked(validator, value)]
+
+
+def _asked(validator: Validator, value: dict[str, Any]) -> Problems:
+    try:
+        return validator(value)
+    except Exception as error:  # of what is far from its format they raise, each in its own way
+        return [f"{validator.__name__} cannot read it ({type(error).__name__}: {error})"]

@@ -106,14 +106,19 @@ def test_what_is_not_valid_is_told_by_file_and_line(tmp_path: Path, capsys: pyte
     alerts = path.read_text().splitlines()
     wrong = [json.dumps(json.loads(alerts[0]) | more) for more in ({"severity_id": 7}, {"class_uid": None}, {"x": 1})]
     path.write_text("\n".join([alerts[1], *wrong, "[]", "{", *alerts[1:]]))
+    (tmp_path / "stix.jsonl").write_text('{}\n{"type": "bundle", "id": "bundle--1", "objects": [3]}')
+    (tmp_path / "campaign.layer.json").write_text("{}")
     assert command.main(["check", str(tmp_path)]) == 1
     told = capsys.readouterr().out.splitlines()
     assert [line.partition(": ")[0] for line in told[:3]] == [f"{path}:{i}" for i in (2, 3, 4)]
     assert "7 is not one of" in told[0] and "class_uid: None is none of 2004" in told[1] and "'x'" in told[2]
-    assert told[3:] == [
+    assert told[3] == f"{tmp_path / 'campaign.layer.json'}:1: no layer (1 of 1)"
+    assert all("stix cannot read it" in line for line in told[4:6])
+    assert told[6:] == [
         "actions.jsonl: 1 checked by ocsf, 0 with problems",
         "alerts.jsonl: 11 checked by ocsf, 5 with problems",
-        "campaign.layer.json: 1 checked by navigator, 0 with problems",
+        "campaign.layer.json: 1 checked by navigator, 1 with problems",
+        "stix.jsonl: 2 checked by stix and attack_flow, 2 with problems",
         "stopped.layer.json: 1 checked by navigator, 0 with problems",
     ]
 
