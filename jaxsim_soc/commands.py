@@ -27,7 +27,15 @@ GROUPS = {
     "language models": ("train", "evaluate-model", "transcript", "export"),
     "scenarios": ("scenarios", "calibrate"),
     "other people's agents": ("serve",),
-    "speed": ("throughput", "generator-speed", "prompting-speed", "credit-speed", "decoding-speed", "serve-speed"),
+    "speed": (
+        "throughput",
+        "generator-speed",
+        "prompting-speed",
+        "credit-speed",
+        "decoding-speed",
+        "learning-speed",
+        "serve-speed",
+    ),
     "shell": ("completion",),
 }
 
@@ -102,6 +110,12 @@ COMMANDS = {
     "credit-speed": Command("grpo.speed.credit_speed", "futures of training rows a second"),
     "decoding-speed": Command(
         "grpo.speed.decoding_speed", "decisions of a language model a second", LANGUAGE_MODEL, "bench,train"
+    ),
+    "learning-speed": Command(
+        "grpo.speed.learning_speed",
+        "seconds and memory of a state, learned without samples",
+        LANGUAGE_MODEL,
+        "bench,train",
     ),
     "serve": Command("serving.serve", "the game over HTTP and WebSocket, for agents of any language", SERVER, "serve"),
     "serve-speed": Command("serving.load", "ticks a second of a server, and how long a client waits", SERVER, "serve"),

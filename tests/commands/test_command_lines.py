@@ -35,6 +35,7 @@ STOPS: dict[str, tuple[str, ...]] = {
     "export-soc": ("_run", "_episode", "_check"),
     "gate": ("collection",),
     "generator-speed": ("seconds",),
+    "learning-speed": ("load",),
     "planted-holes": ("judged",),
     "prompting-speed": ("played",),
     "replay": ("play_record",),

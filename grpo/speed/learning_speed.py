@@ -1,0 +1,137 @@
+"""How long a step of learning without samples takes, and how much memory: all legal answers of every state, weighed.
+
+    jaxsim-soc learning-speed                                                the embedded model, on what is at hand
+    jaxsim-soc learning-speed --model qwen2.5-1.5b --dtype float16 --checkpointing --at-once 1 4
+
+A pass is that of `--estimator exact`: the prompt and the tree of its legal answers, forward and backward, through an
+adapter (LoRA) on frozen weights. A shape, such as qwen2.5-1.5b, has the published sizes and random weights, which cost
+the same; its prompts are cut by the embedded model's tokenizer. Loading is not timed, nor is the first pass.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from grpo.rows import rows
+from jaxsim_soc import cli
+
+SHAPES: dict[str, dict[str, Any]] = {
+    # Qwen2.5-1.5B-Instruct's config.json
+    "qwen2.5-1.5b": {
+        "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+        "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768,
+    },
+}  # fmt: skip
+CAMPAIGN = "supply_chain_token_drift"
+
+
+def load(name: str, dtype: str, rank: int) -> tuple[Any, Any]:
+    """(a model with an adapter to train, tokenizer): a model, or one of a shape."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    from grpo.learning.student import TARGETS, Lora, student
+    from grpo.model import models
+
+    if name not in SHAPES:
+        return student(name, Lora(rank, 2 * rank, 0.0), 0, dtype=dtype)
+    tokenizer = models.load().tokenizer
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    number = getattr(torch, "float32" if dtype == "auto" else dtype)
+    torch.manual_seed(0)
+    with torch.device(device):
+        config = Qwen2Config(**SHAPES[name], tie_word_embeddings=True)
+        build: Any = AutoModelForCausalLM.from_config
+        model = build(config, dtype=number, attn_implementation="sdpa")
+    adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS), task_type="CAUSAL_LM")
+    return get_peft_model(model, adapter), tokenizer
+
+
+def measure(model: Any, tasks: Sequence[Any], at_once: int, repeats: int) -> dict[str, Any]:
+    """Forward and backward through all tasks, `at_once` in a pass."""
+    import torch
+
+    from grpo.learning import losses, sharing
+    from grpo.model import trie
+
+    gpu = model.device.type == "cuda"
+
+    def step() -> None:
+        for i in range(0, len(tasks), at_once):
+            part = tasks[i : i + at_once]
+            with sharing.in_half(model):
+                found = trie.log_probs(model, [t.prompt for t in part], [t.tree for t in part])
+            paid = [torch.linspace(0, 1, len(x), device=x.device) for x in found]
+            loss = torch.stack([losses.expected_gradient(x, r, 0.0) for x, r in zip(found, paid, strict=True)]).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+        if gpu:
+            torch.cuda.synchronize()
+        model.zero_grad()
+
+    step()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    walls = []
+    for _ in range(repeats):
+        before = time.perf_counter()
+        step()
+        walls.append(time.perf_counter() - before)
+    tokens = float(np.mean([len(t.prompt) + len(t.tree.tokens) for t in tasks]))
+    wall = float(np.median(walls)) / len(tasks)
+    # Two operations a weight and token forward, as many for the gradient of activations; frozen weights need none.
+    operations = 4 * model.num_parameters() * tokens
+    return {
+        "at_once": at_once,
+        "seconds_a_state": wall,
+        "tokens_a_state": tokens,
+        "operations_a_state": operations,
+        "operations_a_second": operations / wall,
+        "peak_bytes": torch.cuda.max_memory_allocated() if gpu else None,
+    }
+
+
+def parser() -> cli.Parser:
+    """The options."""
+    p = cli.parser(__doc__)
+    p.add_argument("--model", default="embedded", metavar="NAME", help=f"as for train, or {', '.join(SHAPES)}")
+    p.add_argument("--dtype", type=cli.one_of(("auto", "float32", "bfloat16", "float16")), default="auto",
+                   metavar="NAME", help="of the frozen weights: auto, float32, bfloat16, float16")  # fmt: skip
+    p.add_argument("--rank", type=cli.positive_int, default=16, metavar="R", help="of the adapter (default: 16)")
+    p.add_argument("--checkpointing", action="store_true", help="keep no activations")
+    p.add_argument("--at-once", type=cli.positive_int, nargs="+", default=[1, 4], metavar="N", help="states a pass")
+    p.add_argument("--states", type=cli.positive_int, default=8, metavar="N", help="of a step (default: 8)")
+    p.add_argument("--repeats", type=cli.positive_int, default=3, metavar="N", help="timed steps (default: 3)")
+    p.add_argument("--json", type=cli.output_path, metavar="FILE", help="a JSON line for each --at-once")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Load, measure, print."""
+    args = parser().parse_args(argv)
+    import torch
+
+    from grpo.learning import exact
+
+    model, tokenizer = load(args.model, args.dtype, args.rank)
+    game = rows.campaigns((CAMPAIGN,), "hardened", "operational")
+    bank = rows.from_teacher(game, rows.TEACHER, args.states, 0)
+    tasks = [exact.asked(tokenizer, game.inventories[0], text) for text in rows.prompts_of(game, bank, "compact")]
+    gpu = model.device.type == "cuda"
+    about = {
+        "model": args.model, "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "checkpointing": args.checkpointing, "parameters": model.num_parameters(),
+        "trained": model.num_parameters(only_trainable=True), "states": len(tasks),
+        "device": torch.cuda.get_device_name() if gpu else "cpu", "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    model.train()
+    lines = []
+    with exact.checkpointing(model, args.checkpointing):
+        for at_once in args.at_once:
+            lines.append(json.dumps(about | measure(model, tasks, at_once, args.repeats)))
+            print(lines[-1], flush=True)
+    if args.json:
+        cli.write_text(args.json, "\n".join(lines) + "\n")
