@@ -25,7 +25,7 @@ from grpo.exporting import exam as exams
 from grpo.exporting import gguf_file, merge
 from grpo.exporting.compare import compare, gguf_in, table
 from grpo.exporting.folder import NOTE, check_room, replacing
-from grpo.model import embedded, folders, models
+from grpo.model import adapters, embedded, folders, models
 from grpo.model.adapters import MERGED
 from grpo.model.errors import ModelError
 from grpo.model.models import Loaded
@@ -45,8 +45,8 @@ def parser() -> cli.Parser:
     """The options."""
     p = cli.parser(__doc__)
     # fmt: off
-    p.add_argument("--adapter", type=cli.input_folder, required=True, metavar="DIR",
-                   help="a LoRA adapter, as training leaves it")
+    p.add_argument("--adapter", type=adapters.folder, required=True, metavar="DIR",
+                   help="a LoRA adapter, as training leaves it, or default, the project's own")
     p.add_argument("--model", metavar="NAME", help="embedded, a folder, or a hub id (default: the adapter's own base)")
     p.add_argument("--out", type=cli.output_folder, required=True, metavar="DIR",
                    help="where the export goes; whole or not at all")

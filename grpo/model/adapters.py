@@ -4,15 +4,23 @@ import json
 import os
 import re
 import warnings
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from grpo.model import embedded
 from grpo.model.errors import ModelError, first_line, required
 from grpo.model.folders import EMBEDDED, HUB_ID, header, identity_of, json_object
+from jaxsim_soc import cli
 
+OWN = "default"  # the name of the adapter that comes with the project, for the embedded model
 BASE_NOTE = "base.json"  # in an adapter's folder: which base it was made for
 MERGED = "merged"  # the folder of a merged model in an export
+
+
+def folder(text: str) -> Path:
+    """The type of --adapter: a folder, or the name of the project's own."""
+    return Path(str(files("grpo"))) / "adapter" if text == OWN else cli.input_folder(text)
 
 
 def note_base(model: Any, adapter: Path) -> None:

@@ -69,8 +69,8 @@ def parser() -> cli.Parser:
     # fmt: off
     p.add_argument("--model", default="embedded", metavar="NAME",
                    help="embedded, a folder, a hub id, or openai:NAME behind a server")
-    p.add_argument("--adapter", type=cli.input_folder, metavar="DIR",
-                   help="a trained adapter for that model: a row of its own")
+    p.add_argument("--adapter", type=adapters.folder, metavar="DIR",
+                   help="a trained adapter for that model, or default, the project's own: a row of its own")
     p.add_argument("--base", action=switch, default=True, help="with --adapter: play the model without it as well")
     options.add_scenarios(p, default="published")
     options.add_rules(p)

@@ -45,7 +45,7 @@ def policy_name(text: str) -> str:
     """The type of one value of --policy; a plan's actions are checked once the scenarios are known."""
     if text.startswith(PLAN_PREFIX) or text.endswith(LEARNED_SUFFIX):
         return text
-    return cli.one_of([*BASELINES, *recurrent.VIEWS, f"{PLAN_PREFIX}ACTION;ACTION", f"FILE{LEARNED_SUFFIX}"])(text)
+    return cli.one_of([*BASELINES, *recurrent.POLICIES, f"{PLAN_PREFIX}ACTION;ACTION", f"FILE{LEARNED_SUFFIX}"])(text)
 
 
 def parser() -> cli.Parser:
@@ -60,7 +60,7 @@ def parser() -> cli.Parser:
         action="extend",
         metavar="NAME",
         help=f"{', '.join(BASELINES)}, the learned policies of the project for these rules and this reward "
-        f"({', '.join(recurrent.VIEWS)}), a learned policy's FILE{LEARNED_SUFFIX}, or plan:ACTION;ACTION;… with "
+        f"({', '.join(recurrent.POLICIES)}), a learned policy's FILE{LEARNED_SUFFIX}, or plan:ACTION;ACTION;… with "
         "actions such as MONITOR, 'ISOLATE_ASSET "
         "ci-runner-01' or 'REVOKE_IDENTITY identities[2]', MONITOR after its end "
         f"(default: {' '.join(BASELINES)})",
@@ -100,7 +100,7 @@ def learned(name: str, rules: str, reward: str) -> tuple[Policy, Any]:
     from jaxsim.audit import checkpoint
 
     try:
-        made = checkpoint.load(checkpoint.own(rules, reward, name) if name in recurrent.VIEWS else name)
+        made = checkpoint.load(checkpoint.own(rules, reward, name) if name in recurrent.POLICIES else name)
     except ValueError as error:
         cli.fail(f"--policy: {error}")
     if made.restores and not restores(rules):
@@ -115,7 +115,7 @@ def policies(args: Any, scenario: scenarios.Scenario, dims: Dims) -> dict[str, t
     names = args.policy
     chosen = {name: BASELINES[name] for name in names if name in BASELINES}
     chosen |= {name: (PLAN, actions) for name, actions in plans(names, scenario, dims).items()}
-    made = [name for name in names if name in recurrent.VIEWS or name.endswith(LEARNED_SUFFIX)]
+    made = [name for name in names if name in recurrent.POLICIES or name.endswith(LEARNED_SUFFIX)]
     chosen |= {name: learned(name, args.rules, args.reward) for name in made}
     return {name: chosen[name] for name in names}
 

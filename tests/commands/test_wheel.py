@@ -80,10 +80,11 @@ def test_it_holds_the_policies_the_verdicts_and_no_test(built: list[Path]) -> No
         "jaxsim/audit/verdicts.json",
         "prompting/FORMAT.md",
         "grpo/presets/smoke.yaml",
+        "grpo/adapter/adapter_model.safetensors",
         "scenarios/schema.json",
     ):
         assert path in names
-    assert sum(x.startswith("jaxsim/audit/learned/") and x.endswith(".safetensors") for x in names) == 7
+    assert sum(x.startswith("jaxsim/audit/learned/") and x.endswith(".safetensors") for x in names) == 8
     tops = {x.partition("/")[0] for x in names if not x.partition("/")[0].endswith(".dist-info")}
     assert tops == {"jaxsim_soc", "scenarios", "jaxsim", "prompting", "grpo", "serving"}
 
