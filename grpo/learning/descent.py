@@ -114,7 +114,10 @@ def _restore(
         for name, p in weights.items():
             p.copy_(kept[name])
             if f"{name}:step" in state:  # not where every step so far was too large for float16
-                adam.state[p] = {key: state[f"{name}:{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                # Where the optimiser wants them: the count of steps stays on the CPU.
+                adam.state[p] = {key: state[f"{name}:{key}"] for key in ("step",)} | {
+                    key: state[f"{name}:{key}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")
+                }
     about = json.loads((folder / "step.json").read_text())
     scaler.load_state_dict(about["scaler"])
     memory[:] = about["memory"]

@@ -20,6 +20,9 @@ WINDOW = 16  # steps that the alarm looks back on
 ENOUGH = 24  # containments, or rows, below which it says nothing
 BLIND_SHARE = 0.5  # of the containments, with no alert in view
 SAME_SHARE = 0.8  # of the completions, one and the same action that is not MONITOR
+WAITING_SHARE = 0.98  # of the completions MONITOR,
+ACTING_SHARE = 0.25  # though in so many of the rows another action is worth more
+ERRORS = 3.0  # standard errors by which it has to be
 
 
 class Tables(NamedTuple):
@@ -147,9 +150,18 @@ def tally(known: Tables, rows: Sequence[int], said: np.ndarray) -> dict[str, Any
         "evidence_backed": _count((contained * known.confirmed[at]).sum()),
         "rows": len(different),
         "rows_without_alert": len({r for r in at if not known.alerts[r]}),
+        "rows_worth_acting": int(_worth_acting(known, different).sum()),
         "commonest": commonest(said.sum(axis=0)),
         "commonest_blind": commonest(blind.sum(axis=0)),
     }
+
+
+def _worth_acting(known: Tables, rows: Sequence[int]) -> np.ndarray:
+    """(n,) bool: an action is worth more than MONITOR there, beyond chance."""
+    q, se = known.rows.credit.q[list(rows)], known.rows.credit.se[list(rows)]
+    ahead = q - q[:, [MONITOR]] - ERRORS * np.hypot(se, se[:, [MONITOR]])
+    ahead[:, MONITOR] = np.nan
+    return np.nanmax(ahead, axis=1) > 0
 
 
 def _count(number: float) -> float:
@@ -190,7 +202,8 @@ def alarm(recent: Sequence[Mapping[str, Any]]) -> str:
     """Why to stop, or '': the tells of a policy that does not read, over the last WINDOW steps.
 
     `recent`: step reports, oldest first. A shortcut is named by its action: most completions are one and the same
-    action that is not MONITOR, whatever the row; or most containments come with no alert in view.
+    action that is not MONITOR, whatever the row; nearly all are MONITOR where acting is worth more, which is putting
+    off; or most containments come with no alert in view.
     """
     window = list(deque(recent, WINDOW))
     completions = sum(r["completions"] for r in window)
@@ -203,6 +216,13 @@ def alarm(recent: Sequence[Mapping[str, Any]]) -> str:
     if len(window) == WINDOW and place not in (VERBS[0], "INVALID") and times >= SAME_SHARE * completions:
         return (
             f"{place} in {times} of {completions} completions of the last {len(window)} steps, whatever the row shows"
+        )
+    worth, rows = (sum(r[k] for r in window) for k in ("rows_worth_acting", "rows"))
+    waits = place == VERBS[0] and times >= WAITING_SHARE * completions
+    if len(window) == WINDOW and waits and worth >= ACTING_SHARE * rows:
+        return (
+            f"{place} in {times} of {completions} completions of the last {len(window)} steps, though in {worth} "
+            f"of {rows} rows another action is worth more"
         )
     # Blind containments are a tell only where there was something to wait for: rows with an alert as well.
     seen = sum(r["rows"] for r in window) - without

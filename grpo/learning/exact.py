@@ -19,22 +19,22 @@ from grpo.learning.diagnostics import Tables
 from grpo.learning.plan import Plan
 from grpo.model import decode, trie
 from grpo.model.trie import Trie
-from grpo.rows.rows import Campaigns, Rows, chat_of, inventory_of
+from grpo.rows.rows import inventory_of
+from prompting import Inventory
 
 
 class Asked(NamedTuple):
-    """What a row asks."""
+    """What a state asks."""
 
     prompt: list[int]
     tree: Trie
     actions: np.ndarray  # (A,) of the action table, of each answer
 
 
-def asked(game: Campaigns, rows: Rows, tokenizer: Any, row: int) -> Asked:
-    """The prompt of a row, and its legal answers."""
-    inventory = inventory_of(game, rows, row)
+def asked(tokenizer: Any, inventory: Inventory, prompt: str) -> Asked:
+    """A prompt in a network, and its legal answers."""
     return Asked(
-        decode.chat_tokens(tokenizer, chat_of(game, rows, row)),
+        decode.chat_tokens(tokenizer, prompting.chat(prompt, inventory)),
         trie.trie(tokenizer, prompting.answers(inventory)),
         np.asarray(list(inventory.actions.values())),
     )
@@ -58,12 +58,16 @@ def optimise(
     at_once = max(1, plan.micro_batch // plan.group)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     recent: list[dict[str, Any]] = []
-    first = asked(known.game, known.rows, tokenizer, rows[0])
+
+    def task(r: int) -> Asked:
+        return asked(tokenizer, inventory_of(known.game, known.rows, r), known.rows.prompts[r])
+
+    first = task(rows[0])
     trie.check(model.eval(), first.prompt, first.tree)
 
     def learn(step: int, scale: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, dict[str, Any]]:
         which = [int(rows[i]) for i in descent.drawn(groups, plan.prompts_per_step, step, seed)]
-        tasks = [asked(known.game, known.rows, tokenizer, r) for r in which]
+        tasks = [task(r) for r in which]
         paid = np.stack([diagnostics.paid(known, r, plan.weights) for r in which])
         chances, told = np.zeros_like(paid), np.zeros(3)
         for i in range(0, len(tasks), at_once):

@@ -4,8 +4,8 @@
 prompts share the system message; on a CPU that is most of a step. Keys and values of the common beginning come from a
 batch of one, and gradients flow back through them.
 
-`in_half`: on a CPU, an adapter's float32 weights meet bfloat16 activations; autocast rounds the few weights rather than
-widen the many activations. Attention is written out, since the fused kernel's backward pass is slower there.
+`in_half`: an adapter's float32 weights meet bfloat16 or float16 activations; autocast rounds the few weights rather
+than widen the many activations. On a CPU attention is written out: the fused kernel's backward pass is slower there.
 """
 
 import contextlib
@@ -77,9 +77,13 @@ def _there(given: dict[str, Any], name: str) -> bool:
 
 @contextlib.contextmanager
 def in_half(model: Any) -> Iterator[None]:
-    """Compute a PEFT model in bfloat16 if its frozen weights are, on a CPU. On a GPU the trainer sees to that."""
-    frozen = next(p for p in model.parameters() if not p.requires_grad).dtype
-    if model.device.type != "cpu" or frozen != torch.bfloat16:
+    """Compute a PEFT model in the half precision that its frozen weights have; on a CPU, in bfloat16 only."""
+    frozen, device = next(p for p in model.parameters() if not p.requires_grad).dtype, model.device.type
+    if device != "cpu" and frozen in (torch.bfloat16, torch.float16):
+        with torch.autocast(device, frozen, cache_enabled=False), disable_input_dtype_casting(model):
+            yield
+        return
+    if device != "cpu" or frozen != torch.bfloat16:
         yield
         return
     plain = model.get_base_model()

@@ -19,6 +19,7 @@ from grpo.model import attention
 from grpo.model.decode import TIE, Decoder, begun, common_prefix, encode_prefix, token_ids
 from grpo.model.errors import ModelError
 
+AT_ONCE = 64  # prompts of a pass, on a GPU
 WORTH = 32  # tokens: a shorter common beginning is not computed apart
 
 
@@ -124,6 +125,16 @@ def weigh(decoder: Decoder, prompt: list[int], tree: Trie) -> np.ndarray:
         cache = begun(decoder, n, 1, len(prompt) + len(tree.tokens))
         [found] = behind(decoder.model, cache, n, [prompt[n:]], [tree])
     return np.asarray(found.double().cpu())
+
+
+@torch.inference_mode()
+def weigh_all(decoder: Decoder, prompts: Sequence[list[int]], tree: Trie) -> np.ndarray:
+    """(R, A), `weigh` of many prompts: in batches where most of a short pass is its launch, which a CPU's is not."""
+    if decoder.model.device.type == "cpu":
+        return np.stack([weigh(decoder, prompt, tree) for prompt in prompts])
+    parts = [prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE)]
+    found = [x for part in parts for x in behind(decoder.model, None, 0, part, [tree] * len(part))]
+    return np.asarray(torch.stack(found).double().cpu())
 
 
 def pick(log_p: np.ndarray, temperature: float = 0.0, seeds: Sequence[int] = ()) -> int:

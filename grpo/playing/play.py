@@ -206,11 +206,10 @@ def chooser(decoder: decode.Decoder, inventory: Inventory, *, temperature: float
     tree = trie.trie(decoder.tokenizer, answers)
 
     def respond(prompts: Sequence[str], episodes: Sequence[int], tick: int) -> list[str]:
-        chats = {prompt: prompting.chat(prompt, inventory) for prompt in prompts}
-        weighed = {
-            prompt: trie.weigh(decoder, decode.chat_tokens(decoder.tokenizer, chat), tree)
-            for prompt, chat in chats.items()
-        }
+        different = list(dict.fromkeys(prompts))
+        chats = [prompting.chat(prompt, inventory) for prompt in different]
+        tokens = [decode.chat_tokens(decoder.tokenizer, chat) for chat in chats]
+        weighed = dict(zip(different, trie.weigh_all(decoder, tokens, tree), strict=True))
         return [
             answers[trie.pick(weighed[prompt], temperature, (seed, e, tick))]
             for prompt, e in zip(prompts, episodes, strict=True)

@@ -84,7 +84,7 @@ TEACHER: Teacher = (
     DEFAULT_EVIDENCE._replace(investigate_at=np.float32(2), contain_at=np.float32(0.5), window=np.int32(1)),
 )
 
-# The member that only waits: it plays like `monitor`, without another program to compile.
+# The member that only waits where nothing is confirmed: it plays like `monitor`, without another program to compile.
 WAITS = DEFAULT_EVIDENCE._replace(investigate_at=np.float32(np.inf), contain_at=np.float32(np.inf))
 
 
@@ -127,6 +127,11 @@ def chances(game: Campaigns, bank: Bank, teacher: Learned) -> np.ndarray:
     return np.asarray(_chances(game.dims, teacher.weights, banks.observe(game.dims, game.params, bank)))
 
 
+def episodes_of(campaign: int, episodes: int, seed: int) -> jax.Array:
+    """(episodes,) keys of the play of `from_model` in a campaign, by its number."""
+    return one_episode.episode_keys(jax.random.fold_in(noise.root(seed), campaign), episodes)
+
+
 def from_model(
     game: Campaigns,
     respond: Any,
@@ -148,7 +153,7 @@ def from_model(
     parts: list[Bank] = []
     played = []
     for p, inventory in enumerate(game.inventories):
-        keys = one_episode.episode_keys(jax.random.fold_in(noise.root(seed), p), episodes)
+        keys = episodes_of(p, episodes, seed)
 
         def watch(state: Any, obs: Any, asked: Sequence[int], prompts: Any, p: int = p) -> None:
             kept = jax.tree.map(lambda x: np.asarray(x)[list(asked)], state)
@@ -187,6 +192,7 @@ def _some(bank: Bank, many: int, seed: int) -> Bank:
 def credited(
     game: Campaigns,
     bank: Bank,
+    successor: Teacher = (EVIDENCE, DEFAULT_EVIDENCE),
     *,
     futures: int,
     least_z: float,
@@ -194,16 +200,23 @@ def credited(
     layout: str,
     reference: int = REFERENCE_EPISODES,
 ) -> Rows:
-    """The rows of a bank: prompts, and return-to-go averaged over what the defender cannot tell apart."""
-    key = noise.root(seed)
+    """The rows of a bank: prompts, and return-to-go averaged over what the defender cannot tell apart.
+
+    After the action, the `successor` plays on. It should be whoever is to learn from it: one that plays better cleans
+    up after an action that was put off, so that waiting is worth nearly as much as acting.
+    """
+    key, (policy, parameters) = noise.root(seed), successor
     if reference:
         behaviours = [
             banks.collect_heuristic(game.env, game.params, EVIDENCE, member, noise.root(seed + 1), reference, 8)
             for member in (WAITS, DEFAULT_EVIDENCE)
         ]
-        found = beliefs(game.dims, game.params, bank, banks.concatenate(behaviours), key=key, futures=futures, most=16)
+        found = beliefs(
+            game.dims, game.params, bank, banks.concatenate(behaviours), policy, parameters, key=key, futures=futures,
+            most=16,
+        )  # fmt: skip
     else:
-        found = credits.returns_to_go(game.dims, game.params, bank, key=key, futures=futures)
+        found = credits.returns_to_go(game.dims, game.params, bank, policy, parameters, key=key, futures=futures)
     return Rows(
         bank,
         prompts_of(game, bank, layout),

@@ -1,4 +1,4 @@
-"""One outer loop of a run, top to bottom: rows, warm start, GRPO, check. What is kept of it is in its folder."""
+"""One outer loop of a run, top to bottom: states, warm start, credit, GRPO, check. Its folder keeps what is kept."""
 
 import json
 import shutil
@@ -20,28 +20,31 @@ from grpo.model import decode
 from grpo.model.errors import ModelError
 from grpo.playing import play
 from grpo.playing.choices import EXACT
-from grpo.rows import rows
+from grpo.rows import rows, surrogate
+from grpo.rows.bank import Bank
 from grpo.rows.rows import Campaigns, Rows, Teacher
-from grpo.training import settings
-from grpo.training.collect import collected
+from grpo.training import collect, settings
 from grpo.training.run_folder import Run, timed
 from grpo.training.settings import Settings
 from jaxsim.types import VERBS
 from jaxsim_soc import cli, write
 
 
-class Parts(NamedTuple):
-    """What a loop's rows are for: their numbers."""
+class Loop(NamedTuple):
+    """A loop, and who learns in it."""
 
-    kept_out: list[int]  # for checking, nothing is trained on them
-    shown: np.ndarray  # (n,) all others
-    taught: list[int]  # of these, where the actions differ beyond chance: GRPO's
+    number: int  # from 0
+    folder: Path
+    seed: int
+    model: Any  # with the adapter that is trained
+    tokenizer: Any
+    teacher: Teacher | None
 
 
 def outer_loop(
     run: Run, loop: int, game: Campaigns, chosen: Settings, adapter: Path | None, teacher: Teacher | None = None
 ) -> tuple[Path, str]:
-    """Collect, credit, train: (the adapter after this loop, why the alarm stopped it or '')."""
+    """States, warm start, credit, GRPO, check: (the adapter after this loop, why the alarm stopped it or '')."""
     processes, folder, seed = PartialState(), run.out / f"loop{loop}", chosen.seed + loop
     done = folder / "done.json"
     if done.exists():
@@ -51,53 +54,130 @@ def outer_loop(
         model, tokenizer = student(
             chosen.model, lora, chosen.seed, adapter, four_bit=chosen.four_bit, dtype=chosen.dtype
         )
-    with timed(run, f"loop{loop} rows"), processes.main_process_first():
-        found = collected(loop, game, chosen.collection, folder, model, tokenizer, run.console, teacher)
-    parts = divided(found, seed)
-    run.console.print(
-        f"loop {loop}: {len(found.prompts)} rows; {len(parts.shown) - len(parts.taught)} do not tell actions apart and "
-        f"teach GRPO nothing, {len(parts.kept_out)} are kept for checking"
-    )
-    if chosen.steps:
-        check_rows(len(parts.taught), chosen.prompts_per_step)
-    if loop == 0 and chosen.warm_rows:
-        with timed(run, "warm start"), processes.main_process_first():
-            how = warm.How(chosen.warm_epochs, chosen.warm_batch, chosen.warm_lr, chosen.seed, chosen.save_every)
-            if teacher:
-                which = np.random.default_rng(chosen.seed).permutation(parts.shown)[: chosen.warm_rows].tolist()
-                at_once = max(1, chosen.micro_batch // chosen.group)
-                distil(run, game, found, which, teacher, model, tokenizer, folder / "warm", how, at_once)
-            else:
-                examples = shown_answers(game, found, parts.shown, chosen.warm_rows, chosen.seed)
-                warm_up(run, examples, model, tokenizer, folder / "warm", how)
-    known, alarm = diagnostics.tables(game, found), ""
-    if chosen.steps:
-        # Without samples the first process learns, and the others read what it has learned.
-        turns = processes.main_process_first() if chosen.estimator == "exact" else nullcontext()
-        with timed(run, f"loop{loop} GRPO"), turns:
-            source = None
-            if chosen.backend == "unsloth":
-                source = Source(chosen.model, chosen.four_bit, chosen.campaigns, chosen.rules, chosen.reward)
-            alarm = grpo(
-                run, loop, known, parts.taught, chosen.plan, source, folder / "grpo", seed, model, tokenizer,
-                chosen.estimator,
-            )  # fmt: skip
-        processes.wait_for_everyone()
+    this = Loop(loop, folder, seed, model, tokenizer, teacher)
+    with timed(run, f"loop{loop} states"), processes.main_process_first():
+        bank = collect.states(loop, game, chosen.collection, folder, model, tokenizer, run.console, teacher)
+    kept_out, shown = divided(len(bank.params_index), seed)
+    if loop < chosen.warm_loops and chosen.warm_rows:
+        with timed(run, f"loop{loop} warm start"), processes.main_process_first():
+            teach(run, this, game, bank, shown, chosen)
+    alarm, report = "", dict[str, Any]()
+    if loop >= chosen.warm_loops - 1:  # before it, there is teaching alone
+        alarm, report = reinforce(run, this, game, bank, kept_out, shown, chosen)
     if processes.is_main_process:
-        run.log.add(loop, "check", 0, checked(known, parts.kept_out, chosen, model, tokenizer))
         save_adapter(model, folder / "adapter")
-        cli.write_json(done, {"alarm": alarm, "rows": len(found.prompts), "informative": len(parts.taught)})
+        if chosen.validate_episodes:
+            report["validation"] = validate(run, this, game, chosen)
+        cli.write_json(done, {"alarm": alarm, **report})
         shutil.rmtree(folder / "grpo", ignore_errors=True)  # the trainer's checkpoints have served
     processes.wait_for_everyone()
     return folder / "adapter", alarm
 
 
-def divided(found: Rows, seed: int) -> Parts:
-    """Keep some rows apart, drawn by the seed."""
-    order = np.random.default_rng(seed).permutation(len(found.prompts))
-    apart = settings.kept_apart(len(order))
-    shown = np.sort(order[apart:])
-    return Parts(order[:apart].tolist(), shown, shown[found.informative[shown]].tolist())
+def teach(run: Run, this: Loop, game: Campaigns, bank: Bank, shown: np.ndarray, chosen: Settings) -> None:
+    """The warm start: a teacher's probabilities, or a heuristic's answers, at some of the rows `shown`."""
+    how = warm.How(chosen.warm_epochs, chosen.warm_batch, chosen.warm_lr, this.seed, chosen.save_every)
+    order = np.random.default_rng(this.seed).permutation(shown)
+    if this.teacher:
+        chances = rows.chances(game, bank, this.teacher[1])
+        prompts = rows.prompts_of(game, bank, chosen.layout)
+        lessons = lessons_of(game, bank, prompts, chances, order[: chosen.warm_rows], this.tokenizer)
+        distil(run, this, lessons, how, max(1, chosen.micro_batch // chosen.group))
+    else:
+        judged = kept(this.folder, game) if chosen.successor == "evidence" else None
+        if judged is None:
+            judged = collect.credited(this.number, game, bank, chosen.collection, collect.SCRIPTED["evidence"])
+            if chosen.successor == "evidence":
+                rows.save(this.folder / "rows", judged, game)
+        if chosen.steps:  # rather than after the warm start, though another successor may tell others apart
+            check_rows(int(judged.informative[shown].sum()), chosen.prompts_per_step)
+        warm_up(run, this, shown_answers(game, judged, order, chosen.warm_rows), how)
+
+
+def reinforce(
+    run: Run, this: Loop, game: Campaigns, bank: Bank, kept_out: list[int], shown: np.ndarray, chosen: Settings
+) -> tuple[str, dict[str, Any]]:
+    """Credit, GRPO, check: (why the alarm stopped it or '', what there is to say)."""
+    processes, at = PartialState(), f"loop{this.number}"
+    with timed(run, f"{at} credit"), processes.main_process_first():
+        found = kept(this.folder, game)
+        if found is None:
+            successor = who_plays_on(run, this, game, bank, chosen)
+            with run.console.status("return-to-go of every legal action"):
+                found = collect.credited(this.number, game, bank, chosen.collection, successor)
+            rows.save(this.folder / "rows", found, game)
+    taught = shown[found.informative[shown]].tolist()  # where the actions differ beyond chance
+    run.console.print(
+        f"loop {this.number}: {len(found.prompts)} rows; {len(shown) - len(taught)} do not tell actions apart and "
+        f"teach GRPO nothing, {len(kept_out)} are kept for checking"
+    )
+    known, alarm = diagnostics.tables(game, found), ""
+    if chosen.steps:
+        check_rows(len(taught), chosen.prompts_per_step)
+        # Without samples the first process learns, and the others read what it has learned.
+        turns = processes.main_process_first() if chosen.estimator == "exact" else nullcontext()
+        with timed(run, f"{at} GRPO"), turns:
+            source = None
+            if chosen.backend == "unsloth":
+                source = Source(chosen.model, chosen.four_bit, chosen.campaigns, chosen.rules, chosen.reward)
+            alarm = grpo(run, this, known, taught, chosen.plan, source, chosen.estimator)
+        processes.wait_for_everyone()
+    if processes.is_main_process:
+        run.log.add(this.number, "check", 0, checked(known, kept_out, chosen, this.model, this.tokenizer))
+    return alarm, {"rows": len(found.prompts), "informative": len(taught)}
+
+
+def validate(run: Run, this: Loop, game: Campaigns, chosen: Settings) -> float:
+    """Mean return after the loop, in episodes of validation; logged."""
+    with timed(run, f"loop{this.number} validation"):
+        report = collect.validated(
+            this.number, game, chosen.collection, chosen.validate_episodes, this.folder, this.model, this.tokenizer,
+            run.console, this.teacher,
+        )  # fmt: skip
+    run.log.add(this.number, "validation", 0, report)
+    score: float = report["mean_return"]
+    run.console.print(f"loop {this.number}: mean return {score:+.2f} in {report['episodes']} episodes of validation")
+    return score
+
+
+def divided(many: int, seed: int) -> tuple[list[int], np.ndarray]:
+    """(rows kept apart for checking, on which nothing is trained; all others), drawn by the seed."""
+    order = np.random.default_rng(seed).permutation(many)
+    apart = settings.kept_apart(many)
+    return order[:apart].tolist(), np.sort(order[apart:])
+
+
+def kept(folder: Path, game: Campaigns) -> Rows | None:
+    """The rows of a loop's folder, if they are complete."""
+    try:
+        return rows.load(folder / "rows", game)
+    except ValueError as error:
+        cli.fail(str(error))
+
+
+def who_plays_on(run: Run, this: Loop, game: Campaigns, bank: Bank, chosen: Settings) -> Teacher:
+    """The policy that plays on in the futures of a loop's states."""
+    if chosen.successor == "learned" and this.teacher:
+        return this.teacher
+    if chosen.successor != "student":
+        return collect.SCRIPTED[chosen.successor]
+    with run.console.status("a stand-in for the model"):
+        found = collect.stand_in(
+            this.number, game, bank, chosen.collection, this.model, this.tokenizer, this.teacher
+        )  # fmt: skip
+    run.log.add(this.number, "credit", 0, found.agreement)
+    run.console.print(
+        f"loop {this.number}: the model's stand-in is {found.agreement['distance']:.2f} from it (total variation), and "
+        f"does the same in {found.agreement['same']:.0%} of {found.agreement['rows']} states"
+    )
+    return surrogate.POLICY, found.learned
+
+
+def best_loop(out: Path) -> Path | None:
+    """The adapter of the loop that did best in validation; None when nothing was validated."""
+    scores = {path.parent: json.loads(path.read_text()).get("validation") for path in out.glob("loop*/done.json")}
+    known = {folder: score for folder, score in scores.items() if score is not None}
+    return max(known, key=lambda folder: known[folder]) / "adapter" if known else None
 
 
 def check_rows(many: int, prompts_per_step: int) -> None:
@@ -117,89 +197,82 @@ class Examples(NamedTuple):
     campaigns: list[int]  # of each
 
 
-def shown_answers(game: Campaigns, found: Rows, among: np.ndarray, many: int, seed: int) -> Examples:
-    """At most `many` of the teacher's answers, at the rows `among` where they should be learned."""
+def shown_answers(game: Campaigns, found: Rows, order: np.ndarray, many: int) -> Examples:
+    """At most `many` of the teacher's answers, at the first rows of `order` where they should be learned."""
     labels = rows.labels(found)
-    which = np.random.default_rng(seed).permutation(among[labels[among] >= 0])[:many]
+    which = order[labels[order] >= 0][:many]
     answers = [prompting.encode(int(labels[r]), rows.inventory_of(game, found, r)) for r in which]
     return Examples([rows.chat_of(game, found, r) for r in which], answers, found.bank.params_index[which].tolist())
 
 
-def warm_up(run: Run, examples: Examples, model: Any, tokenizer: Any, folder: Path, how: warm.How) -> None:
+def warm_up(run: Run, this: Loop, examples: Examples, how: warm.How) -> None:
     """Show the model answers."""
     counts = {v: sum(f'"{v}"' in text for text in examples.answers) for v in VERBS}
     run.console.print("warm start: " + ", ".join(f"{n} {v}" for v, n in counts.items() if n))
-    pairs = warm.pairs(tokenizer, examples.chats, examples.answers)
-    with followed(run) as advance:
-        warm.learn(model, pairs, examples.campaigns, folder, how, pad=tokenizer.pad_token_id, advance=advance)
+    pairs, pad = warm.pairs(this.tokenizer, examples.chats, examples.answers), this.tokenizer.pad_token_id
+    with followed(run, this.number) as advance:
+        warm.learn(this.model, pairs, examples.campaigns, this.folder / "warm", how, pad=pad, advance=advance)
 
 
-def distil(
-    run: Run,
-    game: Campaigns,
-    found: Rows,
-    which: list[int],
-    teacher: Teacher,
-    model: Any,
-    tokenizer: Any,
-    folder: Path,
-    how: warm.How,
-    at_once: int,
-) -> None:
-    """Teach the model a teacher's probabilities of all legal answers at some rows."""
-    target = rows.chances(game, found.bank, teacher[1])
-    lessons = []
-    for r in which:
-        task = exact.asked(game, found, tokenizer, r)
-        lessons.append(warm.Lesson(task.prompt, task.tree, target[r, task.actions]))
-    groups = found.bank.params_index[which].tolist()
-    run.console.print(f"warm start: the teacher's probabilities at {len(lessons)} states")
-    with followed(run) as advance:
-        warm.distil(model, lessons, groups, folder, how, at_once=at_once, advance=advance)
+class Lessons(NamedTuple):
+    """What a teacher would do at some states."""
+
+    lessons: list[warm.Lesson]
+    campaigns: list[int]  # of each
+
+
+def lessons_of(
+    game: Campaigns, bank: Bank, prompts: list[str], chances: np.ndarray, which: np.ndarray, tokenizer: Any
+) -> Lessons:
+    """At the rows `which`; `chances`, (R, A), are the teacher's of every action."""
+    campaigns, found = bank.params_index[which].tolist(), []
+    for r, p in zip(which.tolist(), campaigns, strict=True):
+        task = exact.asked(tokenizer, game.inventories[p], prompts[r])
+        found.append(warm.Lesson(task.prompt, task.tree, chances[r, task.actions]))
+    return Lessons(found, campaigns)
+
+
+def distil(run: Run, this: Loop, taught: Lessons, how: warm.How, at_once: int) -> None:
+    """Teach the model a teacher's probabilities of all legal answers, `at_once` states in a forward pass."""
+    run.console.print(f"warm start: the teacher's probabilities at {len(taught.lessons)} states")
+    folder = this.folder / "warm"
+    with followed(run, this.number) as advance:
+        warm.distil(this.model, taught.lessons, taught.campaigns, folder, how, at_once=at_once, advance=advance)
 
 
 @contextmanager
-def followed(run: Run) -> Iterator[Callable[[int, int, float], None]]:
+def followed(run: Run, loop: int) -> Iterator[Callable[[int, int, float], None]]:
     """Log and show the steps of a warm start."""
     with cli.progress(quiet=run.console.quiet) as told:
 
         def advance(step: int, steps: int, loss: float) -> None:
-            run.log.add(0, "warm", step, {"loss": loss})
-            told(f"warm start, step {step} of {steps}, loss {loss:.3f}")
+            run.log.add(loop, "warm", step, {"loss": loss})
+            told(f"loop {loop} warm start, step {step} of {steps}, loss {loss:.3f}")
 
         yield advance
 
 
 def grpo(
-    run: Run,
-    loop: int,
-    known: Tables,
-    taught: list[int],
-    plan: Plan,
-    source: Source | None,
-    folder: Path,
-    seed: int,
-    model: Any,
-    tokenizer: Any,
-    estimator: str = "sampled",
+    run: Run, this: Loop, known: Tables, taught: list[int], plan: Plan, source: Source | None, estimator: str
 ) -> str:
     """GRPO on the rows `taught`: why the alarm stopped it or ''. With a `source`, by Unsloth in another process."""
+    model, folder, seed = this.model, this.folder / "grpo", this.seed
 
     def line(step: int, report: dict[str, Any]) -> None:
-        run.log.add(loop, "grpo", step, report)
+        run.log.add(this.number, "grpo", step, report)
         regret = "–" if report["regret"] is None else f"{report['regret']:.2f}"
         run.console.print(
-            f"loop {loop} GRPO {step}/{plan.steps}: reward {report['reward_mean']:+.2f}, regret {regret}, "
+            f"loop {this.number} GRPO {step}/{plan.steps}: reward {report['reward_mean']:+.2f}, regret {regret}, "
             f"valid {report['valid_rate']:.0%}"
         )
 
     if source:
         return unsloth_backend.optimise(model, taught, plan, source, folder, seed, line)
     if estimator == "exact":
-        return exact.optimise(model, tokenizer, known, taught, plan, folder, seed, line)
+        return exact.optimise(model, this.tokenizer, known, taught, plan, folder, seed, line)
     from grpo.learning import optimise
 
-    return optimise.optimise(model, tokenizer, known, taught, plan, folder, seed, line)
+    return optimise.optimise(model, this.tokenizer, known, taught, plan, folder, seed, line)
 
 
 def checked(known: Tables, which: list[int], chosen: Settings, model: Any, tokenizer: Any) -> dict[str, Any]:

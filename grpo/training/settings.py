@@ -13,6 +13,8 @@ from grpo.learning import signals
 from grpo.learning.plan import Plan
 from grpo.playing.choices import ASKING, MAX_EPISODES, OTHERS
 from jaxsim import rules as rule_sets
+from jaxsim.audit import checkpoint
+from jaxsim.recurrent import MEMORYLESS
 from jaxsim.reward import PRESETS as REWARDS
 from prompting import LAYOUTS
 from scenarios.read import Unreadable, file_text, odd, read, report
@@ -20,6 +22,7 @@ from scenarios.wording import show
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "presets").glob("*.yaml"))}
 MAX_SEED = 2**31 - 1
+OWN = "own"  # the memoryless policy that comes with the project, as a teacher
 CHECKED = 64  # rows of each loop, at most, that nothing is trained on, for its shuffle drop
 # What a run may be continued with: nothing that was trained depends on it.
 MAY_CHANGE = ("evaluate_episodes", "evaluate_policies", "evaluate_shuffle", "evaluate_beside", "log_to")
@@ -34,6 +37,7 @@ class Collection(NamedTuple):
 
     rows: int
     warm_rows: int
+    successor: str
     futures: int
     least_z: float
     layout: str
@@ -74,16 +78,25 @@ class Settings(BaseModel):
     temperature: float = Field(1.4, gt=0, le=5, description="of the model's own play, and of GRPO's completions")
     asking: str = Field("always", description="always: the model decides each tick; on-change: when its view changed")
     rows: int = Field(1500, ge=4, le=100_000, description="states per outer loop, at most")
+    successor: Literal["student", "evidence", "learned", "waiting"] = Field(
+        "student",
+        description="who plays on in the futures: student, a stand-in fitted to the model's own probabilities; "
+        "evidence, a scripted policy; learned, the teacher; waiting, nobody",
+    )
     futures: int = Field(64, ge=2, le=4096, description="K, simulated futures per legal action")
     least_z: float = Field(
         2.5, ge=0, le=10, description="rows whose actions differ by less are skipped, standard errors"
     )
     # Warm start
-    warm_rows: int = Field(0, ge=0, le=100_000, description="states of the supervised warm start; 0: none")
+    warm_rows: int = Field(0, ge=0, le=100_000, description="states of a supervised warm start; 0: none")
+    warm_loops: int = Field(
+        1, ge=1, le=20, description="outer loops that begin with one, the first; GRPO begins in the last of them"
+    )
     teacher: str = Field(
         "",
-        description="file of a policy of train-policy --view memoryless: states and targets of the warm start are its "
-        "play and its probabilities of all legal actions (default: a heuristic's play and answers)",
+        description=f"{OWN}, the project's, or a file of train-policy --view memoryless: states of loop 0 are of its "
+        "play, and a warm start teaches its probabilities of all legal actions (default: a heuristic's play and "
+        "answers)",
     )
     warm_epochs: int = Field(2, ge=1, le=20, description="passes over them")
     warm_lr: float = Field(5e-4, gt=0, le=1, description="learning rate of the warm start")
@@ -114,6 +127,12 @@ class Settings(BaseModel):
     alarm: bool = Field(True, description="stop when the policy shows the tells of a shortcut")
     # The run
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of all the luck")
+    validate_episodes: int = Field(
+        0,
+        ge=0,
+        le=MAX_EPISODES,
+        description="episodes per campaign played after each loop: the adapter of the best loop is kept; 0: the last",
+    )
     save_every: int = Field(5, ge=1, le=100_000, description="steps between checkpoints")
     evaluate_episodes: int = Field(32, ge=2, le=MAX_EPISODES, description="episodes per campaign and policy at the end")
     evaluate_policies: tuple[str, ...] = Field(OTHERS, description="rows beside monitor, random, base and trained")
@@ -177,8 +196,22 @@ class Settings(BaseModel):
                 f"prompts_per_step = {self.prompts_per_step} is more than there are: {kept_apart(most)} of a loop's "
                 f"{most} rows are kept for checking; choose fewer, or more rows"
             )
-        if self.teacher and not Path(self.teacher).is_file():
-            raise ValueError(f"teacher = {self.teacher!r} is no file; give one of jaxsim-soc train-policy")
+        if self.teacher_file and not self.teacher_file.is_file():
+            what = f"{self.teacher!r} is no file"
+            if self.teacher == OWN:
+                what = f"{OWN}: none comes with the project for rules {self.rules!r} and reward {self.reward!r}"
+            raise ValueError(f"teacher = {what}; give one of jaxsim-soc train-policy --view memoryless")
+        if self.warm_loops > self.outer_loops:
+            raise ValueError(
+                f"warm_loops = {self.warm_loops} is more than outer_loops = {self.outer_loops}; choose as many or fewer"
+            )
+        if self.successor == "learned" and not self.teacher:
+            raise ValueError("successor = learned is the teacher, and there is none; give teacher, or take student")
+        if self.warm_loops > 1 and not self.teacher:
+            raise ValueError(
+                f"warm_loops = {self.warm_loops}, but a heuristic has no answer to most states of the model's play; "
+                "give teacher, or warm_loops 1"
+            )
         if self.estimator == "exact" and self.backend == "unsloth":
             raise ValueError("estimator = exact does not go through Unsloth; take backend = transformers, or sampled")
         if spread := [name for name in signals.SPREAD if self.weights.get(name) and self.estimator == "exact"]:
@@ -196,6 +229,13 @@ class Settings(BaseModel):
     def campaigns(self) -> tuple[str, ...]:
         """The training campaigns."""
         return self.scenarios or tuple(n for n in scenarios.names() if not scenarios.load(n).held_out)
+
+    @property
+    def teacher_file(self) -> Path | None:
+        """Where the teacher is, if there is one."""
+        if self.teacher == OWN:
+            return checkpoint.own(self.rules, self.reward, MEMORYLESS)
+        return Path(self.teacher) if self.teacher else None
 
     @property
     def weights(self) -> dict[str, float]:

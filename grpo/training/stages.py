@@ -13,7 +13,7 @@ from grpo.learning import unsloth_backend
 from grpo.model.errors import ModelError
 from grpo.rows import rows
 from grpo.training import report_training, run_evaluation
-from grpo.training.loop import finish_adapter, outer_loop
+from grpo.training.loop import best_loop, finish_adapter, outer_loop
 from grpo.training.run_folder import Log, Run, begin, release, save_manifest, timed
 from grpo.training.settings import Settings
 from jaxsim_soc import cli
@@ -37,7 +37,7 @@ def run(shown: Path, chosen: Settings, verdict: list[dict[str, Any]], restart: b
     this = Run(out, manifest, Log(out / "training_log.jsonl"), console)
     game = rows.campaigns(chosen.campaigns, chosen.rules, chosen.reward)
     try:
-        teacher = rows.teacher_of(game, Path(chosen.teacher)) if chosen.teacher else None
+        teacher = rows.teacher_of(game, chosen.teacher_file) if chosen.teacher_file else None
     except ValueError as error:
         release(out)
         cli.fail(f"teacher: {error}")
@@ -53,7 +53,7 @@ def run(shown: Path, chosen: Settings, verdict: list[dict[str, Any]], restart: b
         cli.fail(str(error))
     if not processes.is_main_process:
         return
-    finish_adapter(out / "adapter", adapter, report_training.card(chosen, verdict, alarm))
+    finish_adapter(out / "adapter", best_loop(out) or adapter, report_training.card(chosen, verdict, alarm))
     with timed(this, "evaluation"):
         evaluated = run_evaluation.evaluate(out, chosen)
     report_training.write(out, chosen, this.log.lines, evaluated, manifest, alarm)

@@ -150,8 +150,19 @@ def test_a_loop_without_samples(
     """From a teacher's probabilities to the check, whose answers are chosen among all legal ones; killed, the same."""
     weights = recurrent.init_weights(jax.random.key(3), 8, game.dims.restore)
     teacher = recurrent.POLICIES[recurrent.MEMORYLESS], recurrent.Learned(weights, np.bool_(False))
-    monkeypatch.setattr(loops, "collected", lambda *given: found if given[-1] is teacher else None)
-    wanted = chosen(model, decode="exact", steps=2, warm_rows=4, warm_batch=4, prompts_per_step=4, micro_batch=8)
+    monkeypatch.setattr(loops.collect, "states", lambda *given: found.bank if given[-1] is teacher else None)
+    monkeypatch.setattr(loops.collect, "credited", lambda *given: found)
+    wanted = chosen(
+        model,
+        decode="exact",
+        steps=2,
+        successor="evidence",
+        validate_episodes=2,
+        warm_rows=4,
+        warm_batch=4,
+        prompts_per_step=4,
+        micro_batch=8,
+    )
 
     def run(out: Path) -> str:
         out.mkdir(exist_ok=True)
@@ -161,8 +172,9 @@ def test_a_loop_without_samples(
         return (out / "log.jsonl").read_text()
 
     whole = run(tmp_path / "whole")
-    warm, first, second, check = map(json.loads, whole.splitlines())
-    assert [x["phase"] for x in (warm, first, second, check)] == ["warm", "grpo", "grpo", "check"]
+    warm, first, second, check, after = map(json.loads, whole.splitlines())
+    phases = ["warm", "grpo", "grpo", "check", "validation"]
+    assert [x["phase"] for x in (warm, first, second, check, after)] == phases and after["episodes"] == 2
     assert warm["loss"] > 0 and first["completions"] == 8 and check["valid_rate"] == 1
     add = run_folder.Log.add
 

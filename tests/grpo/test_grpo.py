@@ -108,7 +108,8 @@ def test_what_cannot_take_a_step_is_refused_before_it_is_trained(
     changes = {"model": str(tiny(tmp_path / "model", fluent=True)), "prompts_per_step": 3, "micro_batch": 3}
     chosen = settings.load("smoke", changes)
     kept = found._replace(informative=np.arange(24) < informative)
-    monkeypatch.setattr(loops, "collected", lambda *_: kept)
+    monkeypatch.setattr(loops.collect, "states", lambda *_: found.bank)
+    monkeypatch.setattr(loops.collect, "credited", lambda *_: kept)
     monkeypatch.setattr(warm, "learn", lambda *_, **__: pytest.fail("the warm start began"))
     run = run_folder.Run(tmp_path, {"seconds": {}}, run_folder.Log(tmp_path / "log.jsonl"), Console(quiet=True))
     with pytest.raises(ModelError, match=r"cannot take a step: [012] rows tell actions apart, prompts_per_step = 3; "):

@@ -114,6 +114,8 @@ def test_a_steps_report_by_hand(game: rows.Campaigns, found: rows.Rows) -> None:
     assert totals == pytest.approx([low, float(q[0]), float(q[isolate]), low])
     assert report["action_entropy"] == pytest.approx(-(0.5 * np.log(0.5) + 2 * 0.25 * np.log(0.25)))
     assert report["regret"] == pytest.approx(float(np.nanmax(q)) - (float(q[0]) + float(q[isolate])) / 2)
+    se = np.hypot(found.credit.se[0], found.credit.se[0, 0])
+    assert report["rows_worth_acting"] == int(np.nanmax((q - q[0] - 3 * se)[1:]) > 0)
 
 
 def test_shuffle_drop_at_rows_by_hand(game: rows.Campaigns, found: rows.Rows) -> None:
@@ -158,6 +160,7 @@ def step(**change: Any) -> dict[str, Any]:
         "blind_containments": 0,
         "rows": 1,
         "rows_without_alert": 0,
+        "rows_worth_acting": 0,
         "commonest_blind": None,
     }
     return {**calm, "commonest": ("MONITOR", 5), **change}
@@ -170,6 +173,12 @@ def test_the_alarm_names_the_shortcut() -> None:
     assert "ISOLATE_ASSET assets[0] in 128 of 128 completions" in diagnostics.alarm([fixed] * many)
     assert diagnostics.alarm([fixed] * (many - 1)) == ""  # too early to tell
     assert diagnostics.alarm([step(commonest=("MONITOR", 8))] * many) == ""  # waiting is no shortcut
+    waits = step(commonest=("MONITOR", 8), rows_worth_acting=1)  # what is worth more than it is not done
+    rests = step(commonest=("MONITOR", 8))
+    put_off = "MONITOR in 128 of 128 completions of the last 16 steps, though in 4 of 16 rows another action is worth"
+    assert put_off in diagnostics.alarm([rests] * 12 + [waits] * 4)
+    assert diagnostics.alarm([rests] * 13 + [waits] * 3) == ""
+    assert diagnostics.alarm([rests] * 12 + [waits] * 3 + [step(commonest=("MONITOR", 5), rows_worth_acting=1)]) == ""
     blind = step(
         containments=4, blind_containments=3, rows_without_alert=1, commonest_blind=("ISOLATE_ASSET assets[0]", 2)
     )

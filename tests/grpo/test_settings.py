@@ -18,8 +18,8 @@ def test_every_preset_is_valid(name: str) -> None:
     assert chosen.campaigns and chosen.weights
 
 
-def test_presets_are_the_four_that_are_documented() -> None:
-    assert sorted(settings.PRESETS) == ["cpu", "large", "smoke", "t4"]
+def test_presets_are_the_five_that_are_documented() -> None:
+    assert sorted(settings.PRESETS) == ["adapter", "cpu", "large", "smoke", "t4"]
 
 
 def test_the_t4_preset_is_what_a_t4_can_do() -> None:
@@ -51,6 +51,13 @@ def test_the_t4_preset_is_what_a_t4_can_do() -> None:
         ({"estimator": "exact", "backend": "unsloth"}, r"estimator = exact does not go through Unsloth; take backend"),
         ({"estimator": "exact", "profile": "published"}, r"signals: action_diversity compares the .* take sampled"),
         ({"teacher": "nowhere"}, r"teacher = 'nowhere' is no file; give one of jaxsim-soc train-policy"),
+        (
+            {"teacher": "own", "rules": "hardened1", "reward": "operational1"},
+            r"teacher = own: none comes with the project for rules 'hardened1' and reward 'operational1'; give one of",
+        ),
+        ({"successor": "learned"}, r"successor = learned is the teacher, and there is none; give teacher, or take"),
+        ({"outer_loops": 3, "warm_loops": 2}, r"warm_loops = 2, but a heuristic has no answer to most states of"),
+        ({"teacher": "own", "warm_loops": 2}, r"warm_loops = 2 is more than outer_loops = 1; choose as many or fewer"),
         ({"eta": 0}, r"cpu.yaml: eta = 0: .*greater than 0"),
     ],
 )
@@ -76,7 +83,7 @@ def test_a_preset_may_be_a_file(tmp_path: Path) -> None:
     path.write_text("steps: [")
     with pytest.raises(settings.SettingsError, match=r"mine.yaml:2: is not YAML .*check the indentation"):
         settings.load(str(path))
-    with pytest.raises(settings.SettingsError, match="neither a preset nor a file; choose one of cpu"):
+    with pytest.raises(settings.SettingsError, match="neither a preset nor a file; choose one of adapter"):
         settings.load(str(tmp_path / "none.yaml"))
 
 
