@@ -26,7 +26,7 @@ GROUPS = {
     "policies": ("evaluate", "train-policy", "export-soc"),
     "language models": ("train", "evaluate-model", "transcript", "export"),
     "scenarios": ("scenarios", "calibrate"),
-    "other people's agents": ("serve",),
+    "other people's agents": ("serve", "reward-report"),
     "speed": (
         "throughput",
         "generator-speed",
@@ -118,6 +118,7 @@ COMMANDS = {
         "bench,train",
     ),
     "serve": Command("serving.serve", "the game over HTTP and WebSocket, for agents of any language", SERVER, "serve"),
+    "reward-report": Command("serving.reward_report", "an audit's tests of a reward, as a hub reads them", ("scipy",)),
     "serve-speed": Command("serving.load", "ticks a second of a server, and how long a client waits", SERVER, "serve"),
     "completion": Command("jaxsim_soc.completion", "print the completion of a shell", ("shtab",)),
 }
