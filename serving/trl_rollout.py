@@ -10,7 +10,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from trl.models import unwrap_model_for_generation
+from trl.models.utils import unwrap_model_for_generation
 
 import prompting
 from grpo.playing.choices import ON_CHANGE

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the bottom to the top: each may import those before it, and itself.
 ROOMS = ["model", "reporting", "playing", "rows", "exporting", "learning", "training", "speed"]
 ORDER = ["jaxsim_soc", "scenarios", "jaxsim", "jaxsim.audit", "jaxsim.audit.outward", "jaxsim.soc", "prompting"]
-ORDER += ["grpo", *(f"grpo.{room}" for room in ROOMS), "serving"]
+ORDER += ["grpo", *(f"grpo.{room}" for room in ROOMS), "serving", "serving.openenv", "serving.openenv.server"]
+ORDER += ["jaxsim_soc_v1"]
 CORE = {"jax", "jaxlib", "chex", "numpy", "pydantic", "pydantic_core", "yaml"}  # what pyproject.toml depends on
 SCRIPTS = {f"grpo.{name}" for name in ("train", "evaluate", "export", "gate", "transcript")}
 HEAVY = "{'torch', 'transformers', 'rich', 'scipy', 'matplotlib', 'optax', 'safetensors'"
