@@ -43,10 +43,11 @@ class Handler(BaseHTTPRequestHandler):
         status, answer = server.reply(body, n)
         with server.lock:
             server.at_once -= 1
-        content = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+        streams = body.get("stream") and status == 200
+        content = (answer if isinstance(answer, str) else streamed(answer) if streams else json.dumps(answer)).encode()
         try:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/event-stream" if streams else "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -63,6 +64,15 @@ def said(text: str | None, tokens: int | None = 7) -> Reply:
     body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
     usage = {"usage": {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": 8}} if tokens else {}
     return 200, {**body, "choices": [{"index": 0, "finish_reason": "stop", "message": message}], **usage}
+
+
+def streamed(answer: dict[str, Any]) -> str:
+    """The same as server-sent events, in one piece."""
+    (choice,) = answer["choices"]
+    whole = {k: v for k, v in answer.items() if k != "choices"} | {"object": "chat.completion.chunk"}
+    deltas = (choice["message"], None), ({}, choice["finish_reason"])
+    parts = [whole | {"choices": [{"index": 0, "delta": delta, "finish_reason": why}]} for delta, why in deltas]
+    return "".join(f"data: {json.dumps(part)}\n\n" for part in parts) + "data: [DONE]\n\n"
 
 
 def slow(seconds: float, reply: Reply) -> Reply:
