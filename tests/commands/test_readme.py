@@ -165,7 +165,7 @@ def taken(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch, folder
         elif word.endswith(".json"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}", encoding="utf-8")
-        elif word in ("DIR", "FOLDER", "ADAPTER", "soc", "incident") or word.endswith("/adapter"):
+        elif word in ("DIR", "FOLDER", "ADAPTER", "soc", "incident", "out/sweep") or word.endswith("/adapter"):
             path.mkdir(parents=True)
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
     parse = argparse.ArgumentParser.parse_args
