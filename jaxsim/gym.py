@@ -45,14 +45,12 @@ FIELDS, FEATURES = "fields", "features"
 OBSERVATIONS = (FIELDS, FEATURES)
 MAX_EPISODE = 2**32 - 1
 SCENARIO = "supply_chain_token_drift_hardened"
-_OWN, _OVERALL = recurrent.ENTITY_FEATURES - 4, recurrent.OVERALL_FEATURES - 7  # the others are the truth, 0 here
 
 
 def shown(dims: Dims, form: str, obs: Observation) -> Any:
     """What an agent is given of one episode's observation: a dict of arrays of rank 1 and 2, or one (F,) float32."""
     if form == FEATURES:
-        entity, overall, *_ = recurrent.features(dims, recurrent.SEEING, obs)
-        return jnp.concatenate([entity[:, :_OWN].reshape(-1), overall[:_OVERALL]])
+        return recurrent.vector(dims, obs)
     own = {name: x for name, x in obs._asdict().items() if name not in ("alerts", "forensics")}
     own |= {f"alerts_{name}": x for name, x in obs.alerts._asdict().items()}
     own |= {f"forensics_{name}": x for name, x in obs.forensics._asdict().items()}
@@ -63,7 +61,7 @@ def space(dims: Dims, form: str, horizon: int) -> spaces.Space[Any]:
     """The space of what `shown` gives."""
     n, k, f = dims.entities, dims.alerts, dims.forensics
     if form == FEATURES:
-        return spaces.Box(0.0, float(n + horizon), (n * _OWN + _OVERALL,), np.float32)
+        return spaces.Box(0.0, float(n + horizon), (recurrent.vector_size(dims),), np.float32)
     most = np.iinfo(np.int32).max
     whole: dict[str, tuple[int, int, tuple[int, ...]]] = {
         "tick": (0, horizon, (1,)),

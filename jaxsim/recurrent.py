@@ -213,6 +213,17 @@ def features(dims: Dims, view: str, seen: Any) -> Features:
 # --- the network ----------------------------------------------------------------------------------------------------
 
 
+def vector_size(dims: Dims) -> int:
+    """F, the length of `vector`."""
+    return dims.entities * (ENTITY_FEATURES - 4) + OVERALL_FEATURES - 7  # the others are the truth
+
+
+def vector(dims: Dims, obs: Observation) -> Array:
+    """(F,) float32: the features of one episode's observation that are not the truth, for other people's trainers."""
+    entity, overall, *_ = features(dims, SEEING, obs)
+    return jnp.concatenate([entity[:, : ENTITY_FEATURES - 4].reshape(-1), overall[: OVERALL_FEATURES - 7]])
+
+
 def pool(x: Array, exists: Array) -> Array:
     """(N, H) -> (2H,): mean and maximum over the entities that exist."""
     there = exists[:, None]

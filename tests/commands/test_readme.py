@@ -62,12 +62,12 @@ def given(block: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def python_blocks() -> list[Any]:
-    """Some search or train, which takes long; what needs a server or a language model is run in tests/serving."""
+    """Some search or train, which takes long; what needs more than this environment is run elsewhere."""
     slow = re.compile("search.search|MaskablePPO")
     return [
         pytest.param(page, text, marks=[pytest.mark.slow] * bool(slow.search(text)), id=f"{page}-{i}")
         for i, (page, text) in enumerate(blocks("python"))
-        if not re.search("127.0.0.1:800|GRPOTrainer", text)
+        if not re.search("127.0.0.1:800|GRPOTrainer|rejax", text)
     ]
 
 
@@ -127,7 +127,7 @@ class Taken(BaseException):
 
 
 def test_there_are_command_lines_and_blocks() -> None:
-    assert len(command_lines()) > 40 and len(list(blocks("python"))) == 10
+    assert len(command_lines()) > 40 and len(list(blocks("python"))) == 11
 
 
 @pytest.mark.parametrize(("page", "command"), command_lines())
