@@ -131,6 +131,14 @@ def reward_report(document: dict[str, Any]) -> dict[str, Any]:
     return {"reward_report_version": FORMAT, "follows": "OpenEnv RFC 008", **head, "rewards": rows}
 
 
+def read(source: Path) -> dict[str, Any]:
+    """The report from a file of an audit. Ends the program, in one line, for what is none."""
+    try:
+        return reward_report(json.loads(source.read_text("utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        cli.fail(f"{source}: {error}")
+
+
 def parser() -> cli.Parser:
     """Options of the command."""
     p = cli.parser(__doc__)
@@ -142,18 +150,10 @@ def parser() -> cli.Parser:
 def main() -> int:
     """Write the report, say what it finds. Exit code 1 where a check failed."""
     args: argparse.Namespace = parser().parse_args()
-    source: Path = args.folder / "report.json"
-    try:
-        report = reward_report(json.loads(source.read_text("utf-8")))
-    except (OSError, ValueError) as error:
-        cli.fail(f"{source}: {error}")
+    report = read(args.folder / "report.json")
     cli.write_json(args.out or args.folder / "reward-report.json", report)
     for row in report["rewards"]:
         game = f"{row['scenario']} {row['rules']} {row['reward']}"
         for result in row["results"]:
             print(f"{game}: {result['status']} {result['check_id']}: {result['evidence'][0]}")
     return 0 if all(row["passed"] for row in report["rewards"]) else 1
-
-
-if __name__ == "__main__":
-    cli.run(main)

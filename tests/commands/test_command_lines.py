@@ -39,6 +39,7 @@ STOPS: dict[str, tuple[str, ...]] = {
     "planted-holes": ("judged",),
     "prompting-speed": ("played",),
     "replay": ("play_record",),
+    "reward-report": ("read",),
     "scenarios": ("_write_all",),
     "search-check": ("make_arenas",),
     "search-reward": ("played", "draw"),
