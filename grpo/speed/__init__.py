@@ -1,4 +1,4 @@
-"""How fast prompts, decoding and credit are: measurements, each with the command that shows it.
+"""How fast prompts, decoding, credit and learning are: measurements, each with the command that shows it.
 
-Imports the simulator, `prompting` and the rooms `model` and `rows`, which are measured. Nothing imports it.
+Imports the simulator, `prompting` and the rooms `model`, `rows` and `learning`, which are measured. Nothing imports it.
 """

@@ -13,7 +13,6 @@ from grpo.learning import signals
 from grpo.learning.plan import Plan
 from grpo.playing.choices import ASKING, MAX_EPISODES, OTHERS
 from jaxsim import rules as rule_sets
-from jaxsim.audit import checkpoint
 from jaxsim.recurrent import MEMORYLESS
 from jaxsim.reward import PRESETS as REWARDS
 from prompting import LAYOUTS
@@ -233,9 +232,11 @@ class Settings(BaseModel):
     @property
     def teacher_file(self) -> Path | None:
         """Where the teacher is, if there is one."""
-        if self.teacher == OWN:
-            return checkpoint.own(self.rules, self.reward, MEMORYLESS)
-        return Path(self.teacher) if self.teacher else None
+        if self.teacher != OWN:
+            return Path(self.teacher) if self.teacher else None
+        from jaxsim.audit import checkpoint  # safetensors, which no command line should wait for
+
+        return checkpoint.own(self.rules, self.reward, MEMORYLESS)
 
     @property
     def weights(self) -> dict[str, float]:
