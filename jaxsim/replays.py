@@ -1,6 +1,7 @@
 """One episode again, tick by tick, from (version, scenario, rules, reward, personality, seed, episode, actions)."""
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,13 +98,17 @@ def load_record(path: str | Path) -> dict[str, Any]:
     for i, action in enumerate(record["actions"]):
         if not isinstance(action, str):
             raise ValueError(f"{path}: actions[{i}] = {action!r:.60}: wrong type; give text, such as 'MONITOR'")
-    version = record["version"]
+    return of_today(record, str(path))
+
+
+def of_today(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """A record with the names that its rules and reward have now. Raises ValueError where its game is not kept."""
+    version, weights = record["version"], record["reward"]
     if not is_kept(version):
         raise ValueError(
-            f"{path}: version = {version!r}: recorded by another version of the simulator's rules; "
+            f"{where}: version = {version!r:.60}: recorded by another version of the simulator's rules; "
             f"this is {SIMULATOR_VERSION!r}, and the episode would differ; replay it with that version"
         )
-    weights = record["reward"]
     now = {"rules": name_now(version, record["rules"]), "version": SIMULATOR_VERSION}
     return record | now | {"reward": name_now(version, weights) if isinstance(weights, str) else weights}
 
@@ -115,8 +120,13 @@ def plan_of(record: dict[str, Any]) -> tuple[scenarios.Scenario, env.Env, Params
     """
     scenario = scenarios.load(record["scenario"])
     env_, params = env.make(scenario, rules=record["rules"], reward=record["reward"], personality=record["personality"])
-    parsed = [INVALID if text == "INVALID" else parse_action(text, scenario, env_.dims) for text in record["actions"]]
-    return scenario, env_, params, np.asarray(parsed, np.int32)
+    return scenario, env_, params, actions_of(record["actions"], scenario, env_.dims)
+
+
+def actions_of(actions: Sequence[str], scenario: scenarios.Scenario, dims: Dims) -> np.ndarray:
+    """(T,) int32 of the actions of a record. Raises ValueError for one that is none."""
+    parsed = [INVALID if text == "INVALID" else parse_action(text, scenario, dims) for text in actions]
+    return np.asarray(parsed, np.int32)
 
 
 def play_record(record: dict[str, Any]) -> tuple[scenarios.Scenario, env.Env, Replay]:

@@ -27,6 +27,7 @@ GROUPS = {
     "language models": ("train", "evaluate-model", "transcript", "export"),
     "scenarios": ("scenarios", "calibrate"),
     "other people's agents": ("serve", "reward-report"),
+    "people": ("console",),
     "speed": (
         "throughput",
         "generator-speed",
@@ -119,6 +120,7 @@ COMMANDS = {
     ),
     "serve": Command("serving.serve", "the game over HTTP and WebSocket, for agents of any language", SERVER, "serve"),
     "reward-report": Command("serving.reward_report", "an audit's tests of a reward, as a hub reads them", ("scipy",)),
+    "console": Command("serving.console", "the game in a browser: play, watch, replay, compare", SERVER, "serve"),
     "serve-speed": Command("serving.load", "ticks a second of a server, and how long a client waits", SERVER, "serve"),
     "completion": Command("jaxsim_soc.completion", "print the completion of a shell", ("shtab",)),
 }

@@ -98,17 +98,27 @@ def token_of(path: Path | None, local: bool) -> tuple[str | None, bool]:
 
 def served(host: str, port: int, limits: Limits, token: str | None, drawn: bool) -> None:
     """Listen, compile, serve."""
+    listening = listen(host, port)
+    if drawn:
+        print(f"token: {token}", file=sys.stderr)
+    tell(host, listening)
+    server(make(limits, token, None if not is_local(host) else (host, *LOCAL)), limits).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Fails where that cannot be."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "that is no address"
         cli.fail(f"cannot listen on {host!r:.100} port {port} ({why}); choose another --host or --port")
+
+
+def tell(host: str, listening: socket.socket) -> None:
+    """Say where the server will be."""
     at = f"[{host}]" if ":" in host else host
-    if drawn:
-        print(f"token: {token}", file=sys.stderr)
     print(f"http://{at}:{listening.getsockname()[1]} (compiling, a moment)", file=sys.stderr, flush=True)
-    server(make(limits, token, None if not is_local(host) else (host, *LOCAL)), limits).run(sockets=[listening])
 
 
 def server(app: Any, limits: Limits) -> uvicorn.Server:

@@ -149,14 +149,28 @@ def _free(out: Path, force: bool) -> Path:
 def _episode(args: Any, place: Path) -> list[str]:
     try:
         record = load_record(args.record)
-        scenario, env, params, plan = plan_of(record)
+        game = plan_of(record)
     except ValueError as error:  # a ScenarioError is one
         cli.fail(str(error))
+    return [_said(args.out, write_record(place, record, *game, args.start, args.only or export.NAMES))]
+
+
+def write_record(
+    place: Path,
+    record: dict[str, Any],
+    scenario: scenarios.Scenario,
+    env: Env,
+    params: Params,
+    plan: Array,
+    start: datetime,
+    only: Sequence[str] = export.NAMES,
+) -> dict[str, int]:
+    """Export the episode of a record, of which `replays.plan_of` gives the game and the plan. Lines of each file."""
     key, number = noise.root(record["seed"]), record["episode"]
     about = {name: record[name] for name in ("rules", "personality", "seed", "episode")}
     actions = hashlib.sha256(json.dumps(record["actions"]).encode()).hexdigest()
     found = episodes(scenario, env, params, key, number, plan[None])
-    return [_written(args, place, place, scenario, "record", about | {"actions": actions}, found)]
+    return _written(place, scenario, "record", about | {"actions": actions}, found, start, only)
 
 
 def _run(args: Any, place: Path) -> list[str]:
@@ -172,7 +186,8 @@ def _run(args: Any, place: Path) -> list[str]:
             about = {name: getattr(args, name) for name in ("rules", "personality", "seed")}
             found = played(scenario, env, params, policy, parameters, jax.random.key(args.seed), args.episodes)
             counted = _counting(found, lambda what=f"{scenario.id}, {name:.40}": advance(what))
-            told.append(_written(args, place, inner, scenario, name, about, counted))
+            lines = _written(inner, scenario, name, about, counted, args.start, args.only or export.NAMES)
+            told.append(_said(args.out / inner.relative_to(place), lines))
     cli.write_json(place / export.NOTE, {"version": cli.version(), "folders": [f"{s.id}/{x}" for s, x, *_ in work]})
     return told
 
@@ -213,19 +228,23 @@ def _counting(found: Iterator[Episode], one_more: Any) -> Iterator[Episode]:
 
 
 def _written(
-    args: Any,
     place: Path,
-    inner: Path,
     scenario: scenarios.Scenario,
     defender: str,
     about: dict[str, Any],
     found: Iterator[Episode],
-) -> str:
-    """Write a folder, and say in a line what is in it."""
+    start: datetime,
+    only: Sequence[str],
+) -> dict[str, int]:
+    """Write a folder; the number of lines of each file."""
     game = {"simulator_version": SIMULATOR_VERSION, "scenario": scenarios.digest(scenario)} | about
-    where = make_site(scenario, defender, json.dumps(game, sort_keys=True), args.start, cli.version())
+    where = make_site(scenario, defender, json.dumps(game, sort_keys=True), start, cli.version())
     note = {"scenario": scenario.id, "policy": defender, **about, "simulator_version": SIMULATOR_VERSION}
-    note |= {"version": cli.version(), "start": args.start.isoformat()}
-    lines = export.write(inner, where, found, note, args.only or export.NAMES)
+    note |= {"version": cli.version(), "start": start.isoformat()}
+    return export.write(place, where, found, note, only)
+
+
+def _said(folder: Path, lines: dict[str, int]) -> str:
+    """A line on what is in a folder."""
     said = ", ".join(f"{count} lines in {file}" for file, count in lines.items())
-    return f"{args.out / inner.relative_to(place)}: {said or 'layers'}"
+    return f"{folder}: {said or 'layers'}"

@@ -27,6 +27,7 @@ STOPS: dict[str, tuple[str, ...]] = {
     "audit-gymnasium": ("audit",),
     "calibrate": ("read_alerts",),
     "completion": (),
+    "console": ("serving.browser:served",),
     "credit-speed": ("use_devices", "rows"),
     "decoding-speed": ("models.load",),
     "evaluate": ("evaluate",),

@@ -7,7 +7,6 @@ import random
 import re
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,41 +16,28 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-import yaml
-from talking import LIMITS, ROOT, Client, said, started
+from talking import LIMITS, ROOT, SCENARIO, Client, client_of, replayed, said, started, world
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import jaxsim
 import prompting
 import scenarios
-from jaxsim import noise, replays
-from jaxsim.names import parse_plan
+from jaxsim import replays
 from jaxsim.rules import restores
 from serving import load
 from serving.app import Guard, make
 from serving.messages import Answer
-from serving.serve import is_local, server
+from serving.serve import is_local
 from serving.sessions import Counts
 
 BAD = sorted((ROOT / "tests" / "bad_scenarios").iterdir())
-SCENARIO = "insider_repo_pivot_hardened"
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    app = make(LIMITS)
-    listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    running = server(app, LIMITS)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
-    thread.start()
-    found = Client(listening.getsockname()[1], app)
-    assert found.ask("GET", "/health") == {"status": "healthy"}  # it has compiled
-    yield found
-    running.should_exit = True
-    thread.join(60)
-    listening.close()
-    assert not thread.is_alive()
+    with client_of(make(LIMITS)) as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -69,17 +55,6 @@ def _left_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 # --- the game --------------------------------------------------------------------------------------------------------
-
-
-def replayed(rules: str, reward: str, seed: int, actions: list[str]) -> Any:
-    """What `replay` makes of them, with waiting after the end, so that one length is compiled."""
-    made, params = jaxsim.make(SCENARIO, rules=rules, reward=reward)
-    scenario = jaxsim.load_scenario(SCENARIO)
-    plan = np.zeros(scenario.horizon, np.int32)
-    known = [i for i, x in enumerate(actions) if x != "INVALID"]
-    plan[known] = parse_plan(";".join(actions[i] for i in known), scenario, made.dims)
-    plan[[i for i, x in enumerate(actions) if x == "INVALID"]] = -1
-    return jaxsim.replay(made, params, noise.root(seed), 0, plan)
 
 
 @pytest.mark.parametrize(("rules", "reward"), load.PLAYED)
@@ -197,19 +172,6 @@ def test_the_client_of_the_docs(client: Client, capsys: pytest.CaptureFixture[st
 
 
 # --- nothing hidden --------------------------------------------------------------------------------------------------
-
-
-def world(success: float, detection: float = 0.0, roll: int = 0) -> str:
-    """A network whose attack raises no alerts: what it is can be known from nothing."""
-    data = scenarios.load("insider_repo_pivot").model_dump(mode="json", exclude_defaults=True)
-    data.pop("benign", None)
-    targets = [(x.get("asset"), x.get("identity")) for x in data["stages"]]
-    for stage, (asset, identity) in zip(data["stages"], targets, strict=True):
-        stage |= {"success": success, "detection": detection}
-        if roll:
-            stage["dwell"] = [1, 2]
-            assert asset or identity
-    return yaml.safe_dump(data)
 
 
 def answers_of(client: Client, upload: str, seed: int) -> tuple[list[Any], Any]:

@@ -1,0 +1,63 @@
+// What is asked of the server, and episodes as links.
+
+export async function ask(method, path, data) {
+  const sent = data && { body: JSON.stringify(data), headers: { "Content-Type": "application/json" } };
+  let answer;
+  try {
+    answer = await fetch(path, { method, ...sent });
+  } catch {
+    throw new Error("the server does not answer; start jaxsim-soc console again");
+  }
+  if (answer.ok && answer.headers.get("Content-Type") === "application/zip") return answer.blob();
+  const text = await answer.text();
+  const told = text ? JSON.parse(text) : null;
+  if (!answer.ok) throw new Error(told?.error ?? `status ${answer.status}`);
+  return told;
+}
+
+// Actions with runs of the same one written once: MONITOR*12;INVESTIGATE web-01
+export function packed(actions) {
+  const runs = [];
+  for (const action of actions) {
+    if (runs.at(-1)?.[0] === action) runs.at(-1)[1] += 1;
+    else runs.push([action, 1]);
+  }
+  return runs.map(([action, many]) => (many > 1 ? `${action}*${many}` : action)).join(";");
+}
+
+export function unpacked(text) {
+  return text.split(";").flatMap((run) => {
+    const [action, many = "1"] = run.split("*");
+    if (!/^[1-9]\d{0,3}$/.test(many)) throw new Error(`the link is damaged: ${run.slice(0, 60)}`);
+    return Array(Number(many)).fill(action);
+  });
+}
+
+const GAME = ["version", "scenario", "rules", "personality"];
+
+// One or two players' records of the same episode as a fragment, which no server is sent, and back.
+export function linkOf(players) {
+  const { record } = players[0];
+  const parts = new URLSearchParams(GAME.map((name) => [name, record[name]]));
+  parts.set("reward", typeof record.reward === "string" ? record.reward : JSON.stringify(record.reward));
+  parts.set("seed", record.seed);
+  parts.set("episode", record.episode);
+  for (const { who, record } of players) {
+    parts.append("who", who);
+    parts.append("actions", packed(record.actions));
+  }
+  return `#${parts}`;
+}
+
+export function playersOf(hash) {
+  const parts = new URLSearchParams(hash.slice(1));
+  const game = Object.fromEntries([...GAME, "reward", "seed", "episode"].map((name) => [name, parts.get(name)]));
+  const missing = Object.keys(game).find((name) => game[name] === null);
+  if (missing) throw new Error(`the link is damaged: it has no ${missing}`);
+  if (game.reward.startsWith("{")) game.reward = JSON.parse(game.reward);
+  for (const name of ["seed", "episode"]) game[name] = Number(game[name]);
+  const who = parts.getAll("who");
+  return parts.getAll("actions").slice(0, 2).map((actions, i) => {
+    return { who: who[i] ?? "record", record: { ...game, actions: unpacked(actions) } };
+  });
+}

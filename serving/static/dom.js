@@ -1,0 +1,21 @@
+// Elements without a framework: el("p", {class: "x"}, "text", child).
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function filled(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value != null) node.setAttribute(name, value);
+  }
+  node.append(...children.flat().filter((x) => x != null));
+  return node;
+}
+
+export const el = (tag, attributes = {}, ...children) => filled(document.createElement(tag), attributes, children);
+export const svg = (tag, attributes = {}, ...children) =>
+  filled(document.createElementNS(SVG, tag), attributes, children);
+export const $ = (id) => document.getElementById(id);
+export const points = (x) => (Math.abs(x) < 5e-4 ? "0" : (x > 0 ? "+" : "−") + Math.abs(x).toFixed(2));
+export const words = (name) => name.toLowerCase().replaceAll("_", " ");
+export const percent = (x) => `${Math.round(100 * x)} %`;
