@@ -27,7 +27,7 @@ export function makeDesk(who, network, parts) {
   desk.acting = panel("actions", box.actions);
   desk.node = el("section", { class: "desk", "aria-label": who },
     el("div", { class: "head" }, title, score),
-    el("div", { class: "left" }, desk.acting, panel("network", box.map, legend()), panel("timeline", box.timeline), panel("done", box.log)),
+    el("div", { class: "left" }, desk.acting, panel("timeline", box.timeline), panel("network", box.map, legend()), panel("done", box.log)),
     el("div", { class: "right" }, panel("what is seen", box.seen), desk.truth, panel("rewards", box.rewards),
       el("details", { class: "panel" }, el("summary", {}, "as a model reads it"), box.text)));
   return desk;

@@ -189,19 +189,22 @@ function stop() {
 }
 
 function run() {
-  if (timer) return stop();
-  if (!desks.length) return undefined;
+  if (timer || !desks.length) {
+    stop();
+    return;
+  }
   if (at >= length()) go(0);
   $("run").textContent = "Pause";
   timer = setInterval(() => (at < length() ? go(at + 1) : stop()), 1000 / Number($("speed").value));
-  return undefined;
 }
 
 function faster(by) {
   const select = $("speed");
   select.selectedIndex = Math.max(0, Math.min(select.options.length - 1, select.selectedIndex + by));
   say(`${select.value} ticks a second`);
-  if (timer) [stop(), run()];
+  if (!timer) return;
+  stop();
+  run();
 }
 
 // --- in and out ------------------------------------------------------------------------------------------------------
@@ -299,7 +302,10 @@ async function start() {
   options("personality", catalogue.personalities, defaults.personality);
   options("who", [HAND, ...policies]);
   options("beside", [{ value: "", said: "nobody" }, ...policies]);
-  $("setup").addEventListener("submit", (event) => (event.preventDefault(), begin()));
+  $("setup").addEventListener("submit", (event) => {
+    event.preventDefault();
+    begin();
+  });
   const click = { help: () => $("keys").showModal(), theme: () => theme(), first: () => step(0), back: () => step(at - 1), run, on: () => step(at + 1), last: () => step(length()), link: copied, record: saved, export: exported };
   for (const [id, does] of Object.entries(click)) $(id).addEventListener("click", () => does());
   $("scrub").addEventListener("input", () => step(Number($("scrub").value)));

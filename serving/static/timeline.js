@@ -26,7 +26,7 @@ export function timeline(desk, now, width, go) {
     label(stage.id, "truth");
     parts.push(svg("line", { class: "rail", x1: left, x2: x(horizon), y1: y + 7, y2: y + 7 }));
     for (const s of stretches(ticks.map((t) => t.truth.stages[k]))) {
-      parts.push(svg("rect", { class: `bar ${s.status.replace(" ", "-")}`, x: x(s.from), y: y + 2, width: Math.max(2, (s.to - s.from + 1) * step), height: ROW - 5, rx: 2 },
+      parts.push(svg("rect", { class: `bar ${s.status.replace(" ", "-")}`, x: x(s.from), y: y + 2, width: Math.max(2, x(Math.min(s.to + 1, horizon)) - x(s.from)), height: ROW - 5, rx: 2 },
         svg("title", {}, `${stage.id} ${s.status}, ticks ${s.from} to ${s.to}`)));
     }
     y += ROW;

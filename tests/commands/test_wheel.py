@@ -82,6 +82,8 @@ def test_it_holds_the_policies_the_verdicts_and_no_test(built: list[Path]) -> No
         "grpo/presets/smoke.yaml",
         "grpo/adapter/adapter_model.safetensors",
         "scenarios/schema.json",
+        "serving/static/index.html",
+        "serving/static/main.js",
     ):
         assert path in names
     assert sum(x.startswith("jaxsim/audit/learned/") and x.endswith(".safetensors") for x in names) == 8
