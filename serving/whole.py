@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -59,7 +59,7 @@ class Record(Asked):
     actions: list[str]
 
 
-class File(BaseModel):
+class File(NamedTuple):
     """A network that the command line brings, in one of its queues."""
 
     path: str  # as a record names it

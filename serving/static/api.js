@@ -15,6 +15,8 @@ export async function ask(method, path, data) {
   return told;
 }
 
+const MOST = 10_000; // actions of a link; no server would take more
+
 // Actions with runs of the same one written once: MONITOR*12;INVESTIGATE web-01
 export function packed(actions) {
   const runs = [];
@@ -26,11 +28,12 @@ export function packed(actions) {
 }
 
 export function unpacked(text) {
-  return text.split(";").flatMap((run) => {
-    const [action, many = "1"] = run.split("*");
-    if (!/^[1-9]\d{0,3}$/.test(many)) throw new Error(`the link is damaged: ${run.slice(0, 60)}`);
-    return Array(Number(many)).fill(action);
-  });
+  const runs = text.split(";").map((run) => run.split("*"));
+  const wrong = runs.find(([, many = "1"]) => !/^[1-9]\d{0,3}$/.test(many));
+  if (wrong) throw new Error(`the link is damaged: ${wrong.join("*").slice(0, 60)}`);
+  const length = runs.reduce((total, [, many = 1]) => total + Number(many), 0);
+  if (length > MOST) throw new Error(`the link has ${length} actions; an episode has at most ${MOST}`);
+  return runs.flatMap(([action, many = 1]) => Array(Number(many)).fill(action));
 }
 
 const GAME = ["version", "scenario", "rules", "personality"];

@@ -260,7 +260,11 @@ function theme(next) {
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const now = next ?? ((document.documentElement.dataset.theme ?? (dark ? "dark" : "light")) === "dark" ? "light" : "dark");
   document.documentElement.dataset.theme = now;
-  localStorage.setItem("theme", now);
+  try {
+    localStorage.setItem("theme", now);
+  } catch {
+    // A browser that keeps nothing forgets it.
+  }
 }
 
 function target(by) {
@@ -320,6 +324,10 @@ async function start() {
   else say("Choose, and begin.");
 }
 
-const kept = localStorage.getItem("theme");
-if (kept === "dark" || kept === "light") theme(kept);
+try {
+  const kept = localStorage.getItem("theme");
+  if (kept === "dark" || kept === "light") theme(kept);
+} catch {
+  // As above.
+}
 start().catch((error) => say(error.message, true));
