@@ -34,7 +34,7 @@ async function doing(what, work) {
 
 // --- episodes --------------------------------------------------------------------------------------------------------
 
-const COMPILING = " The first time compiles, which can take half a minute.";
+const COMPILING = " The first time compiles, which can take a minute or two.";
 
 function chosen() {
   const asked = Object.fromEntries(["scenario", "rules", "reward", "personality"].map((name) => [name, $(name).value]));
