@@ -131,6 +131,8 @@ def optimise(
     last = last_whole(folder)
     if last:
         _restore(trainer, book, last)
+        if plan.alarm and (reason := diagnostics.alarm(book.recent)):  # it had ended there
+            return reason
     try:
         with sharing.share(model), sharing.in_half(model):
             trainer.train(resume_from_checkpoint=str(last) if last else None)

@@ -112,8 +112,11 @@ def distil(
 ) -> None:
     """As `learn`, to a teacher's probabilities of all legal answers; `at_once` states in a forward pass.
 
-    The loss is the divergence from the teacher, in nats a state.
+    The loss is the divergence from the teacher, in nats a state. Raises ModelError for a model that cannot weigh all
+    answers at once as well.
     """
+    if lessons:
+        trie.check(model.eval(), lessons[0].prompt, lessons[0].tree)
 
     def parts(chosen: list[int]) -> Iterator[torch.Tensor]:
         for i in range(0, len(chosen), at_once):

@@ -162,7 +162,8 @@ def check(model: Any, prompt: list[int], tree: Trie) -> None:
     if not abs(alone - among) < TIE[model.dtype] * len(answer) ** 0.5:  # errors of many tokens partly cancel
         raise ModelError(
             f"this model cannot weigh all answers at once: of one the log-probability is {alone:.2f} alone, but "
-            f"{among:.2f} among the others; take another model, or decode and learn from samples"
+            f"{among:.2f} among the others; take another model, or decode and learn from samples, without a teacher "
+            "and with successor evidence or waiting"
         )
 
 

@@ -1,8 +1,8 @@
 """A stand-in for a language model in simulated futures: a small network that acts as the model does.
 
 The forks of `credit` need thousands of futures of whoever plays on, for which a language model is too slow. A
-memoryless policy, which sees what a prompt shows, is fitted to the model's probabilities of all legal actions at states
-of its own play. How far it is from the model is measured at states that it was not fitted to.
+memoryless policy, which sees what a prompt shows, is fitted to the model's probabilities of all legal actions at the
+loop's states. How far it is from the model is measured at states that it was not fitted to.
 """
 
 from functools import partial
@@ -24,6 +24,7 @@ POLICY = recurrent.POLICIES[MEMORYLESS]
 STEPS = 400
 BATCH = 128  # states of a step, at most
 RATE = 3e-3  # of Adam, falls linearly to 0
+LEAST = 5  # states, to fit one and to measure it
 APART = 0.2  # share of the states that nothing is fitted to
 
 
@@ -69,11 +70,12 @@ def fit(
     """A stand-in for whoever chooses with `chances`, (R, A), at the rows of a bank; rows add up to 1.
 
     A fifth of the rows is kept apart for the agreement. It begins at the weights `start`, such as a teacher's of the
-    same game, or at random ones of that width. `params` has leading axis P. Raises ValueError for fewer than 5 rows.
+    same game, or at random ones of that width. `params` has leading axis P. Raises ValueError for fewer than LEAST
+    rows.
     """
     many = len(chances)
-    if many < 5:
-        raise ValueError(f"{many} rows are too few to fit a stand-in to; give at least 5")
+    if many < LEAST:
+        raise ValueError(f"{many} rows are too few to fit a stand-in to; give at least {LEAST}")
     key = jax.random.fold_in(noise.root(seed), 0x5572)
     order = np.random.default_rng(seed).permutation(many)
     apart, shown = np.split(order, [max(1, int(APART * many))])

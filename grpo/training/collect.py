@@ -11,6 +11,7 @@ from rich.console import Console
 
 import prompting
 from grpo.model import decode, grammar, trie
+from grpo.model.errors import ModelError
 from grpo.playing import play
 from grpo.playing.choices import CONSTRAINED, EXACT
 from grpo.rows import bank as banks
@@ -80,8 +81,16 @@ def stand_in(
     tokenizer: Any,
     teacher: Teacher | None,
 ) -> surrogate.Surrogate:
-    """A policy that acts as the model does, fitted at the states of a bank; it begins as the teacher, if any."""
-    if (many := len(bank.params_index)) > STAND_IN:
+    """A policy that acts as the model does, fitted at the states of a bank; it begins as the teacher, if any.
+
+    Raises ModelError when there are too few states, and as `weighed` does.
+    """
+    if (many := len(bank.params_index)) < surrogate.LEAST:
+        raise ModelError(
+            f"successor = student: {many} states are too few to fit a stand-in to, which takes {surrogate.LEAST}; "
+            "choose more rows or collect_episodes, or another successor, with --restart"
+        )
+    if many > STAND_IN:
         some = np.random.default_rng(seed_of(loop, wanted)).choice(many, STAND_IN, replace=False)
         bank = banks.take(bank, np.sort(some))
     chances = weighed(game, bank, rows.prompts_of(game, bank, wanted.layout), model, tokenizer)
@@ -90,7 +99,10 @@ def stand_in(
 
 
 def weighed(game: Campaigns, bank: Bank, prompts: list[str], model: Any, tokenizer: Any) -> np.ndarray:
-    """(R, A) float64, a model's probability of every legal action at each row, of these alone."""
+    """(R, A) float64, a model's probability of every legal action at each row, of these alone.
+
+    Raises ModelError when the model cannot weigh all answers at once.
+    """
     decoder = decode.Decoder(model, tokenizer)
     found = np.zeros((len(prompts), game.dims.actions))
     for p, inventory in enumerate(game.inventories):
@@ -99,8 +111,10 @@ def weighed(game: Campaigns, bank: Bank, prompts: list[str], model: Any, tokeniz
             continue
         chats = [prompting.chat(prompts[r], inventory) for r in mine]
         tokens = [decode.chat_tokens(tokenizer, chat) for chat in chats]
+        tree = trie.trie(tokenizer, prompting.answers(inventory))
+        trie.check(decoder.model, tokens[0], tree)
         decoder.pin(tokens[0])
-        log_p = trie.weigh_all(decoder, tokens, trie.trie(tokenizer, prompting.answers(inventory)))
+        log_p = trie.weigh_all(decoder, tokens, tree)
         p_of = np.exp(log_p - log_p.max(axis=1, keepdims=True))
         found[np.ix_(mine, np.asarray([*inventory.actions.values()]))] = p_of / p_of.sum(axis=1, keepdims=True)
     return found

@@ -4,10 +4,11 @@
     jaxsim-soc train --preset cpu --steps 200 --out out/longer
     jaxsim-soc train --preset cpu --print-config
 
-A run is a chain of stages, each kept in the output folder when it is complete: gate, then for each outer loop collect
-(the teacher's play in loop 0, the model's own after it), credit (return-to-go of every legal action of every state),
-a supervised warm start in loop 0 where the preset wants one, GRPO; at the end evaluation of base and adapter, and the
-report. A run that was killed goes on from its last checkpoint when it is started again with the same settings.
+A run is a chain of stages, each kept in the output folder when it is complete: gate, then for each outer loop states
+(of the teacher's play in loop 0, of the model's own after it), a supervised warm start in the first loops where the
+preset wants one, credit (return-to-go of every legal action of every state), GRPO, a check, and validation where the
+preset wants it; at the end evaluation of base and adapter, and the report. A run that was killed goes on from its last
+checkpoint when it is started again with the same settings.
 """
 
 import json

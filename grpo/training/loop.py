@@ -84,11 +84,12 @@ def teach(run: Run, this: Loop, game: Campaigns, bank: Bank, shown: np.ndarray, 
         lessons = lessons_of(game, bank, prompts, chances, order[: chosen.warm_rows], this.tokenizer)
         distil(run, this, lessons, how, max(1, chosen.micro_batch // chosen.group))
     else:
-        judged = kept(this.folder, game) if chosen.successor == "evidence" else None
+        # Apart where somebody else plays on in the futures that GRPO is paid by; kept, for a run that is cut off later.
+        place = this.folder / ("rows" if chosen.successor == "evidence" else "judged")
+        judged = kept(place, game)
         if judged is None:
             judged = collect.credited(this.number, game, bank, chosen.collection, collect.SCRIPTED["evidence"])
-            if chosen.successor == "evidence":
-                rows.save(this.folder / "rows", judged, game)
+            rows.save(place, judged, game)
         if chosen.steps:  # rather than after the warm start, though another successor may tell others apart
             check_rows(int(judged.informative[shown].sum()), chosen.prompts_per_step)
         warm_up(run, this, shown_answers(game, judged, order, chosen.warm_rows), how)
@@ -100,12 +101,13 @@ def reinforce(
     """Credit, GRPO, check: (why the alarm stopped it or '', what there is to say)."""
     processes, at = PartialState(), f"loop{this.number}"
     with timed(run, f"{at} credit"), processes.main_process_first():
-        found = kept(this.folder, game)
+        place = this.folder / "rows"
+        found = kept(place, game)
         if found is None:
             successor = who_plays_on(run, this, game, bank, chosen)
             with run.console.status("return-to-go of every legal action"):
                 found = collect.credited(this.number, game, bank, chosen.collection, successor)
-            rows.save(this.folder / "rows", found, game)
+            rows.save(place, found, game)
     taught = shown[found.informative[shown]].tolist()  # where the actions differ beyond chance
     run.console.print(
         f"loop {this.number}: {len(found.prompts)} rows; {len(shown) - len(taught)} do not tell actions apart and "
@@ -148,9 +150,9 @@ def divided(many: int, seed: int) -> tuple[list[int], np.ndarray]:
 
 
 def kept(folder: Path, game: Campaigns) -> Rows | None:
-    """The rows of a loop's folder, if they are complete."""
+    """The rows of a folder, if they are complete."""
     try:
-        return rows.load(folder / "rows", game)
+        return rows.load(folder, game)
     except ValueError as error:
         cli.fail(str(error))
 
@@ -174,10 +176,10 @@ def who_plays_on(run: Run, this: Loop, game: Campaigns, bank: Bank, chosen: Sett
 
 
 def best_loop(out: Path) -> Path | None:
-    """The adapter of the loop that did best in validation; None when nothing was validated."""
+    """The adapter of the loop that did best in validation, the later of equals; None when nothing was validated."""
     scores = {path.parent: json.loads(path.read_text()).get("validation") for path in out.glob("loop*/done.json")}
     known = {folder: score for folder, score in scores.items() if score is not None}
-    return max(known, key=lambda folder: known[folder]) / "adapter" if known else None
+    return max(known, key=lambda x: (known[x], int(x.name.removeprefix("loop")))) / "adapter" if known else None
 
 
 def check_rows(many: int, prompts_per_step: int) -> None:
@@ -295,7 +297,7 @@ def checked(known: Tables, which: list[int], chosen: Settings, model: Any, token
 
 
 def finish_adapter(place: Path, adapter: Path | None, card: str) -> None:
-    """Copy the last loop's adapter to its place, with a model card."""
+    """Copy the adapter of a loop to its place, with a model card."""
     if adapter is None or (place / "README.md").exists():
         return
     with write.folder(place) as part:

@@ -77,6 +77,8 @@ def markdown(chosen: Settings, log: Sequence[Row], rows: Sequence[Row], manifest
         "![Training return against baselines](baseline_curves.png)",
         "",
     ]
+    text += validations([x for x in log if x["phase"] == "validation"])
+    text += stand_ins([x for x in log if x["phase"] == "credit"])
     text += checks([x for x in log if x["phase"] == "check"])
     text += ["Seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in manifest["seconds"].items()) + ".", ""]
     text += ["Everything said in the evaluation, with transcripts: [evaluation/report.md](evaluation/report.md).", ""]
@@ -98,6 +100,36 @@ def results(rows: Sequence[Row]) -> list[str]:
             f"{'–' if blind is None else f'{blind:.0%}'} |"
         )
     return lines
+
+
+def validations(log: Sequence[Row]) -> list[str]:
+    """The table of the episodes that decided which loop's adapter is kept; nothing without one."""
+    if not log:
+        return []
+    best = max(log, key=lambda x: (x["mean_return"], x["loop"]))
+    over = [name for name in ("monitor", "teacher") if f"over_{name}" in best]
+    return [
+        f"Validation, on episodes that nothing else uses: the adapter is that of loop {best['loop']}. "
+        "Differences ± standard error.",
+        "",
+        f"| after loop | episodes | return |{''.join(f' over {name} |' for name in over)}",
+        "|---|---|---|" + "---|" * len(over),
+        *(
+            f"| {x['loop']} | {x['episodes']} | {x['mean_return']:+.2f} |"
+            + "".join(f" {x[f'over_{name}']:+.2f} ± {x[f'over_{name}_se']:.2f} |" for name in over)
+            for x in log
+        ),
+        "",
+    ]
+
+
+def stand_ins(log: Sequence[Row]) -> list[str]:
+    """How far from the model whoever played on in its place was; nothing where that was not a stand-in."""
+    return [
+        f"Loop {x['loop']}: in the futures a stand-in for the model played on. At {x['rows']} states that it was not "
+        f"fitted to it is {x['distance']:.2f} from the model (total variation), and does the same in {x['same']:.0%}.\n"
+        for x in log
+    ]
 
 
 def checks(log: Sequence[Row]) -> list[str]:
@@ -126,6 +158,7 @@ FILES = {
     "metrics.json": "the rows of this report",
     "loop*/rows/": "prompts, bank of states, return-to-go",
     "loop*/play-*.jsonl": "what the model said in its own play",
+    "loop*/validation-*.jsonl": "what it said in validation",
     "evaluation/": "rows, pictures, transcripts",
 }
 
@@ -156,8 +189,8 @@ def card(chosen: Settings, verdict: Sequence[Row], alarm: str) -> str:
             "",
             "# SOC analyst adapter",
             "",
-            f"Trained by GRPO in a simulator, rules `{chosen.rules}`, reward `{chosen.reward}`, on "
-            f"{', '.join(chosen.campaigns)}.",
+            f"{'Trained by GRPO' if chosen.steps else 'Taught'} in a simulator, rules `{chosen.rules}`, reward "
+            f"`{chosen.reward}`, on {', '.join(chosen.campaigns)}.",
             "",
             paid_in_words(chosen, verdict),
             *([f"**The alarm stopped the training: {alarm}.**"] if alarm else []),

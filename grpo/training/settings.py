@@ -204,6 +204,13 @@ class Settings(BaseModel):
             raise ValueError(
                 f"warm_loops = {self.warm_loops} is more than outer_loops = {self.outer_loops}; choose as many or fewer"
             )
+        if self.warm_loops > 1 and not self.warm_rows:
+            raise ValueError(
+                f"warm_loops = {self.warm_loops} and warm_rows = 0: the first loops would learn nothing; give "
+                "warm_rows, or warm_loops 1"
+            )
+        if self.validate_episodes == 1:
+            raise ValueError("validate_episodes = 1: of one episode there is no standard error; give 2 or more, or 0")
         if self.successor == "learned" and not self.teacher:
             raise ValueError("successor = learned is the teacher, and there is none; give teacher, or take student")
         if self.warm_loops > 1 and not self.teacher:

@@ -17,11 +17,13 @@ from rich.console import Console
 from tiny_models import tiny
 from training_runs import Killed, fresh
 
-from grpo.learning import diagnostics, exact
+from grpo.learning import diagnostics, exact, warm
+from grpo.model import attention
 from grpo.model.errors import ModelError
+from grpo.rows import bank as banks
 from grpo.rows import rows
+from grpo.training import collect, run_folder, settings
 from grpo.training import loop as loops
-from grpo.training import run_folder, settings
 from jaxsim import recurrent
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -142,6 +144,26 @@ def test_lost_numbers_are_an_error(
     with pytest.raises(ModelError, match="GRPO, step 1 of 3: the loss is nan"):
         learned(known, chosen(model), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_no_model_is_weighed_that_does_not_keep_the_mask(
+    game: rows.Campaigns, found: rows.Rows, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is a stand-in fitted to it, nor is it taught a teacher's probabilities."""
+    wanted = chosen(model)
+    student, tokenizer = fresh(wanted)
+    bank, prompts = banks.take(found.bank, np.arange(2)), found.prompts[:2]
+    p = collect.weighed(game, bank, prompts, student, tokenizer)
+    assert p.sum(axis=1) == pytest.approx(np.ones(2))
+    with pytest.raises(ModelError, match="2 states are too few to fit a stand-in to, which takes 5; choose more rows"):
+        collect.stand_in(0, game, bank, wanted.collection, student, tokenizer, None)
+    monkeypatch.setattr(attention, "tree_mask", lambda model, sees: None)
+    with pytest.raises(ModelError, match=r"cannot weigh all answers at once: .* successor evidence or waiting"):
+        collect.weighed(game, bank, prompts, student, tokenizer)
+    lessons, how = loops.lessons_of(game, bank, prompts, p, np.arange(2), tokenizer), warm.How(1, 1, 1e-3, 0, 1)
+    with pytest.raises(ModelError, match="cannot weigh all answers at once"):
+        warm.distil(student, *lessons, tmp_path / "warm", how, at_once=1, advance=lambda *_: None)
+    assert not (tmp_path / "warm").exists()
 
 
 def test_a_loop_without_samples(

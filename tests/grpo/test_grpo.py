@@ -101,6 +101,43 @@ def test_grpo_that_loses_its_numbers_or_takes_no_step_is_an_error(
         run(3)
 
 
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_what_the_alarm_stopped_takes_no_step_more(
+    game: rows.Campaigns, found: rows.Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after it, while the model is checked or validated, a run ends as if it had not been."""
+    chosen = settings.load("smoke", {"model": str(tiny(tmp_path / "model", fluent=True)), "steps": 3})
+    known, told = diagnostics.tables(game, found), list[int]()
+    monkeypatch.setattr(diagnostics, "alarm", lambda recent: "a shortcut" if recent else "")
+
+    def run() -> tuple[str, dict[str, torch.Tensor]]:
+        model, tokenizer = fresh(chosen)
+        folder = tmp_path / "grpo"
+        reason = optimise.optimise(
+            model, tokenizer, known, list(range(24)), chosen.plan, folder, 7, lambda at, _: told.append(at)
+        )
+        return reason, {n: p.detach().clone() for n, p in model.named_parameters() if ".default." in n}
+
+    (reason, weights), (same, again) = run(), run()
+    assert reason == same == "a shortcut" and told == [1]
+    assert weights and all(torch.equal(weights[n], again[n]) for n in weights)
+
+
+def test_a_warm_start_that_is_gone_on_with_is_not_judged_again(
+    game: rows.Campaigns, found: rows.Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, times = settings.load("smoke", {"successor": "waiting"}), list[int]()
+    monkeypatch.setattr(loops.collect, "credited", lambda *_: times.append(1) or found)
+    shown = list[Any]()
+    monkeypatch.setattr(loops, "warm_up", lambda run, this, examples, how: shown.append(examples))
+    run = run_folder.Run(tmp_path, {"seconds": {}}, run_folder.Log(tmp_path / "log.jsonl"), Console(quiet=True))
+    this = loops.Loop(0, tmp_path / "loop0", 0, None, None, None)
+    for _ in range(2):
+        loops.teach(run, this, game, found.bank, np.arange(24), chosen)
+    assert len(times) == 1 and shown[0] == shown[1] and shown[0].answers
+    assert loops.kept(this.folder / "rows", game) is None  # GRPO is paid by other futures
+
+
 @pytest.mark.parametrize("informative", [0, 2])
 def test_what_cannot_take_a_step_is_refused_before_it_is_trained(
     game: rows.Campaigns, found: rows.Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, informative: int

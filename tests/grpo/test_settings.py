@@ -57,6 +57,11 @@ def test_the_t4_preset_is_what_a_t4_can_do() -> None:
         ),
         ({"successor": "learned"}, r"successor = learned is the teacher, and there is none; give teacher, or take"),
         ({"outer_loops": 3, "warm_loops": 2}, r"warm_loops = 2, but a heuristic has no answer to most states of"),
+        (
+            {"teacher": "own", "outer_loops": 2, "warm_loops": 2, "warm_rows": 0},
+            r"warm_loops = 2 and warm_rows = 0: the first loops would learn nothing; give warm_rows, or warm_loops 1",
+        ),
+        ({"validate_episodes": 1}, r"validate_episodes = 1: of one episode there is no standard error; give 2 or more"),
         ({"teacher": "own", "warm_loops": 2}, r"warm_loops = 2 is more than outer_loops = 1; choose as many or fewer"),
         ({"eta": 0}, r"cpu.yaml: eta = 0: .*greater than 0"),
     ],

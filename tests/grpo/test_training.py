@@ -30,9 +30,40 @@ from grpo.model import models
 from grpo.model.contents import place
 from grpo.training import command as training
 from grpo.training import report_training, run_evaluation, run_folder, settings
+from grpo.training.loop import best_loop
 from prompting import FORMAT_VERSION
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+# --- which adapter, and what the report says of it --------------------------------------------------------------------
+
+
+def test_the_best_loop_is_kept_and_the_later_of_equals(tmp_path: Path) -> None:
+    def done(loop: int, **told: float) -> None:
+        (tmp_path / f"loop{loop}").mkdir(exist_ok=True)
+        (tmp_path / f"loop{loop}" / "done.json").write_text(json.dumps({"alarm": "", **told}))
+
+    done(0)  # of a run without validation
+    assert best_loop(tmp_path) is None
+    for loop, score in ((9, 1.5), (11, 1.5), (2, 1.5), (10, 1.5), (12, -3.0)):
+        done(loop, validation=score)
+    assert best_loop(tmp_path) == tmp_path / "loop11" / "adapter"
+
+
+def test_the_report_says_whose_adapter_it_is_and_who_played_on() -> None:
+    log = [
+        {"loop": n, "episodes": 8, "mean_return": x, "over_monitor": x - 1, "over_monitor_se": 0.5}
+        for n, x in enumerate((1.0, 2.0, 2.0, 0.0))
+    ]
+    text = "\n".join(report_training.validations(log))
+    assert "the adapter is that of loop 2." in text and "| 3 | 8 | +0.00 | -1.00 ± 0.50 |" in text
+    assert "over teacher" not in text
+    taught = [{**x, "over_teacher": -1.0, "over_teacher_se": 0.25} for x in log]
+    assert "| 2 | 8 | +2.00 | +1.00 ± 0.50 | -1.00 ± 0.25 |" in report_training.validations(taught)
+    (line,) = report_training.stand_ins([{"loop": 1, "rows": 102, "distance": 0.125, "same": 0.9}])
+    assert line.startswith("Loop 1: ") and "At 102 states" in line and "0.12 from" in line and "90%" in line
+    assert not report_training.validations([]) and not report_training.stand_ins([])
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------
@@ -283,6 +314,7 @@ def test_what_is_paid_is_said_beside_the_certificate(
     assert "(supply_chain_token_drift: not audited)" in card
     card, _ = told(profile="published", steps=0)  # a warm start pays nothing
     assert "GRPO took no step, and nothing was paid." in card
+    assert "Taught in a simulator, rules" in card and "Trained by GRPO" not in card
 
 
 def test_a_folder_of_other_settings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
