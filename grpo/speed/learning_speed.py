@@ -112,6 +112,8 @@ def parser() -> cli.Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Load, measure, print."""
     args = parser().parse_args(argv)
+    if (most := max(args.at_once)) > args.states:  # what a pass of fewer states takes would be said of so many
+        cli.fail(f"--at-once {most} is more than the {args.states} --states of a step; give as many, or fewer at once")
     import torch
 
     from grpo.learning import exact

@@ -69,7 +69,8 @@ def outer_loop(
         if chosen.validate_episodes:
             report["validation"] = validate(run, this, game, chosen)
         cli.write_json(done, {"alarm": alarm, **report})
-        shutil.rmtree(folder / "grpo", ignore_errors=True)  # the trainer's checkpoints have served
+        for served in ("grpo", "judged"):  # the trainer's checkpoints, and what the warm start was chosen by
+            shutil.rmtree(folder / served, ignore_errors=True)
     processes.wait_for_everyone()
     return folder / "adapter", alarm
 

@@ -127,7 +127,12 @@ def test_a_warm_start_that_is_gone_on_with_is_not_judged_again(
     game: rows.Campaigns, found: rows.Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen, times = settings.load("smoke", {"successor": "waiting"}), list[int]()
-    monkeypatch.setattr(loops.collect, "credited", lambda *_: times.append(1) or found)
+
+    def credited(*_: Any) -> rows.Rows:
+        times.append(1)
+        return found
+
+    monkeypatch.setattr(loops.collect, "credited", credited)
     shown = list[Any]()
     monkeypatch.setattr(loops, "warm_up", lambda run, this, examples, how: shown.append(examples))
     run = run_folder.Run(tmp_path, {"seconds": {}}, run_folder.Log(tmp_path / "log.jsonl"), Console(quiet=True))

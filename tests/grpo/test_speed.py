@@ -13,6 +13,7 @@ from tiny_models import tiny
 
 from grpo.learning import sharing as speed
 from grpo.model import models
+from grpo.speed import learning_speed
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -127,3 +128,9 @@ def test_half_precision_is_near_the_whole(tmp_path: Path) -> None:
     assert error > 0 and (half.float() - exact).norm() < 1.25 * error
     half.float().square().mean().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in trained)
+
+
+def test_a_pass_is_of_as_many_states_as_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        learning_speed.main(["--model", "nowhere", "--at-once", "4", "16"])
+    assert "--at-once 16 is more than the 8 --states of a step; give as many, or fewer" in capsys.readouterr().err
