@@ -19,7 +19,7 @@ from grpo.model import attention
 from grpo.model.decode import TIE, Decoder, begun, common_prefix, encode_prefix, token_ids
 from grpo.model.errors import ModelError
 
-AT_ONCE = 64  # prompts of a pass, on a GPU
+LOGITS = 2**30  # numbers of a pass, on a GPU
 WORTH = 32  # tokens: a shorter common beginning is not computed apart
 
 
@@ -132,7 +132,8 @@ def weigh_all(decoder: Decoder, prompts: Sequence[list[int]], tree: Trie) -> np.
     """(R, A), `weigh` of many prompts: in batches where most of a short pass is its launch, which a CPU's is not."""
     if decoder.model.device.type == "cpu":
         return np.stack([weigh(decoder, prompt, tree) for prompt in prompts])
-    parts = [prompts[i : i + AT_ONCE] for i in range(0, len(prompts), AT_ONCE)]
+    at_once = max(1, LOGITS // ((1 + len(tree.tokens)) * decoder.model.config.vocab_size))
+    parts = [prompts[i : i + at_once] for i in range(0, len(prompts), at_once)]
     found = [x for part in parts for x in behind(decoder.model, None, 0, part, [tree] * len(part))]
     return np.asarray(torch.stack(found).double().cpu())
 
