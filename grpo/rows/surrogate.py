@@ -83,7 +83,8 @@ def fit(
     seen = _features(dims, banks.observe(dims, params, bank))
     weights = recurrent.init_weights(key, width, dims.restore) if start is None else jax.tree.map(jnp.asarray, start)
     mine = jax.tree.map(lambda x: x[shown], seen)
-    fitted = _fit(dims, min(BATCH, len(shown)), STEPS, weights, mine, jnp.asarray(target[shown]), key)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes types
+        fitted = _fit(dims, min(BATCH, len(shown)), STEPS, weights, mine, jnp.asarray(target[shown]), key)
     found = np.exp(np.asarray(_log_p(dims, fitted, jax.tree.map(lambda x: x[apart], seen))))
     return Surrogate(Learned(fitted, np.bool_(False)), agreement(target[apart], found))
 

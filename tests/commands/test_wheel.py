@@ -88,7 +88,7 @@ def test_it_holds_the_policies_the_verdicts_and_no_test(built: list[Path]) -> No
         assert path in names
     assert sum(x.startswith("jaxsim/audit/learned/") and x.endswith(".safetensors") for x in names) == 8
     tops = {x.partition("/")[0] for x in names if not x.partition("/")[0].endswith(".dist-info")}
-    assert tops == {"jaxsim_soc", "scenarios", "jaxsim", "prompting", "grpo", "serving"}
+    assert tops == {"jaxsim_soc", "scenarios", "jaxsim", "prompting", "grpo", "serving", "jaxsim_soc_v1"}
 
 
 def test_it_is_what_runs(bare: Path, place: Path) -> None:

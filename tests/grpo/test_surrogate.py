@@ -1,6 +1,5 @@
 """The stand-in for a language model: it acts as whoever it was fitted to, and what that makes of credit."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,12 +15,6 @@ from jaxsim.policies import BASELINES, DEFAULT_EVIDENCE, EVIDENCE
 from jaxsim.types import CONFIRMED, CUT_OFF, INVESTIGATE, ISOLATE_ASSET, MONITOR, REVOKE_IDENTITY
 
 LOOKS = DEFAULT_EVIDENCE._replace(contain_at=np.float32(np.inf))  # before it contains
-
-
-@pytest.fixture(autouse=True)
-def _optax_mixes_its_own_types() -> Iterator[None]:
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.fixture(scope="module")
