@@ -37,6 +37,7 @@ PERSONALITIES = 3
 FADE = 4.0  # ticks in which the newest alert or result fades to 1/e
 ENTITY_FEATURES = 26
 OVERALL_FEATURES = 18
+SEEN_OF_ENTITY, SEEN_OVERALL = ENTITY_FEATURES - 4, OVERALL_FEATURES - 7  # the others are the truth
 HEADS = 4  # logits of an entity: INVESTIGATE, cut off (isolate or revoke), BLOCK_EGRESS, PATCH_ASSET; one more: RESTORE
 ILLEGAL = np.float32(-1e9)
 FORENSIC_FEATURES = slice(8, 14)  # columns of `evidence_features`
@@ -215,13 +216,13 @@ def features(dims: Dims, view: str, seen: Any) -> Features:
 
 def vector_size(dims: Dims) -> int:
     """F, the length of `vector`."""
-    return dims.entities * (ENTITY_FEATURES - 4) + OVERALL_FEATURES - 7  # the others are the truth
+    return dims.entities * SEEN_OF_ENTITY + SEEN_OVERALL
 
 
 def vector(dims: Dims, obs: Observation) -> Array:
     """(F,) float32: the features of one episode's observation that are not the truth, for other people's trainers."""
     entity, overall, *_ = features(dims, SEEING, obs)
-    return jnp.concatenate([entity[:, : ENTITY_FEATURES - 4].reshape(-1), overall[: OVERALL_FEATURES - 7]])
+    return jnp.concatenate([entity[:, :SEEN_OF_ENTITY].reshape(-1), overall[:SEEN_OVERALL]])
 
 
 def pool(x: Array, exists: Array) -> Array:

@@ -21,7 +21,7 @@ from jaxsim.types import MONITOR, Params
 from prompting import Inventory
 from prompting.render import LAYOUTS, MARKS, View, views
 from serving.messages import Refused, Start, checked
-from serving.sessions import Game, Limits, game
+from serving.sessions import Game, Limits, game_of_start
 
 NOT_BEGUN = "no episode has begun; call reset first"
 
@@ -90,10 +90,8 @@ class Desk:
 
     def load(self, start: Start) -> None:
         """Make ready what is played, and begin nothing. Raises ValueError for what cannot be played."""
-        reward = start.reward if isinstance(start.reward, str) else tuple(sorted(start.reward.items()))
-        named = (start.scenario, start.generated, start.upload)
         try:
-            self.game = game(self.entities, *named, start.rules, reward, start.personality)
+            self.game = game_of_start(self.entities, start)
         except Refused as error:
             raise ValueError(error.message) from None
 

@@ -201,19 +201,8 @@ class Sessions:
         return pool.free.pop()
 
     async def _game(self, start: Start) -> Game:
-        reward = start.reward if isinstance(start.reward, str) else tuple(sorted(start.reward.items()))
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self.reader,
-            game,
-            self.limits.entities,
-            start.scenario,
-            start.generated,
-            start.upload,
-            start.rules,
-            reward,
-            start.personality,
-        )
+        return await loop.run_in_executor(self.reader, game_of_start, self.limits.entities, start)
 
     async def _begin(self, session: Session, game: Game, start: Start) -> Answer:
         seed = secrets.randbelow(MAX_SEED + 1) if start.seed is None else start.seed
@@ -281,6 +270,13 @@ def _unknown() -> Refused:
 
 def _busy() -> Refused:
     return Refused(409, "the session has not answered the last request yet; wait for its answer")
+
+
+def game_of_start(entities: int, start: Start) -> Game:
+    """What a start asks to play, of at most so many assets, and identities. Raises Refused."""
+    reward = start.reward if isinstance(start.reward, str) else tuple(sorted(start.reward.items()))
+    named = (start.scenario, start.generated, start.upload)
+    return game(entities, *named, start.rules, reward, start.personality)
 
 
 @lru_cache(128)

@@ -93,8 +93,7 @@ def start_of(files: Files, asked: Asked) -> Start:
 def game_of(entities: int, files: Files, asked: Asked) -> Game:
     """What is to be played. Raises Refused."""
     start = start_of(files, asked)
-    weights = start.reward if isinstance(start.reward, str) else tuple(sorted(start.reward.items()))
-    game = sessions.game(entities, start.scenario, None, start.upload, start.rules, weights, start.personality)
+    game = sessions.game_of_start(entities, start)
     file = files.get(game.scenario.id) if start.upload else None
     return game._replace(record=game.record | {"scenario": file.path}) if file else game
 

@@ -114,10 +114,8 @@ def _restore(
         for name, p in weights.items():
             p.copy_(kept[name])
             if f"{name}:step" in state:  # not where every step so far was too large for float16
-                # Where the optimiser wants them: the count of steps stays on the CPU.
-                adam.state[p] = {key: state[f"{name}:{key}"] for key in ("step",)} | {
-                    key: state[f"{name}:{key}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")
-                }
+                means = {key: state[f"{name}:{key}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
+                adam.state[p] = {"step": state[f"{name}:step"], **means}  # that count stays on the CPU
     about = json.loads((folder / "step.json").read_text())
     scaler.load_state_dict(about["scaler"])
     memory[:] = about["memory"]

@@ -33,6 +33,15 @@ def student(
     finite.check_model(loaded.model, name)
     if adapter is not None:
         return loaded.model, loaded.tokenizer
+    try:
+        return adapted(loaded.model, lora, seed), loaded.tokenizer
+    except ValueError as error:
+        why = str(error).splitlines()[0]
+        raise ModelError(f"{name} has no layers to put an adapter on ({why}); take another model") from error
+
+
+def adapted(model: Any, lora: Lora, seed: int) -> Any:
+    """A model with a fresh adapter, drawn from the seed. Raises ValueError when it has no layers for one."""
     torch.manual_seed(seed)
     config = LoraConfig(
         r=lora.r,
@@ -41,11 +50,7 @@ def student(
         target_modules=list(TARGETS),
         task_type="CAUSAL_LM",
     )
-    try:
-        return get_peft_model(loaded.model, config), loaded.tokenizer
-    except ValueError as error:
-        why = str(error).splitlines()[0]
-        raise ModelError(f"{name} has no layers to put an adapter on ({why}); take another model") from error
+    return get_peft_model(model, config)
 
 
 def save_adapter(model: Any, folder: Path) -> None:

@@ -31,14 +31,14 @@ CAMPAIGN = "supply_chain_token_drift"
 def load(name: str, dtype: str, rank: int) -> tuple[Any, Any]:
     """(a model with an adapter to train, tokenizer): a model, or one of a shape."""
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    from grpo.learning.student import TARGETS, Lora, student
+    from grpo.learning.student import Lora, adapted, student
     from grpo.model import models
 
+    lora = Lora(rank, 2 * rank, 0.0)
     if name not in SHAPES:
-        return student(name, Lora(rank, 2 * rank, 0.0), 0, dtype=dtype)
+        return student(name, lora, 0, dtype=dtype)
     tokenizer = models.load().tokenizer
     device = "cuda" if torch.cuda.is_available() else "cpu"
     number = getattr(torch, "float32" if dtype == "auto" else dtype)
@@ -47,8 +47,7 @@ def load(name: str, dtype: str, rank: int) -> tuple[Any, Any]:
         config = Qwen2Config(**SHAPES[name], tie_word_embeddings=True)
         build: Any = AutoModelForCausalLM.from_config
         model = build(config, dtype=number, attn_implementation="sdpa")
-    adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS), task_type="CAUSAL_LM")
-    return get_peft_model(model, adapter), tokenizer
+    return adapted(model, lora, 0), tokenizer
 
 
 def measure(model: Any, tasks: Sequence[Any], at_once: int, repeats: int) -> dict[str, Any]:

@@ -36,7 +36,6 @@ class Collection(NamedTuple):
 
     rows: int
     warm_rows: int
-    successor: str
     futures: int
     least_z: float
     layout: str
@@ -227,6 +226,11 @@ class Settings(BaseModel):
             )
         if self.four_bit and self.dtype == "float32":
             raise ValueError("four_bit and dtype = float32 contradict each other; use bfloat16, float16 or auto")
+        if not self.steps and self.outer_loops > self.warm_loops:
+            raise ValueError(
+                f"steps = 0 and outer_loops = {self.outer_loops}: the last loops would learn nothing; give steps, or "
+                f"as many outer_loops as warm_loops = {self.warm_loops}"
+            )
         if not self.warm_rows and not self.steps:
             raise ValueError("warm_rows = 0 and no GRPO step: nothing would be trained; give warm_rows or steps")
         return self

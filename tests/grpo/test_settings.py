@@ -44,6 +44,7 @@ def test_the_t4_preset_is_what_a_t4_can_do() -> None:
         ({"scenarios": ("nowhere",)}, r"nowhere"),
         ({"four_bit": True, "dtype": "float32"}, r"four_bit and dtype = float32 contradict each other"),
         ({"warm_rows": 0, "steps": 0}, r"nothing would be trained"),
+        ({"steps": 0, "outer_loops": 2}, r"steps = 0 and outer_loops = 2: the last loops would learn nothing; give"),
         ({"evaluate_policies": ("hueristic",)}, r"evaluate_policies: 'hueristic' is unknown; did you mean heuristic\?"),
         ({"evaluate_episodes": 20_000}, r"cpu.yaml: evaluate_episodes = 20000: .*less than or equal to 10000"),
         ({"scenarios": (SUPPLY, SUPPLY)}, rf"'{SUPPLY}' and '{SUPPLY}' both have the id '{SUPPLY}'; leave one out"),
