@@ -18,9 +18,14 @@ BASE_NOTE = "base.json"  # in an adapter's folder: which base it was made for
 MERGED = "merged"  # the folder of a merged model in an export
 
 
+def place(text: str) -> Path:
+    """The folder of an adapter: a path, or the name of the project's own."""
+    return Path(str(files("grpo"))) / "adapter" if text == OWN else Path(text)
+
+
 def folder(text: str) -> Path:
-    """The type of --adapter: a folder, or the name of the project's own."""
-    return Path(str(files("grpo"))) / "adapter" if text == OWN else cli.input_folder(text)
+    """The type of --adapter: as `place`, of a folder that is there."""
+    return place(text) if text == OWN else cli.input_folder(text)
 
 
 def note_base(model: Any, adapter: Path) -> None:

@@ -1,4 +1,4 @@
-"""The policies beside the model: baselines, what the audit's search finds, the learned one."""
+"""The policies beside the model: baselines, what the audit's search finds, the learned ones."""
 
 import json
 import time
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from grpo.playing.campaign import Campaign, tell
-from grpo.playing.choices import LEARNED, OPEN_LOOP
+from grpo.playing.choices import LEARNED, MEMORYLESS, OPEN_LOOP
 from grpo.reporting.measure import Told
 from jaxsim import policies, recurrent, rollouts
 from jaxsim.audit import checkpoint, search
@@ -22,7 +22,8 @@ from jaxsim_soc import cli
 BUDGET = "tiny"  # of the search
 SHUFFLED = ("alerts", "forensics")  # what a policy that reads cannot do without
 ALWAYS_THERE = ("random", "monitor")  # every other row is compared to them
-READS = ("heuristic", "evidence", LEARNED)
+READS = ("heuristic", "evidence", LEARNED, MEMORYLESS)
+VIEWS = {LEARNED: recurrent.SEEING, MEMORYLESS: recurrent.MEMORYLESS}
 PLAN_TICKS = 64
 
 
@@ -46,13 +47,14 @@ def candidates(args: Any, arena: Arena, advance: Callable[[str], None]) -> dict[
         member = {k: np.asarray(v, np.asarray(getattr(default, k)).dtype) for k, v in known[name]["evidence"].items()}
         parameters = default._replace(**member)
         found["evidence"] = Candidate(EVIDENCE, policies.EVIDENCE, parameters)
-    learned = checkpoint.own(args.rules, args.reward, recurrent.SEEING)
-    if LEARNED in args.policies and learned.is_file():
-        try:
-            made = checkpoint.load(learned)
-        except ValueError as error:
-            cli.fail(f"{error}, or leave {LEARNED} out of --policies")
-        found[LEARNED] = Candidate(LEARNED, recurrent.POLICIES[made.view], made.learned)
+    for which, view in VIEWS.items():
+        file = checkpoint.own(args.rules, args.reward, view)
+        if which in args.policies and file.is_file():
+            try:
+                made = checkpoint.load(file)
+            except ValueError as error:
+                cli.fail(f"{error}, or leave {which} out of --policies")
+            found[which] = Candidate(which, recurrent.POLICIES[made.view], made.learned)
     return {k: c for k, c in found.items() if k in ALWAYS_THERE or k in args.policies}
 
 

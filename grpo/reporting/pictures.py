@@ -16,7 +16,7 @@ LINEAR = 2.0  # points around 0 that are drawn to a linear scale
 # fmt: off
 COLOURS = {
     "random": "#999999", "monitor": "#000000", "heuristic": "#56B4E9", "open-loop": "#E69F00", "evidence": "#009E73",
-    "learned": "#CC79A7", "base": "#0072B2", "trained": "#D55E00",
+    "learned": "#CC79A7", "memoryless": "#F0E442", "base": "#0072B2", "trained": "#D55E00",
 }
 # fmt: on
 # Of SAID.

@@ -35,9 +35,9 @@ def states(
     model: Any,
     tokenizer: Any,
     console: Console,
-    teacher: Teacher | None = None,
+    who: Teacher | None,
 ) -> Bank:
-    """The loop's states: those in its folder, or new ones."""
+    """The loop's states: those in its folder, or new ones, of the play of `who`, None for the model itself."""
     path = folder / "rows" / "bank.npz"
     if path.exists():
         try:
@@ -45,11 +45,10 @@ def states(
         except ValueError as error:
             cli.fail(str(error))
     path.parent.mkdir(parents=True, exist_ok=True)
-    if loop == 0:
-        who = "a learned policy" if teacher else "a heuristic that contains what severe alerts name"
-        console.print(f"loop 0: states from the play of the teacher, {who}")
-        many = max(wanted.rows, wanted.warm_rows)
-        bank = rows.from_teacher(game, teacher or rows.TEACHER, many, seed_of(loop, wanted))
+    if who:
+        named = "a heuristic that contains what severe alerts name" if who is rows.TEACHER else "a learned policy"
+        console.print(f"loop {loop}: states from the play of the teacher, {named}")
+        bank = rows.from_teacher(game, who, max(wanted.rows, wanted.warm_rows), seed_of(loop, wanted))
     else:
         bank = own_play(loop, game, wanted, folder, model, tokenizer, console)
     banks.save(path, bank, game.dims, game.params)
@@ -131,7 +130,7 @@ def own_play(
 
 
 def validated(
-    loop: int, game: Campaigns, wanted: Collection, episodes: int, folder: Path, model: Any, tokenizer: Any,
+    when: str, game: Campaigns, wanted: Collection, episodes: int, folder: Path, model: Any, tokenizer: Any,
     console: Console, teacher: Teacher | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Mean return of the model's likeliest answers, over all and of each campaign, in the same episodes for all loops.
@@ -140,7 +139,7 @@ def validated(
     """
     speak = respond(game, wanted, model, tokenizer, 0.0, 0)
     seed = wanted.seed ^ VALIDATION
-    _, played = _play(game, wanted, speak, folder / "validation", episodes, seed, f"after loop {loop}", console)
+    _, played = _play(game, wanted, speak, folder / when, episodes, seed, when, console)
     returns = np.stack([np.asarray(x.stats.episode_return) for x in played])
     others = {"monitor": SCRIPTED["waiting"]} | ({"teacher": teacher} if teacher else {})
     ahead = {name: returns - _returns(game, who, episodes, seed) for name, who in others.items()}
@@ -189,6 +188,7 @@ def _play(
     game: Campaigns, wanted: Collection, speak: Speak, stem: Path, episodes: int, seed: int, what: str, console: Console
 ) -> tuple[Bank, list[play.Played]]:
     """At most `wanted.rows` states of the model's play, and that play, kept tick by tick in files called `stem`-…."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
     files = [stem.with_name(f"{stem.name}-{name}.jsonl") for name in game.names]
     pasts = [turns(path, episodes) for path in files]
     ticks = int(np.max(game.params.scenario.horizon)) * len(game.names)

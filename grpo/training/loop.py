@@ -46,7 +46,7 @@ def outer_loop(
 ) -> tuple[Path, str]:
     """States, warm start, credit, GRPO, check: (the adapter after this loop, why the alarm stopped it or '')."""
     processes, folder, seed = PartialState(), run.out / f"loop{loop}", chosen.seed + loop
-    done = folder / "done.json"
+    done, alarm, report = folder / "done.json", "", dict[str, Any]()
     if done.exists():
         return folder / "adapter", json.loads(done.read_text())["alarm"]
     with timed(run, "loading"):
@@ -55,19 +55,22 @@ def outer_loop(
             chosen.model, lora, chosen.seed, adapter, four_bit=chosen.four_bit, dtype=chosen.dtype
         )
     this = Loop(loop, folder, seed, model, tokenizer, teacher)
+    if loop == 0 and adapter and chosen.validate_episodes and processes.is_main_process:
+        report["start"] = validate(run, this, game, chosen, "start")
     with timed(run, f"loop{loop} states"), processes.main_process_first():
-        bank = collect.states(loop, game, chosen.collection, folder, model, tokenizer, run.console, teacher)
+        who = None if adapter else teacher or rows.TEACHER
+        bank = collect.states(loop, game, chosen.collection, folder, model, tokenizer, run.console, who)
     kept_out, shown = divided(len(bank.params_index), seed)
     if loop < chosen.warm_loops and chosen.warm_rows:
         with timed(run, f"loop{loop} warm start"), processes.main_process_first():
             teach(run, this, game, bank, shown, chosen)
-    alarm, report = "", dict[str, Any]()
     if loop >= chosen.warm_loops - 1:  # before it, there is teaching alone
-        alarm, report = reinforce(run, this, game, bank, kept_out, shown, chosen)
+        alarm, counts = reinforce(run, this, game, bank, kept_out, shown, chosen)
+        report |= counts
     if processes.is_main_process:
         save_adapter(model, folder / "adapter")
         if chosen.validate_episodes:
-            report["validation"] = validate(run, this, game, chosen)
+            report["validation"] = validate(run, this, game, chosen, "validation")
         cli.write_json(done, {"alarm": alarm, **report})
         for served in ("grpo", "judged"):  # the trainer's checkpoints, and what the warm start was chosen by
             shutil.rmtree(folder / served, ignore_errors=True)
@@ -130,16 +133,17 @@ def reinforce(
     return alarm, {"rows": len(found.prompts), "informative": len(taught)}
 
 
-def validate(run: Run, this: Loop, game: Campaigns, chosen: Settings) -> float:
-    """Mean return after the loop, in episodes of validation; logged."""
-    with timed(run, f"loop{this.number} validation"):
+def validate(run: Run, this: Loop, game: Campaigns, chosen: Settings, when: str) -> float:
+    """Mean return in episodes of validation, `when` before the first loop (start) or after one; logged."""
+    with timed(run, f"loop{this.number} {when}"):
         report = collect.validated(
-            this.number, game, chosen.collection, chosen.validate_episodes, this.folder, this.model, this.tokenizer,
+            when, game, chosen.collection, chosen.validate_episodes, this.folder, this.model, this.tokenizer,
             run.console, this.teacher,
         )  # fmt: skip
-    run.log.add(this.number, "validation", 0, report)
+    run.log.add(this.number, when, 0, report)
     score: float = report["mean_return"]
-    run.console.print(f"loop {this.number}: mean return {score:+.2f} in {report['episodes']} episodes of validation")
+    at = "before" if when == "start" else "after"
+    run.console.print(f"{at} loop {this.number}: mean return {score:+.2f} in {report['episodes']} validation episodes")
     return score
 
 
@@ -176,11 +180,19 @@ def who_plays_on(run: Run, this: Loop, game: Campaigns, bank: Bank, chosen: Sett
     return surrogate.POLICY, found.learned
 
 
-def best_loop(out: Path) -> Path | None:
-    """The adapter of the loop that did best in validation, the later of equals; None when nothing was validated."""
-    scores = {path.parent: json.loads(path.read_text()).get("validation") for path in out.glob("loop*/done.json")}
-    known = {folder: score for folder, score in scores.items() if score is not None}
-    return max(known, key=lambda x: (known[x], int(x.name.removeprefix("loop")))) / "adapter" if known else None
+def best(out: Path, start: Path | None) -> Path | None:
+    """The adapter that did best in validation, of all loops and the one to begin from, if any; the later of equals.
+
+    None when nothing was validated.
+    """
+    known: list[tuple[float, int, Path | None]] = []
+    for done in out.glob("loop*/done.json"):
+        loop, scores = int(done.parent.name.removeprefix("loop")), json.loads(done.read_text())
+        if "start" in scores:
+            known.append((scores["start"], -1, start))
+        if "validation" in scores:
+            known.append((scores["validation"], loop, done.parent / "adapter"))
+    return max(known, key=lambda x: x[:2])[2] if known else None
 
 
 def check_rows(many: int, prompts_per_step: int) -> None:

@@ -77,7 +77,7 @@ def markdown(chosen: Settings, log: Sequence[Row], rows: Sequence[Row], manifest
         "![Training return against baselines](baseline_curves.png)",
         "",
     ]
-    text += validations([x for x in log if x["phase"] == "validation"])
+    text += validations([x for x in log if x["phase"] in ("start", "validation")])
     text += stand_ins([x for x in log if x["phase"] == "credit"])
     text += checks([x for x in log if x["phase"] == "check"])
     text += ["Seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in manifest["seconds"].items()) + ".", ""]
@@ -106,18 +106,19 @@ def validations(log: Sequence[Row]) -> list[str]:
     """The table of the episodes that decided which loop's adapter is kept; nothing without one."""
     if not log:
         return []
-    best = max(log, key=lambda x: (x["mean_return"], x["loop"]))
+    after = [-1 if x["phase"] == "start" else x["loop"] for x in log]
+    best, kept = max(zip(log, after, strict=True), key=lambda pair: (pair[0]["mean_return"], pair[1]))
     over = [name for name in ("monitor", "teacher") if f"over_{name}" in best]
+    which = "the one that the run began with" if kept < 0 else f"that of loop {kept}"
     return [
-        f"Validation, on episodes that nothing else uses: the adapter is that of loop {best['loop']}. "
-        "Differences ± standard error.",
+        f"Validation, on episodes that nothing else uses: the adapter is {which}. Differences ± standard error.",
         "",
         f"| after loop | episodes | return |{''.join(f' over {name} |' for name in over)}",
         "|---|---|---|" + "---|" * len(over),
         *(
-            f"| {x['loop']} | {x['episodes']} | {x['mean_return']:+.2f} |"
+            f"| {'none yet' if loop < 0 else loop} | {x['episodes']} | {x['mean_return']:+.2f} |"
             + "".join(f" {x[f'over_{name}']:+.2f} ± {x[f'over_{name}_se']:.2f} |" for name in over)
-            for x in log
+            for x, loop in zip(log, after, strict=True)
         ),
         "",
     ]

@@ -24,7 +24,7 @@ from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli, json_lines
 
 MANIFEST = "run_manifest.json"
-PHASES = ("warm", "credit", "grpo", "check", "validation")  # of a loop, in the log
+PHASES = ("start", "warm", "credit", "grpo", "check", "validation")  # of a loop, in the log
 
 
 def begin(out: Path, chosen: Settings, restart: bool, verdict: list[dict[str, Any]]) -> dict[str, Any]:
@@ -35,6 +35,7 @@ def begin(out: Path, chosen: Settings, restart: bool, verdict: list[dict[str, An
     wanted = json.loads(chosen.model_dump_json())
     contents = {
         "model": fingerprint(Path(chosen.model)),
+        "adapter": chosen.adapter_folder and fingerprint(chosen.adapter_folder),
         "teacher": chosen.teacher_file and sha256(chosen.teacher_file.read_bytes()).hexdigest(),
         "scenarios": [scenarios.digest(scenarios.load(name)) for name in chosen.campaigns],
     }

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 import scenarios
 from grpo.learning import signals
 from grpo.learning.plan import Plan
+from grpo.model import adapters
 from grpo.playing.choices import ASKING, MAX_EPISODES, OTHERS
 from jaxsim import rules as rule_sets
 from jaxsim.recurrent import MEMORYLESS
@@ -54,6 +55,11 @@ class Settings(BaseModel):
 
     # The model
     model: str = Field("embedded", description="embedded, a local folder, or a hub id")
+    adapter: str = Field(
+        "",
+        description="to begin from: a folder, or default, the one that comes with the project; rank, scale and dropout "
+        "are its own then, and every loop is of the model's own play (default: a fresh one)",
+    )
     backend: Literal["auto", "transformers", "unsloth"] = Field(
         "auto", description="auto: unsloth on CUDA if installed"
     )
@@ -217,6 +223,13 @@ class Settings(BaseModel):
                 f"warm_loops = {self.warm_loops}, but a heuristic has no answer to most states of the model's play; "
                 "give teacher, or warm_loops 1"
             )
+        if self.adapter and self.warm_rows and not self.teacher:
+            raise ValueError(
+                f"adapter = {self.adapter!r} plays itself, but a heuristic has no answer to most states of the model's "
+                "play; give teacher, or warm_rows 0"
+            )
+        if self.adapter_folder and not self.adapter_folder.is_dir():
+            raise ValueError(f"adapter = {self.adapter!r} is no folder; give one that an adapter was saved to")
         if self.estimator == "exact" and self.backend == "unsloth":
             raise ValueError("estimator = exact does not go through Unsloth; take backend = transformers, or sampled")
         if spread := [name for name in signals.SPREAD if self.weights.get(name) and self.estimator == "exact"]:
@@ -239,6 +252,11 @@ class Settings(BaseModel):
     def campaigns(self) -> tuple[str, ...]:
         """The training campaigns."""
         return self.scenarios or tuple(n for n in scenarios.names() if not scenarios.load(n).held_out)
+
+    @property
+    def adapter_folder(self) -> Path | None:
+        """Where the adapter to begin from is, if there is one."""
+        return adapters.place(self.adapter) if self.adapter else None
 
     @property
     def teacher_file(self) -> Path | None:

@@ -13,7 +13,7 @@ from grpo.learning import unsloth_backend
 from grpo.model.errors import ModelError
 from grpo.rows import rows
 from grpo.training import report_training, run_evaluation
-from grpo.training.loop import best_loop, finish_adapter, outer_loop
+from grpo.training.loop import best, finish_adapter, outer_loop
 from grpo.training.run_folder import Log, Run, begin, release, save_manifest, timed
 from grpo.training.settings import Settings
 from jaxsim_soc import cli
@@ -42,7 +42,7 @@ def run(shown: Path, chosen: Settings, verdict: list[dict[str, Any]], restart: b
         release(out)
         cli.fail(f"teacher: {error}")
     try:
-        adapter: Path | None = None
+        adapter = chosen.adapter_folder
         with run_evaluation.base_beside(out, chosen):
             for loop in range(chosen.outer_loops):
                 adapter, alarm = outer_loop(this, loop, game, chosen, adapter, teacher)
@@ -53,7 +53,8 @@ def run(shown: Path, chosen: Settings, verdict: list[dict[str, Any]], restart: b
         cli.fail(str(error))
     if not processes.is_main_process:
         return
-    finish_adapter(out / "adapter", best_loop(out) or adapter, report_training.card(chosen, verdict, alarm))
+    kept = best(out, chosen.adapter_folder) or adapter
+    finish_adapter(out / "adapter", kept, report_training.card(chosen, verdict, alarm))
     with timed(this, "evaluation"):
         evaluated = run_evaluation.evaluate(out, chosen)
     report_training.write(out, chosen, this.log.lines, evaluated, manifest, alarm)

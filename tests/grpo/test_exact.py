@@ -172,8 +172,9 @@ def test_a_loop_without_samples(
     """From a teacher's probabilities to the check, whose answers are chosen among all legal ones; killed, the same."""
     weights = recurrent.init_weights(jax.random.key(3), 8, game.dims.restore)
     teacher = recurrent.POLICIES[recurrent.MEMORYLESS], recurrent.Learned(weights, np.bool_(False))
-    monkeypatch.setattr(loops.collect, "states", lambda *given: found.bank if given[-1] is teacher else None)
+    monkeypatch.setattr(loops.collect, "states", lambda *given: found.bank if given[-1] is who else None)
     monkeypatch.setattr(loops.collect, "credited", lambda *given: found)
+    who: Any = teacher
     wanted = chosen(
         model,
         decode="exact",
@@ -186,10 +187,10 @@ def test_a_loop_without_samples(
         micro_batch=8,
     )
 
-    def run(out: Path) -> str:
+    def run(out: Path, start: Path | None = None) -> str:
         out.mkdir(exist_ok=True)
         this = run_folder.Run(out, {"seconds": {}}, run_folder.Log(out / "log.jsonl"), Console(quiet=True))
-        adapter, alarm = loops.outer_loop(this, 0, game, wanted, None, teacher)
+        adapter, alarm = loops.outer_loop(this, 0, game, wanted, start, teacher)
         assert adapter == out / "loop0" / "adapter" and not alarm
         return (out / "log.jsonl").read_text()
 
@@ -211,3 +212,7 @@ def test_a_loop_without_samples(
     assert run(tmp_path / "cut") == whole
     one, other = (tmp_path / name / "loop0" / "adapter" / "adapter_model.safetensors" for name in ("whole", "cut"))
     assert one.read_bytes() == other.read_bytes()
+    who = None  # begun with an adapter, the run is of its own play, and it is validated before anything is learned
+    further = list(map(json.loads, run(tmp_path / "further", one.parent).splitlines()))
+    assert [x["phase"] for x in further] == ["start", *phases]
+    assert further[0]["mean_return"] == after["mean_return"]

@@ -108,13 +108,13 @@ def test_other_policies_and_campaigns_share_the_episodes(tmp_path: Path, monkeyp
     argv += ["--no-base", "--adapter", str(tmp_path / "adapter")]
     evaluation.main(argv)
     rows = rows_in(tmp_path)
-    names = ["random", "monitor", "heuristic", "open-loop", "evidence", "learned", "trained"]
+    names = ["random", "monitor", "heuristic", "open-loop", "evidence", "learned", "memoryless", "trained"]
     assert [(r["scenario"], r["policy"]) for r in rows] == [
         (s, name) for s in (measure.ALL, SUPPLY, CLOUD) for name in names
     ]
     assert_finite(rows)
     for k, name in enumerate(names):
-        every, first, second = rows[k], rows[k + 7], rows[k + 14]
+        every, first, second = (rows[k + i * len(names)] for i in range(3))
         assert every["policy"] == name and every["n"] == 8 and first["n"] == second["n"] == 4
         assert every["mean_return"] == pytest.approx((first["mean_return"] + second["mean_return"]) / 2, abs=1e-5)
         low, high = every["mean_return_ci"]
@@ -123,14 +123,14 @@ def test_other_policies_and_campaigns_share_the_episodes(tmp_path: Path, monkeyp
     env, params = jaxsim.make(SUPPLY)
     key = jax.random.key(evaluation.evaluation_seed(0))
     direct = jaxsim.rollout(env, params, *jaxsim.BASELINES["heuristic"], key, 4)
-    assert rows[9]["mean_return"] == pytest.approx(float(direct.episode_return.mean()), abs=1e-5)
+    assert rows[len(names) + 2]["mean_return"] == pytest.approx(float(direct.episode_return.mean()), abs=1e-5)
     assert "INVESTIGATE" in (tmp_path / "report.md").read_text() and "at tick 3" in (tmp_path / "report.md").read_text()
     # The search is not repeated; rows can be left out afterwards.
     evaluation.main([*argv, "--policies", "open-loop", "evidence", "--transcripts", "0"])
     assert searched == [(name, BUDGETS["tiny"], 0) for name in (SUPPLY, CLOUD)]
     kept = {(r["scenario"], r["policy"]): r["mean_return"] for r in rows}
     again = {(r["scenario"], r["policy"]): r["mean_return"] for r in rows_in(tmp_path)}
-    assert again == {k: v for k, v in kept.items() if k[1] not in ("heuristic", "learned")}
+    assert again == {k: v for k, v in kept.items() if k[1] not in ("heuristic", "learned", "memoryless")}
 
 
 def test_with_an_adapter_it_is_compared_to_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

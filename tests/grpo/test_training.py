@@ -30,7 +30,7 @@ from grpo.model import models
 from grpo.model.contents import place
 from grpo.training import command as training
 from grpo.training import report_training, run_evaluation, run_folder, settings
-from grpo.training.loop import best_loop
+from grpo.training.loop import best
 from prompting import FORMAT_VERSION
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -39,25 +39,40 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 # --- which adapter, and what the report says of it --------------------------------------------------------------------
 
 
-def test_the_best_loop_is_kept_and_the_later_of_equals(tmp_path: Path) -> None:
+def test_the_best_adapter_is_kept_and_the_later_of_equals(tmp_path: Path) -> None:
     def done(loop: int, **told: float) -> None:
         (tmp_path / f"loop{loop}").mkdir(exist_ok=True)
         (tmp_path / f"loop{loop}" / "done.json").write_text(json.dumps({"alarm": "", **told}))
 
     done(0)  # of a run without validation
-    assert best_loop(tmp_path) is None
+    start = tmp_path / "given"
+    assert best(tmp_path, None) is None and best(tmp_path, start) is None
     for loop, score in ((9, 1.5), (11, 1.5), (2, 1.5), (10, 1.5), (12, -3.0)):
         done(loop, validation=score)
-    assert best_loop(tmp_path) == tmp_path / "loop11" / "adapter"
+    assert best(tmp_path, None) == tmp_path / "loop11" / "adapter"
+    done(0, validation=-1.0, start=1.5)  # what the run began with is no later than what it made
+    assert best(tmp_path, start) == tmp_path / "loop11" / "adapter"
+    done(0, validation=-1.0, start=1.6)
+    assert best(tmp_path, start) == start
 
 
 def test_the_report_says_whose_adapter_it_is_and_who_played_on() -> None:
     log = [
-        {"loop": n, "episodes": 8, "mean_return": x, "over_monitor": x - 1, "over_monitor_se": 0.5}
+        {
+            "loop": n,
+            "phase": "validation",
+            "episodes": 8,
+            "mean_return": x,
+            "over_monitor": x - 1,
+            "over_monitor_se": 0.5,
+        }
         for n, x in enumerate((1.0, 2.0, 2.0, 0.0))
     ]
     text = "\n".join(report_training.validations(log))
     assert "the adapter is that of loop 2." in text and "| 3 | 8 | +0.00 | -1.00 ± 0.50 |" in text
+    began = log[0] | {"phase": "start", "mean_return": 2.5}
+    text = "\n".join(report_training.validations([began, *log]))
+    assert "the adapter is the one that the run began with." in text and "| none yet | 8 | +2.50 |" in text
     assert "over teacher" not in text
     taught = [{**x, "over_teacher": -1.0, "over_teacher_se": 0.25} for x in log]
     assert "| 2 | 8 | +2.00 | +1.00 ± 0.50 | -1.00 ± 0.25 |" in report_training.validations(taught)
