@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from scenarios.checks import OWN_QUEUE, Loc, Problem
-from scenarios.model import FORMAT, SIGNALS, Asset, Assumed, Benign, Identity, Queue, Scenario, Source, Stage
+from scenarios.model import FORMAT, SIGNALS, Asset, Assumed, Benign, Identity, Queue, Scenario, Source, Stage, ticks_of
 from scenarios.read import Odd, Tree, Unreadable, file_text, plain, printable, read, report
 from scenarios.wording import did_you_mean, show
 
@@ -274,6 +274,8 @@ def _hint(kind: str, value: Any) -> str:
     """What is likely to be behind a value of the wrong type; empty when its limits are the matter."""
     if isinstance(value, Odd):
         return f", {value.why}"
+    if kind == "int_type" and isinstance(value, str) and (ticks := ticks_of(value)) is not None:
+        return f", which is {ticks:g} ticks"
     if kind in ("int_type", "float_type", "bool_type") and isinstance(value, str):
         wanted = (bool,) if kind == "bool_type" else (int, float)
         return ", which is text; remove the quotes" if isinstance(plain(value), wanted) else ", which is text"

@@ -6,11 +6,12 @@ a `ScenarioError` a person can act on. The description and example of each field
 schema and into the error messages.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from scenarios import attack
@@ -36,6 +37,9 @@ _ID_TEXT = "letters, digits, '.', '_' and '-', beginning with a letter or digit,
 _LABEL_TEXT = "letters, digits, spaces and any of . _ / -, beginning with a letter or digit, at most 64 in all"
 # One line without control characters: this text is printed on terminals and put into prompts.
 LINE_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]+$"
+_MINUTES = {"min": 1, "h": 60, "d": 24 * 60}
+TIME_PATTERN = rf"^([0-9]{{1,6}}(?:\.[0-9]{{1,3}})?) ?({'|'.join(_MINUTES)})$"
+_TIME_TEXT = f"times such as 90 min, 4 h, 2 d, or whole ticks of {TICK_MINUTES} minutes"
 PROSE_PATTERN = r"^[^\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]*$"
 
 Signal = Literal["auth_anomaly", "lateral_movement", "data_staging", "egress_anomaly", "background_noise"]
@@ -99,6 +103,25 @@ def _at_most(limit: int) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
+def ticks_of(time: str) -> float | None:
+    """A time as text, such as 90 min, in ticks; None when it is none."""
+    found = re.fullmatch(TIME_PATTERN, time)
+    return float(found[1]) * _MINUTES[found[2]] / TICK_MINUTES if found else None
+
+
+def _ticks(low: int, high: int) -> tuple[BeforeValidator, WithJsonSchema]:
+    """Ticks from low to high, or a time as text, which becomes the nearest of them."""
+
+    def validate(value: Any) -> Any:
+        ticks = ticks_of(value) if isinstance(value, str) else None
+        if ticks is None or ticks > high or ticks == 0 < low:
+            return value
+        return max(low, int(ticks + 0.5))
+
+    number = {"type": "integer", "minimum": low, "maximum": high}
+    return BeforeValidator(validate), WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": TIME_PATTERN}]})
+
+
 def _default_signal(earlier: dict[str, Any]) -> Any:
     return DEFAULT_SIGNALS[earlier["tactic"]]
 
@@ -107,8 +130,8 @@ Id = Annotated[str, Field(pattern=ID_PATTERN)]
 Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 Line = Annotated[str, Field(pattern=LINE_PATTERN, max_length=120)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Ticks = Annotated[int, Field(ge=1, le=MAX_TICKS)]
-LagTicks = Annotated[int, Field(ge=0, le=MAX_LAG)]
+Ticks = Annotated[int, Field(ge=1, le=MAX_TICKS), *_ticks(1, MAX_TICKS)]
+LagTicks = Annotated[int, Field(ge=0, le=MAX_LAG), *_ticks(0, MAX_LAG)]
 # Lists and tuples are both fine where a sequence is wanted; what is in them stays strict.
 Dwell = Annotated[tuple[Ticks, Ticks], Field(strict=False), AfterValidator(_ordered)]
 Lag = Annotated[tuple[LagTicks, LagTicks], Field(strict=False), AfterValidator(_ordered)]
@@ -237,8 +260,7 @@ class Stage(_Plain):
         examples=["svc-ci-deploy"],
     )
     dwell: Dwell = Field(
-        description=f"the time it takes: [low, high] in whole ticks of {TICK_MINUTES} minutes, "
-        f"1 <= low <= high <= {MAX_TICKS}",
+        description=f"the time it takes: [low, high], {_TIME_TEXT}, 1 <= low <= high <= {MAX_TICKS}",
         examples=[[2, 5]],
     )
     success: Fraction = Field(
@@ -249,8 +271,7 @@ class Stage(_Plain):
         description="the strength with which the stage shows in alerts, a number from 0 to 1", examples=[0.45]
     )
     lag: Lag = Field(
-        description=f"the time until its alerts are seen: [low, high] in whole ticks of {TICK_MINUTES} minutes, "
-        f"0 <= low <= high <= {MAX_LAG}",
+        description=f"the time until its alerts are seen: [low, high], {_TIME_TEXT}, 0 <= low <= high <= {MAX_LAG}",
         examples=[[2, 6]],
     )
     compromises_asset: bool = Field(
@@ -378,8 +399,8 @@ class Scenario(_Plain):
         examples=[True],
     )
     horizon: Ticks = Field(
-        description=f"the length of the longest episode in ticks of {TICK_MINUTES} minutes, a whole number from 1 to "
-        f"{MAX_TICKS}",
+        description=f"the length of the longest episode, a time such as 90 min, 40 h, 2 d, or whole ticks of {TICK_MINUTES} "
+        f"minutes, 1 to {MAX_TICKS}",
         examples=[70],
     )
     noise_rate: Fraction = Field(

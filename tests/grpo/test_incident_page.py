@@ -55,7 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_the_page_goes_from_a_report_to_an_analyst(place: Path) -> None:
     told = [words[1] if words[0] == "scenarios" else words[0] for words in lines()]
     first = ["import", "check", "draw", "calibrate", "evaluate", "audit", "train"]
-    assert told == [*first, "new", "check", "export-flow", "import"]
+    assert told == [*first, "new", "check", "draw", "export-flow", "import"]
     s = scenarios.load(place / "incidents" / f"{NAME}.yaml")
     assert scenarios.load(place / "again" / f"{NAME}.yaml") == s
     assert [(x.technique, x.asset, x.loss) for x in s.stages] == [

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pydantic
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -117,6 +118,20 @@ def test_a_loss_may_be_an_impact_and_needs_no_asset() -> None:
     assert scenarios.loads(scenarios.dump(s)) == s
     del data["stages"][2]["asset"]
     assert read(data | {"stages": [*data["stages"][:2], data["stages"][2] | {"identity": "alice"}]}).stages[2].impact
+
+
+@pytest.mark.parametrize(
+    ("time", "ticks"),
+    [("30 min", 1), ("90min", 3), ("1 min", 1), ("44 min", 1), ("45 min", 2), ("1.5 h", 3), ("2 d", 96), (7, 7)],
+)
+def test_times_become_the_nearest_ticks(time: str | int, ticks: int) -> None:
+    data = base() | {"horizon": "2 d"}
+    data["stages"][0] |= {"dwell": [time, "2 d"], "lag": ["10 min", time if time != "2 d" else 1]}
+    jsonschema.validate(data, scenarios.Scenario.model_json_schema())
+    made = read(data)
+    stage = made.stages[0]
+    assert (made.horizon, stage.dwell, stage.lag[0]) == (96, (ticks, 96), 0)
+    assert scenarios.loads(scenarios.dump(made)) == made
 
 
 def test_what_is_assumed_stays_in_the_file_and_is_no_part_of_the_game() -> None:
