@@ -399,8 +399,8 @@ class Scenario(_Plain):
         examples=[True],
     )
     horizon: Ticks = Field(
-        description=f"the length of the longest episode, a time such as 90 min, 40 h, 2 d, or whole ticks of {TICK_MINUTES} "
-        f"minutes, 1 to {MAX_TICKS}",
+        description=f"the length of the longest episode, a time such as 90 min, 40 h, 2 d, or whole ticks of "
+        f"{TICK_MINUTES} minutes, 1 to {MAX_TICKS}",
         examples=[70],
     )
     noise_rate: Fraction = Field(

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-import pydantic
 import jsonschema
+import pydantic
 import pytest
 import yaml
 from hypothesis import given, settings
