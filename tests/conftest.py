@@ -66,6 +66,21 @@ MANY_MAPS = 20_000  # of the memory maps that a process may have, 65,530; each p
 MAPS = Path("/proc/self/maps")  # on Linux
 
 
+# Their programs run for some ticks only: to compile them well takes longer than that saves.
+BRIEF = ("test_sub_steps", "test_x64")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Programs of this process, and of those that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        if quickly := request.path.stem in BRIEF:
+            patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", quickly)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
     """The next files of a worker use what was traced and compiled for the last ones, until there is too much of it."""
