@@ -27,6 +27,8 @@ from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc.write import whole
 
 FORMAT = "jaxsim-soc state bank 1"
+BLOCK = 64  # episodes, or rows, of a program at once: whatever their number, few programs are compiled
+SLOTS = 16  # the same of snapshots, where there are several
 CHOICE = 2**31 - 1  # folded into an episode's key for the choice of ticks; no tick is so late
 _UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -80,7 +82,10 @@ def _observe(dims: Dims, params: Params, state: State, index: Array) -> Observat
 
 def observe(dims: Dims, params: Params, bank: Bank) -> Observation:
     """What the defender sees in each row; NumPy arrays, leaves (R, ...). `params` has leading axis P."""
-    return jax.tree.map(np.asarray, _observe(dims, params, bank.state, bank.params_index))
+    many = len(bank.params_index)
+    filled = take(bank, np.minimum(np.arange(-(-many // BLOCK) * BLOCK), many - 1))
+    found = _observe(dims, params, filled.state, filled.params_index)
+    return jax.tree.map(lambda x: np.asarray(x)[:many], found)
 
 
 # --- what cannot be told apart --------------------------------------------------------------------------------------
@@ -154,16 +159,19 @@ def _canonical(dims: Dims, obs: Observation, place: list[int], digits: int) -> t
 # --- collecting -----------------------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames=("dims", "policy", "snapshots"))
+@partial(jax.jit, static_argnames=("dims", "policy", "slots"))
 def _collect(
-    dims: Dims, policy: Policy, snapshots: int, parameters: Any, params: Params, keys: Array
+    dims: Dims, policy: Policy, slots: int, parameters: Any, params: Params, keys: Array, snapshots: Array
 ) -> tuple[State, Array, Array]:
-    """States (P, E, snapshots, ...) and actions there; how many ticks each snapshot was chosen from, 0 for none."""
+    """States (P, E, slots, ...) and actions there; how many ticks each was chosen from, 0 for none.
+
+    The first () int32 `snapshots` of the slots are used.
+    """
 
     def begin(params: Params, key: Array) -> Any:
         state = start(dims, key, params)
-        kept = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (snapshots, *x.shape)), state)
-        none = jnp.zeros(snapshots, jnp.int32)
+        kept = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (slots, *x.shape)), state)
+        none = jnp.zeros(slots, jnp.int32)
         return state, policy.init(dims, parameters), kept, none, none
 
     def tick(params: Params, key: Array, carry: Any) -> Any:
@@ -174,7 +182,7 @@ def _collect(
 
         # Reservoir sampling: each live tick is kept with the same chance, whenever the episode ends. Snapshot s
         # chooses among the ticks s, s + snapshots, ..., so that no state is kept twice.
-        mine = (np.arange(snapshots, dtype=np.int32) == state.tick % snapshots) & (state.end == RUNNING)
+        mine = (np.arange(slots, dtype=np.int32) == state.tick % snapshots) & (state.end == RUNNING)
         seen += mine.astype(jnp.int32)
         u = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, CHOICE), state.tick), (), jnp.float32)
         keep = mine & (u * seen.astype(jnp.float32) < 1.0)
@@ -206,9 +214,13 @@ def collect_heuristic(
     check.parameters("parameters", parameters)
     campaigns = len(params.personality_weights)
     keys = jnp.stack([episode_keys(jax.random.fold_in(key, p), episodes) for p in range(campaigns)])
-    found = _collect(env_.dims, policy, snapshots, jax.tree.map(jnp.asarray, parameters), params, keys)
-    state, action, seen = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[3:]), found)
-    place = np.indices((campaigns, episodes, snapshots), np.int32)
+    slots = 1 if snapshots == 1 else -(-snapshots // SLOTS) * SLOTS
+    program = partial(_collect, env_.dims, policy, slots, jax.tree.map(jnp.asarray, parameters), params)
+    numbers = np.minimum(np.arange(-(-episodes // BLOCK) * BLOCK).reshape(-1, BLOCK), episodes - 1)  # some only fill up
+    parts = [jax.tree.map(np.asarray, program(keys[:, block], np.int32(snapshots))) for block in numbers]
+    found = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :episodes], *parts)
+    state, action, seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), found)
+    place = np.indices((campaigns, episodes, slots), np.int32)
     return take(Bank(state, place[0].ravel(), place[1].ravel(), action), np.flatnonzero(seen))
 
 

@@ -66,8 +66,8 @@ def beliefs(
 
     `reference` holds states of many other episodes of the same campaigns, played by the same behaviour. Those that show
     what a row shows are draws from the belief at that row; up to `most` for each observation are forked as well, with
-    fewer futures, since it is the hidden states that differ. `digits` and `campaign` are those of `bank.groups`; the
-    rest is as for `returns_to_go`. `beliefs` of the result says how many states were averaged.
+    no more futures than a row, since it is the hidden states that differ. `digits` and `campaign` are those of
+    `bank.groups`; the rest is as for `returns_to_go`. `beliefs` of the result says how many states were averaged.
     """
     key = jax.random.key(0) if key is None else key
     rows = len(bank.params_index)
@@ -80,7 +80,8 @@ def beliefs(
     play = partial(returns_to_go, dims, params, policy=policy, parameters=parameters, chunk=chunk, devices=devices)
     parts = [play(bank, key=key, futures=futures)]
     if extra:
-        parts.append(play(take(reference, extra), key=jax.random.fold_in(key, 1), futures=reference_futures))
+        fewer = min(reference_futures, futures)
+        parts.append(play(take(reference, extra), key=jax.random.fold_in(key, 1), futures=fewer))
     chosen = np.concatenate([np.arange(rows), rows + np.asarray(extra, np.int64)])
     pooled = pool_beliefs(
         jax.tree.map(lambda *x: np.concatenate(x), *parts), Groups(alike.group[chosen], alike.slot[chosen])

@@ -80,34 +80,41 @@ def _fork(
     def dealt(future: Array) -> State:
         return redeal(dims, row.state, params, jax.random.fold_in(future, REDEAL)) if redealt else row.state
 
-    def tick(state: State, action: Array, block: Array) -> tuple[State, Array]:
-        state, signals = env.transition(dims, state, action, block, params)
-        return state, reward.total(reward.channels(signals, params.reward), params.reward)
-
     def resume(state: State) -> Any:
         return memory_at(dims, policy, parameters, env.observe(dims, state, params))
 
-    def go_on(state: State, memory: Any, points: Array, block: Array) -> tuple[State, Any, Array]:
+    def choose(state: State, memory: Any, block: Array) -> tuple[Array, Any]:
         obs = env.observe(dims, state, params)
         seen = (obs, state) if policy.privileged else obs
-        action, memory = policy.act(dims, parameters, memory, seen, block[Noise.POLICY_VERB :])
-        state, more = tick(state, action, block)
-        return state, memory, points + more
+        chosen: tuple[Array, Any] = policy.act(dims, parameters, memory, seen, block[Noise.POLICY_VERB :])
+        return chosen
 
-    def blocks(now: Array) -> Array:
+    def tick(state: State, action: Array, points: Array, block: Array) -> tuple[State, Array]:
+        state, signals = env.transition(dims, state, action, block, params)
+        return state, points + reward.total(reward.channels(signals, params.reward), params.reward)
+
+    def over(f: Any, *lanes: int | None) -> Any:
+        """`f` in every lane, an action and a future; an argument of None is a future's only, whatever the action."""
+        return jax.vmap(jax.vmap(f), lanes)
+
+    # The row's own action is the first turn of the same loop: simulator and observation are compiled once.
+    def turn(carry: tuple[Array, State, Any, Array]) -> tuple[Array, State, Any, Array]:
+        now, state, memory, points = carry
+        since = now - row.state.tick
         # Drawn once for all actions: the noise costs next to nothing.
-        return jax.vmap(lambda future: tick_noise(future, now + 1))(keys)
+        blocks = jax.vmap(lambda future: tick_noise(future, now + 1))(keys)
+        memory = jax.lax.cond(since == 1, lambda: over(resume, 0)(state), lambda: memory)
+        action, memory = over(choose, 0, 0, None)(state, memory, blocks)
+        action = jnp.where(since == 0, row.action[:, None], action)
+        state, points = over(tick, 0, 0, 0, None)(state, action, points, blocks)
+        return now + 1, state, memory, points
 
-    def all_go_on(carry: tuple[Array, tuple[State, Any, Array]]) -> tuple[Array, tuple[State, Any, Array]]:
-        now, lanes = carry
-        return now + 1, jax.vmap(jax.vmap(go_on), (0, 0, 0, None))(*lanes, blocks(now))
-
-    first = jax.vmap(jax.vmap(tick, (0, None, 0)), (None, 0, None))
-    state, points = first(jax.vmap(dealt)(keys), row.action, blocks(row.state.tick))
-    begun = (state, jax.vmap(jax.vmap(resume))(state), points)
-    _, (_, _, points) = jax.lax.while_loop(
-        lambda carry: jnp.any(carry[1][0].end == RUNNING), all_go_on, (row.state.tick + 1, begun)
-    )
+    width = len(row.action)
+    state = jax.tree.map(lambda x: jnp.broadcast_to(x, (width, *x.shape)), jax.vmap(dealt)(keys))
+    lanes = width, futures
+    memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (*lanes, *jnp.shape(x))), policy.init(dims, parameters))
+    begun = row.state.tick, state, memory, jnp.zeros(lanes, jnp.float32)
+    *_, points = jax.lax.while_loop(lambda carry: jnp.any(carry[1].end == RUNNING), turn, begun)
 
     legal = np.arange(len(row.action), dtype=np.int32) < row.count
     centre = jnp.sum(jnp.where(legal[:, None], points, 0.0), axis=0) / row.count.astype(jnp.float32)

@@ -250,7 +250,7 @@ def chat_of(game: Campaigns, rows: Rows, row: int) -> list[dict[str, str]]:
 
 
 @partial(jax.jit, static_argnames=("dims",))
-def _one_step(dims: Dims, params: Params, bank: Bank, key: jax.Array) -> jax.Array:
+def _one_step(dims: Dims, params: Params, bank: Bank, rows: jax.Array, key: jax.Array) -> jax.Array:
     def one(state: Any, p: jax.Array, r: jax.Array) -> jax.Array:
         own = jax.tree.map(lambda x: x[p], params)
         block = draw(jax.random.fold_in(key, r))
@@ -261,13 +261,19 @@ def _one_step(dims: Dims, params: Params, bank: Bank, key: jax.Array) -> jax.Arr
 
         return jax.vmap(after)(jnp.arange(dims.actions, dtype=jnp.int32))
 
-    steps: jax.Array = jax.vmap(one)(bank.state, bank.params_index, jnp.arange(len(bank.params_index), dtype=jnp.int32))
+    steps: jax.Array = jax.vmap(one)(bank.state, bank.params_index, rows)
     return steps
 
 
 def step_rewards(game: Campaigns, bank: Bank, seed: int) -> np.ndarray:
     """(R, A) points of the tick that each action starts, and of nothing after it; one draw of the luck a row."""
-    return np.asarray(_one_step(game.dims, game.params, bank, noise.root(seed)))
+    many, key = len(bank.params_index), noise.root(seed)
+    # By as many rows as fill up the last block: one program, however many there are.
+    blocks = np.minimum(np.arange(-(-many // banks.BLOCK) * banks.BLOCK, dtype=np.int32), many - 1)
+    steps = (
+        _one_step(game.dims, game.params, banks.take(bank, rows), rows, key) for rows in blocks.reshape(-1, banks.BLOCK)
+    )
+    return np.concatenate([np.asarray(x) for x in steps])[:many]
 
 
 def labels(rows: Rows) -> np.ndarray:
