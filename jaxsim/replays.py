@@ -29,6 +29,7 @@ FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {  # type, and how to s
     "episode": (int, "a whole number"),
     "actions": (list, "a list of texts, one a tick"),
 }
+TICKS = 128  # a plan is played for so many, or a multiple of it
 RANGES = {"seed": (0, check.MAX_SEED), "episode": (0, 2**32 - 1)}
 
 
@@ -68,12 +69,13 @@ def replay(env_: env.Env, params: Params, key: Array, episode: int, actions: Arr
     check.key("key", key)
     check.whole("episode", episode, *RANGES["episode"])
     check.actions("actions", actions, (None,))
-    plan = jnp.asarray(actions, jnp.int32)
+    ticks = len(actions)
+    # Plans of all lengths share a program; what comes after the last action is left out.
+    plan = jnp.asarray(np.pad(np.asarray(actions, np.int32), (0, max(1, -(-ticks // TICKS)) * TICKS - ticks)))
     (state, obs), rows = _replay(env_.dims, params, jax.random.fold_in(key, np.uint32(episode)), plan)
-    states, observations = jax.tree.map(
-        lambda a, b: np.concatenate([np.asarray(a)[None], np.asarray(b)]), (state, obs), rows[:2]
-    )
-    return Replay(states, observations, np.asarray(actions), *jax.tree.map(np.asarray, rows[2:]))
+    rows = jax.tree.map(lambda x: np.asarray(x)[:ticks], rows)
+    states, observations = jax.tree.map(lambda a, b: np.concatenate([np.asarray(a)[None], b]), (state, obs), rows[:2])
+    return Replay(states, observations, np.asarray(actions), *rows[2:])
 
 
 def load_record(path: str | Path) -> dict[str, Any]:

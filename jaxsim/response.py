@@ -18,6 +18,7 @@ from scenarios.model import TICK_MINUTES
 
 TICK_HOURS = TICK_MINUTES / 60
 NEVER = -1
+LANES = 16  # episodes of the smallest batch
 
 
 class Response(NamedTuple):
@@ -96,8 +97,11 @@ def watched(env_: env.Env, params: Params, keys: Array, actions: Array) -> Watch
     check.key("keys", keys, (None,))
     check.actions("actions", actions, (len(keys), None))
     bare = params._replace(reward=None)  # type: ignore[arg-type]  # of which the times know nothing
-    data, impl = jax.random.key_data(keys), str(jax.random.key_impl(keys))
-    found: Watched = jax.tree.map(np.asarray, _watch(env_.dims, bare, data, impl, jnp.asarray(actions, jnp.int32)))
+    many, impl = len(keys), str(jax.random.key_impl(keys))
+    # Few episodes share a program with any few; those that only fill up are left out.
+    rows = np.minimum(np.arange(max(many, LANES)), many - 1)
+    data, plans = np.asarray(jax.random.key_data(keys))[rows], np.asarray(actions, np.int32)[rows]
+    found: Watched = jax.tree.map(lambda x: np.asarray(x)[:many], _watch(env_.dims, bare, data, impl, plans))
     return found
 
 

@@ -21,6 +21,7 @@ from jaxsim.types import MONITOR, RUNNING, Dims, Observation, Params, State
 from prompting import Inventory, Parsed
 
 BATCH = 32  # prompts decoded together
+LANES = 16  # episodes of the smallest batch: the programs of a few are those of any few
 
 # (prompts, index of each one's episode, tick) -> completions
 Respond = Callable[[Sequence[str], Sequence[int], int], Sequence[str]]
@@ -100,15 +101,19 @@ def play(
     before it is played, past ones too.
     """
     dims, many = env_.dims, len(keys)
+    lanes = np.arange(max(LANES, 1 << (many - 1).bit_length()), dtype=np.int32)
+    filler = lanes >= many  # plays the last episode again, and waits
+    keys = keys[np.where(filler, many - 1, lanes)]
     state, stats = _begin(dims, params, keys)
-    swap = jnp.asarray(rollouts.donors(many)), jnp.asarray(rollouts.named_channels(shuffle))
+    donors = np.where(filler, lanes, np.pad(rollouts.donors(many), (0, len(lanes) - many)))
+    swap = jnp.asarray(donors), jnp.asarray(rollouts.named_channels(shuffle))
     turns: list[Turn] = []
     parsed: list[list[Parsed | None]] = []
     actions: list[np.ndarray] = []
     viewed: list[Any] = [None] * many
-    while (live := np.flatnonzero(np.asarray(state.end) == RUNNING)).size:
+    while (live := np.flatnonzero(np.asarray(state.end)[:many] == RUNNING)).size:
         tick = len(turns)
-        obs = jax.tree.map(np.asarray, _observe(dims, params, state, *swap))
+        obs = jax.tree.map(lambda x: np.asarray(x)[:many], _observe(dims, params, state, *swap))
         if asking == ON_CHANGE:
             views = _views(obs)
             live = np.asarray([e for e in live if views[e] != viewed[e]], np.int64)
@@ -121,7 +126,7 @@ def play(
             if not turns:
                 opening(prompts[0])
             if watch:
-                watch(state, obs, asked, prompts)
+                watch(jax.tree.map(lambda x: np.asarray(x)[:many], state), obs, asked, prompts)
         if known:
             texts = list(past[tick].texts)
         elif asked:
@@ -130,13 +135,14 @@ def play(
         said = [None if text is None else prompting.parse(text, inventory) for text in texts]
         quiet = MONITOR if asking == ON_CHANGE else INVALID
         action = np.asarray([quiet if p is None else p.action for p in said], np.int32)
-        state, stats = _step(dims, params, keys, state, stats, jnp.asarray(action))
+        everywhere = np.where(filler, MONITOR, np.pad(action, (0, len(lanes) - many)))
+        state, stats = _step(dims, params, keys, state, stats, jnp.asarray(everywhere, jnp.int32))
         turns.append(Turn(tick, texts))
         parsed.append(said)
         actions.append(action)
         if tick >= len(past):
             advance(turns[-1])
-    ended = jax.tree.map(np.asarray, _finish(params, state, stats))
+    ended = jax.tree.map(lambda x: np.asarray(x)[:many], _finish(params, state, stats))
     return Played(ended, np.stack(actions), turns, parsed)
 
 
