@@ -2,22 +2,27 @@
 
 import asyncio
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files as inside
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 
 import scenarios
+from grpo.model.errors import ModelError
+from grpo.playing import aloud, remote
+from grpo.playing.choices import CONSTRAINED, EXACT
 from jaxsim import reward, rules
 from jaxsim.check import MAX_SEED
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli
-from serving import app, sessions, whole
+from serving import app, live, sessions, whole
 from serving.app import Receive, Send
+from serving.live import Players
 from serving.messages import Answer, Refused
 from serving.serve import listen, server, tell
 from serving.sessions import Limits
@@ -34,12 +39,12 @@ HEADERS = (
 )
 
 
-def served(port: int, brought: Files) -> None:
+def served(port: int, brought: Files, players: Players) -> None:
     """Listen, compile, serve until interrupted."""
     limits = room(brought)
     listening = listen(HOST, port)
     tell(HOST, listening)
-    server(make(limits, brought), limits).run(sockets=[listening])
+    server(make(limits, brought, players), limits).run(sockets=[listening])
 
 
 def networks(paths: Sequence[Path]) -> Files:
@@ -54,6 +59,26 @@ def networks(paths: Sequence[Path]) -> Files:
             other = scenarios.in_queue(scenario, queue.id)
             found[other.id] = File(path=f"{path}@{queue.id}", scenario=other)
     return found
+
+
+def players(args: Any) -> Players:
+    """The models of the command line, loaded. Fails for one that cannot be."""
+    if args.model is None:
+        return Players(asking=args.asking)
+    local = not remote.is_remote(args.model)
+    if args.decode is None:
+        args.decode = EXACT if local else CONSTRAINED
+    args.max_requests = None
+    remote.check_options(args)
+    for package in ("torch", "transformers", "peft") if local else ():
+        cli.need(package, f"--model {args.model}", "train")
+    print(f"loading {args.model}", file=sys.stderr, flush=True)
+    try:
+        return Players(aloud.players(args), args.asking)
+    except ModelError as error:
+        cli.fail(f"--model: {error}")
+    except remote.RemoteError as error:
+        cli.fail(str(error))
 
 
 def room(brought: Files) -> Limits:
@@ -73,10 +98,10 @@ def default(network: str) -> Asked:
     return Asked(scenario=network, rules="hardened", reward="operational", personality=rules.ANY)
 
 
-def make(limits: Limits, brought: Files) -> Any:
+def make(limits: Limits, brought: Files, players: Players | None = None) -> Any:
     """The server's application with the page, and with what only the page asks for."""
     guarded = app.make(limits)
-    add(guarded.app, limits, brought)
+    add(guarded.app, limits, brought, players or Players())
     guarded.app.add_middleware(headed)
     return guarded
 
@@ -95,7 +120,7 @@ def headed(inner: Any) -> Any:
     return outer
 
 
-def add(api: FastAPI, limits: Limits, brought: Files) -> None:
+def add(api: FastAPI, limits: Limits, brought: Files, players: Players) -> None:
     """Routes that tell of whole episodes, and the page itself. What is played by hand goes through the sessions."""
 
     async def simulated(work: Callable[[], Any]) -> Any:
@@ -104,7 +129,7 @@ def add(api: FastAPI, limits: Limits, brought: Files) -> None:
     @api.get("/catalogue")
     async def catalogue() -> dict[str, Any]:
         """What can be chosen on the page."""
-        return catalogue_of(brought)
+        return catalogue_of(brought) | {"models": list(players.known)}
 
     @api.post("/play", status_code=201)
     async def play(asked: Asked) -> Answer:
@@ -124,6 +149,21 @@ def add(api: FastAPI, limits: Limits, brought: Files) -> None:
         seed = secrets.randbelow(MAX_SEED + 1) if start.seed is None else start.seed
         told: dict[str, Any] = await simulated(lambda: whole.watched(limits.entities, brought, start, seed))
         return told
+
+    @api.post("/live")
+    async def lived(start: Watch) -> StreamingResponse:
+        """An episode that a model plays, line by line while it does; its truth comes last."""
+        begin = players.known.get(start.policy)
+        if begin is None:
+            known = ", ".join(players.known) or "none; start jaxsim-soc console with --model"
+            raise Refused(422, f"policy {start.policy[:60]!r} is no model that plays here; there are: {known}")
+
+        def told(record: dict[str, Any]) -> dict[str, Any]:
+            return whole.replayed(limits.entities, brought, Record.model_validate(record))
+
+        first = await api.state.sessions.create(whole.start_of(brought, start))
+        lines = live.played(api.state.sessions, first, begin, players, told)
+        return StreamingResponse(lines, media_type="application/x-ndjson")
 
     @api.post("/export")
     async def export(record: Record) -> Response:

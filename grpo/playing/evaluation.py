@@ -41,7 +41,8 @@ from grpo.playing.choices import (
     TRAINED,
 )
 from grpo.playing.folder import begin, locked
-from grpo.playing.speaker import Speaker, load_once, play_model
+from grpo.playing.speaker import load_once, play_model
+from grpo.playing.speech import Speaker
 from grpo.reporting import report, transcript_page
 from grpo.reporting.measure import Told
 from jaxsim import noise, one_episode, options, reward

@@ -14,6 +14,7 @@ import numpy as np
 import prompting
 from grpo.model import decode, trie
 from grpo.playing.choices import ALWAYS_ASK, ON_CHANGE
+from grpo.playing.speech import Respond
 from jaxsim import env, one_episode, rollouts
 from jaxsim.actions import INVALID
 from jaxsim.one_episode import EpisodeStats
@@ -22,9 +23,6 @@ from prompting import Inventory, Parsed
 
 BATCH = 32  # prompts decoded together
 LANES = 16  # episodes of the smallest batch: the programs of a few are those of any few
-
-# (prompts, index of each one's episode, tick) -> completions
-Respond = Callable[[Sequence[str], Sequence[int], int], Sequence[str]]
 
 
 class Turn(NamedTuple):

@@ -7,19 +7,18 @@ is written nowhere. Prompts of a tick are asked side by side, at most `--batch` 
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from os import environ
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import prompting
-from grpo.playing.campaign import Campaign
 from grpo.playing.choices import CONSTRAINED, EXACT, FREE
-from grpo.playing.play import Respond
-from grpo.playing.speaker import Speaker
+from grpo.playing.speech import Respond, Speaker
 from jaxsim_soc import cli
+from prompting import Inventory
 
 Message = dict[str, str]
 PREFIX = "openai:"
@@ -70,8 +69,8 @@ class SchemaError(RemoteError):
     """It refuses a JSON schema."""
 
 
-def load(args: Any) -> Speaker:
-    """The model. Fails when the server does not play along; what it has said by then is kept."""
+def load(args: Any, fail: Callable[[str], NoReturn] = cli.fail) -> Speaker:
+    """The model. `fail` is called when the server does not play along; what it has said by then is kept."""
     asked = Counter[str]()
     lock = threading.Lock()
     ask = partial(_ask, client_of(args), args, asked, lock)
@@ -81,7 +80,7 @@ def load(args: Any) -> Speaker:
         try:
             return list(pool.map(lambda chat: ask(chat, schema), chats))
         except RemoteError as error:
-            cli.fail(str(error))
+            fail(str(error))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -93,13 +92,13 @@ def load(args: Any) -> Speaker:
         except SchemaError:
             pass
         except RemoteError as error:
-            cli.fail(str(error))
+            fail(str(error))
 
-    def respond_in(campaign: Campaign, opening: str) -> Respond:
-        schema = prompting.schema(campaign.inventory) if schema_is_known else None
+    def respond_in(inventory: Inventory, opening: str) -> Respond:
+        schema = prompting.schema(inventory) if schema_is_known else None
 
         def respond(prompts: Sequence[str], episodes: Sequence[int], tick: int) -> Sequence[str]:
-            return told([prompting.chat(prompt, campaign.inventory) for prompt in prompts], schema)
+            return told([prompting.chat(prompt, inventory) for prompt in prompts], schema)
 
         return respond
 

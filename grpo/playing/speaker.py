@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import prompting
 from grpo.model import models
@@ -13,16 +13,10 @@ from grpo.playing import play
 from grpo.playing.campaign import Campaign
 from grpo.playing.choices import CONSTRAINED, EXACT, FREE
 from grpo.playing.folder import read_part
-from grpo.playing.play import Played, Respond, Turn
+from grpo.playing.play import Played, Turn
+from grpo.playing.speech import Respond, Speaker
 from jaxsim_soc import cli, json_lines
-
-
-class Speaker(NamedTuple):
-    """Whoever answers."""
-
-    respond_in: Callable[[Campaign, str], Respond]  # the campaign, the first prompt of the play
-    count: Callable[[Sequence[str]], int]  # tokens of answers
-    about: dict[str, Any]
+from prompting import Inventory
 
 
 def load(args: Any, adapter: Path | None) -> Speaker:
@@ -44,19 +38,19 @@ def load(args: Any, adapter: Path | None) -> Speaker:
     settle = args.decode == CONSTRAINED or (args.decode == FREE and loaded.about["dtype"] == "float32")
     sampling = decode.Sampling(args.temperature, args.max_new_tokens, settle)
 
-    def respond_in(campaign: Campaign, opening: str) -> Respond:
+    def respond_in(inventory: Inventory, opening: str) -> Respond:
         if not settle:  # nothing that was said at another tick may matter, or a resumed run would differ
-            decoder.pin(first := decode.chat_tokens(loaded.tokenizer, prompting.chat(opening, campaign.inventory)))
+            decoder.pin(first := decode.chat_tokens(loaded.tokenizer, prompting.chat(opening, inventory)))
         if args.decode == EXACT:
             try:
-                trie.check(loaded.model, first, trie.trie(loaded.tokenizer, prompting.answers(campaign.inventory)))
+                trie.check(loaded.model, first, trie.trie(loaded.tokenizer, prompting.answers(inventory)))
             except ModelError as error:
                 cli.fail(f"--decode {EXACT}: {error}")
-            return play.chooser(decoder, campaign.inventory, temperature=args.temperature, seed=args.seed)
-        rules = grammar.matcher(loaded.tokenizer, campaign.inventory) if args.decode == CONSTRAINED else None
-        likely = play.likely_answers(loaded.tokenizer, [campaign.inventory])
+            return play.chooser(decoder, inventory, temperature=args.temperature, seed=args.seed)
+        rules = grammar.matcher(loaded.tokenizer, inventory) if args.decode == CONSTRAINED else None
+        likely = play.likely_answers(loaded.tokenizer, [inventory])
         return play.responder(
-            decoder, sampling, campaign.inventory, matcher=rules, seed=args.seed, batch=args.batch, likely=likely
+            decoder, sampling, inventory, matcher=rules, seed=args.seed, batch=args.batch, likely=likely
         )
 
     def count(texts: Sequence[str]) -> int:
@@ -87,7 +81,7 @@ def play_model(
 
     @cache
     def answers() -> Respond:
-        return speak().respond_in(campaign, opening[0])
+        return speak().respond_in(campaign.inventory, opening[0])
 
     def respond(prompts: Sequence[str], episodes: Sequence[int], tick: int) -> Sequence[str]:
         speaker, answer = speak(), answers()

@@ -14,6 +14,7 @@ from grpo.model import decode, grammar, trie
 from grpo.model.errors import ModelError
 from grpo.playing import play
 from grpo.playing.choices import CONSTRAINED, EXACT
+from grpo.playing.speech import Respond
 from grpo.rows import bank as banks
 from grpo.rows import rows, surrogate
 from grpo.rows.bank import Bank
@@ -160,15 +161,15 @@ def _returns(game: Campaigns, who: Teacher, episodes: int, seed: int) -> np.ndar
     return np.stack([np.asarray(stats.episode_return)[0] for stats in played])
 
 
-Speak = tuple[Callable[[int], play.Respond], Callable[[int, str], None]]
+Speak = tuple[Callable[[int], Respond], Callable[[int, str], None]]
 
 
 def respond(game: Campaigns, wanted: Collection, model: Any, tokenizer: Any, temperature: float, seed: int) -> Speak:
-    """(a campaign's `play.Respond`, what to do with the first prompt of its play)."""
+    """(a campaign's `Respond`, what to do with the first prompt of its play)."""
     decoder = decode.Decoder(model, tokenizer)
     sampling = decode.Sampling(temperature, wanted.max_completion, settle_ties=False)
 
-    def of(p: int) -> play.Respond:
+    def of(p: int) -> Respond:
         inventory = game.inventories[p]
         if wanted.decode == EXACT:
             return play.chooser(decoder, inventory, temperature=temperature, seed=seed + p)

@@ -15,6 +15,23 @@ export async function ask(method, path, data) {
   return told;
 }
 
+// The lines of JSON that an answer consists of, each once it is there; `signal` ends it.
+export async function* lines(path, data, signal) {
+  const sent = { method: "POST", body: JSON.stringify(data), headers: { "Content-Type": "application/json" }, signal };
+  const lost = (error) => (error.name === "AbortError" ? error : new Error("the server does not answer; start jaxsim-soc console again"));
+  const answer = await fetch(path, sent).catch((error) => { throw lost(error); });
+  if (!answer.ok) throw new Error((await answer.json()).error ?? `status ${answer.status}`);
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read().catch((error) => { throw lost(error); });
+    if (done) return;
+    const parts = (rest + value).split("\n");
+    rest = parts.pop();
+    for (const part of parts) yield JSON.parse(part);
+  }
+}
+
 const MOST = 10_000; // actions of a link; no server would take more
 
 // Actions with runs of the same one written once: MONITOR*12;INVESTIGATE web-01

@@ -1,6 +1,6 @@
 // A player's desk: map, timeline, what is seen, what was true, what was paid, what was done.
 
-import { el, percent, points, words } from "./dom.js";
+import { el, exactly, percent, points, words } from "./dom.js";
 import { MARKS, map } from "./map.js";
 import { timeline } from "./timeline.js";
 
@@ -19,15 +19,16 @@ export function legal(schema) {
 export function makeDesk(who, network, parts) {
   const panel = (name, ...inside) => el("section", { class: `panel ${name.split(" ")[0]}` }, el("h3", {}, name), ...inside);
   const slot = () => el("div", { class: "slot" });
-  const box = { map: slot(), timeline: slot(), actions: slot(), seen: slot(), truth: slot(), rewards: slot(), log: slot(), text: el("pre", { tabindex: 0 }) };
+  const box = { map: slot(), timeline: slot(), actions: slot(), choices: slot(), seen: slot(), truth: slot(), rewards: slot(), log: slot(), text: el("pre", { tabindex: 0 }) };
   const title = el("h2", { tabindex: -1 }, who);
   const score = el("p", { class: "score" });
   const desk = { who, network, horizon: network.horizon, ticks: [], episode: null, title, score, box, ...parts };
   desk.truth = panel("truth", box.truth);
   desk.acting = panel("actions", box.actions);
+  desk.choosing = panel("choices of the model", box.choices);
   desk.node = el("section", { class: "desk", "aria-label": who },
     el("div", { class: "head" }, title, score),
-    el("div", { class: "left" }, desk.acting, panel("timeline", box.timeline), panel("network", box.map, legend()), panel("done", box.log)),
+    el("div", { class: "left" }, desk.acting, desk.choosing, panel("timeline", box.timeline), panel("network", box.map, legend()), panel("done", box.log)),
     el("div", { class: "right" }, panel("what is seen", box.seen), desk.truth, panel("rewards", box.rewards),
       el("details", { class: "panel" }, el("summary", {}, "as a model reads it"), box.text)));
   return desk;
@@ -75,6 +76,21 @@ function rewards(ticks, now) {
   return table(["channel", "this tick", "so far"], rows, channels.length ? "Points" : "Points (by channel once it is over)");
 }
 
+// What a model found likely at a tick, before it acted.
+function choices(desk, now) {
+  const told = desk.choices[now];
+  if (!told) return [el("p", { class: "faint" }, desk.texts[now] != null ? "Its probabilities are not known: it is behind a server." : now < desk.texts.length ? "It was not asked: nothing is new. It waits." : desk.episode ? "The episode is over." : "It thinks.")];
+  const [many, rest] = told.others;
+  const chosen = desk.ticks[now + 1]?.action;
+  const row = (name, share, mark) => el("tr", mark ? { class: "chosen" } : {}, el("th", { scope: "row" }, name, mark ? " (chosen)" : ""), el("td", {}, exactly(share)), el("td", {}, el("meter", { value: share, "aria-hidden": "true" })));
+  const rows = told.likely.map(([name, share]) => row(words(name.split(" ")[0]) + (name.includes(" ") ? ` ${name.split(" ")[1]}` : ""), share, name === chosen));
+  if (many) rows.push(row(`${many} others`, rest, false));
+  return [
+    el("table", {}, el("caption", {}, "Probability among the legal actions"), el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "action"), el("th", { scope: "col" }, "probability"), el("td"))), el("tbody", {}, rows)),
+    el("p", { class: "faint" }, `By itself it would say some legal action with probability ${exactly(told.legal)}.`),
+  ];
+}
+
 function log(desk, now, go) {
   const rows = [];
   for (const t of desk.ticks.slice(1)) {
@@ -103,6 +119,8 @@ export function show(desk, at, go, choose) {
   desk.box.map.replaceChildren(map(desk, tick, width(desk.box.map), desk.target, choose));
   desk.box.timeline.replaceChildren(timeline(desk, now, width(desk.box.timeline), go));
   desk.box.seen.replaceChildren(...seen(tick).filter(Boolean));
+  desk.choosing.hidden = !desk.choices;
+  if (desk.choices) desk.box.choices.replaceChildren(...choices(desk, now));
   desk.truth.hidden = !tick.truth;
   desk.box.truth.replaceChildren(...(tick.truth ? truth(desk, tick) : []));
   desk.box.rewards.replaceChildren(rewards(desk.ticks, now));

@@ -18,4 +18,5 @@ export const svg = (tag, attributes = {}, ...children) =>
 export const $ = (id) => document.getElementById(id);
 export const points = (x) => (Math.abs(x) < 5e-4 ? "0" : (x > 0 ? "+" : "−") + Math.abs(x).toFixed(2));
 export const words = (name) => name.toLowerCase().replaceAll("_", " ");
+export const exactly = (x) => (x >= 0.9995 ? "100 %" : x >= 1e-3 ? `${(100 * x).toFixed(1)} %` : x > 0 ? "under 0.1 %" : "0 %");
 export const percent = (x) => `${Math.round(100 * x)} %`;

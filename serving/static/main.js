@@ -1,6 +1,6 @@
 // The page: what is chosen, who plays, which tick is shown, which keys do what.
 
-import { ask, linkOf, playersOf } from "./api.js";
+import { ask, lines, linkOf, playersOf } from "./api.js";
 import { KEYS, legal, makeDesk, news, show, summary } from "./desk.js";
 import { $, el, words } from "./dom.js";
 
@@ -11,7 +11,9 @@ let at = 0;
 let timer = null;
 let busy = false;
 let shownHash = null;
+let thinking = null; // what ends it
 
+const unfinished = () => !desks.length || desks.some((desk) => !desk.episode);
 const hand = () => desks.find((desk) => desk.session && !desk.episode);
 const length = () => Math.max(0, ...desks.map((desk) => desk.ticks.length - 1));
 const say = (text, bad = false) => Object.assign($("status"), { textContent: text, className: bad ? "bad" : "" });
@@ -69,8 +71,41 @@ function told(desk, episode) {
   return desk;
 }
 
+const isModel = (who) => catalogue.models.includes(who);
 const watched = async (who, asked) => told(makeDesk(who, networkOf(asked.scenario)), await ask("POST", "watch", { ...asked, policy: who }));
-const replayed = async (who, record, texts) => told(makeDesk(who, networkOf(record.scenario), { texts }), await ask("POST", "episodes", record));
+const replayed = async (who, { texts, choices, ...record }) => told(makeDesk(who, networkOf(record.scenario), { texts, choices }), await ask("POST", "episodes", record));
+
+// A model plays, and is watched while it thinks; beside desks that are there already.
+async function lived(who, asked, ...before) {
+  const desk = makeDesk(who, networkOf(asked.scenario), { texts: [], choices: [] });
+  place(...before, desk);
+  thinking = new AbortController();
+  $("halt").hidden = false;
+  try {
+    for await (const line of lines("live", { ...asked, policy: who }, thinking.signal)) {
+      if (line.error) throw new Error(line.error);
+      if (line.episode) return told(desk, line.episode);
+      const { words, choices, seconds, ...tick } = line;
+      const follows = at >= length();
+      if (tick.tick) {
+        desk.texts.push(words);
+        desk.choices.push(choices);
+      }
+      desk.ticks.push(tick);
+      go(follows ? length() : at);
+      say(`${who} thinks about tick ${tick.tick + 1} of ${desk.horizon}${seconds > 0.05 ? `; the last took ${seconds.toFixed(1)} s` : ""}.`);
+    }
+    throw new Error("the server has stopped; start jaxsim-soc console again");
+  } catch (error) {
+    throw error.name === "AbortError" ? new Error(`Stopped at tick ${desk.ticks.length - 1} of ${desk.horizon}.`) : error;
+  } finally {
+    thinking = null;
+    $("halt").hidden = true;
+    render();
+  }
+}
+
+const halt = () => thinking?.abort();
 
 function begin() {
   return doing("Begun.", async () => {
@@ -86,7 +121,7 @@ function begin() {
       say("Tick 0. Choose a target with the arrow keys, an action by its letter.");
     } else {
       say(`${who} plays.${COMPILING}`);
-      const first = await watched(who, asked);
+      const first = await (isModel(who) ? lived : watched)(who, asked);
       place(...(beside ? [first, await besides(beside, first)] : [first]));
       over(0);
     }
@@ -95,7 +130,7 @@ function begin() {
 }
 
 // Another player in the episode of a desk.
-const besides = (who, { episode }) => watched(who, episode.record);
+const besides = (who, desk) => (isModel(who) ? lived(who, desk.episode.record, desk) : watched(who, desk.episode.record));
 
 function over(tick) {
   shownHash = linkOf(desks.map((desk) => ({ who: desk.who, record: desk.episode.record })));
@@ -163,7 +198,7 @@ function render() {
       button.disabled = button.dataset.verb !== "MONITOR" && !desk.legal.get(desk.target).includes(button.dataset.verb);
     }
   }
-  $("whole").hidden = Boolean(desk) || !desks.length;
+  $("whole").hidden = unfinished();
   Object.assign($("scrub"), { max: length(), value: at });
   $("scrub").setAttribute("aria-valuetext", `tick ${at} of ${length()}`);
   $("clock").textContent = `Tick ${at} of ${length()}`;
@@ -215,18 +250,19 @@ function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
+const plain = (who) => who.split(/[/\\]/).at(-1).replace(/[^\w.]+/g, "-");
 const fileName = (record, end) => `${record.scenario.split(/[/\\]/).at(-1).replace(/[^\w.-]/g, "-")}-${record.seed}-${record.episode}${end}`;
 
-const saved = () => desks.forEach(({ episode: { record } }, i) =>
-  download(new Blob([`${JSON.stringify(record, null, 2)}\n`], { type: "application/json" }), fileName(record, i ? `-${desks[i].who}.json` : ".json")));
+const saved = () => desks.forEach(({ who, texts, choices, episode: { record } }, i) =>
+  download(new Blob([`${JSON.stringify(texts ? { ...record, model: who, texts, choices } : record, null, 2)}\n`], { type: "application/json" }), fileName(record, i ? `-${plain(who)}.json` : ".json")));
 
 const exported = () => doing(`Exporting.${COMPILING}`, async () => {
-  for (const { who, episode: { record } } of desks) download(await ask("POST", "export", record), fileName(record, `-${who.replace(" ", "-")}.zip`));
+  for (const { who, episode: { record } } of desks) download(await ask("POST", "export", record), fileName(record, `-${plain(who)}.zip`));
   say("Exported: alerts, actions and what was true, as export-soc writes them.");
 });
 
 async function copied() {
-  if (!desks.length || hand()) return;
+  if (unfinished()) return;
   try {
     await navigator.clipboard.writeText(location.href);
     say("The link is copied. It replays this episode on any machine that runs jaxsim-soc console.");
@@ -242,7 +278,7 @@ const opened = (file) => doing(`Replaying ${file.name}.${COMPILING}`, async () =
   } catch {
     throw new Error(`${file.name} is no JSON file; give a replay record`);
   }
-  place(await replayed(record.policy ?? record.model ?? "record", record, record.texts));
+  place(await replayed(record.policy ?? record.model ?? "record", record));
   over(0);
 });
 
@@ -278,7 +314,7 @@ function target(by) {
 const SHORT = {
   " ": run, ArrowLeft: () => step(at - 1), ArrowRight: () => step(at + 1), Home: () => step(0), End: () => step(length()),
   "-": () => faster(-1), "+": () => faster(1), ArrowUp: () => target(-1), ArrowDown: () => target(1), w: wait,
-  n: () => $("scenario").focus(), l: copied, t: () => theme(), "?": () => $("keys").showModal(),
+  Escape: halt, n: () => $("scenario").focus(), l: copied, t: () => theme(), "?": () => $("keys").showModal(),
   ...Object.fromEntries(Object.entries(KEYS).map(([verb, key]) => [key, () => play(verb)])),
 };
 
@@ -299,7 +335,8 @@ function options(id, names, value) {
 
 async function start() {
   catalogue = await ask("GET", "catalogue");
-  const { defaults, policies } = catalogue;
+  const { defaults } = catalogue;
+  const policies = [...catalogue.policies, ...catalogue.models];
   options("scenario", Object.keys(catalogue.networks), defaults.scenario);
   options("rules", catalogue.rules, defaults.rules);
   options("reward", catalogue.rewards, defaults.reward);
@@ -310,7 +347,7 @@ async function start() {
     event.preventDefault();
     begin();
   });
-  const click = { help: () => $("keys").showModal(), theme: () => theme(), first: () => step(0), back: () => step(at - 1), run, on: () => step(at + 1), last: () => step(length()), link: copied, record: saved, export: exported };
+  const click = { help: () => $("keys").showModal(), theme: () => theme(), first: () => step(0), back: () => step(at - 1), run, halt, on: () => step(at + 1), last: () => step(length()), link: copied, record: saved, export: exported };
   for (const [id, does] of Object.entries(click)) $(id).addEventListener("click", () => does());
   $("scrub").addEventListener("input", () => step(Number($("scrub").value)));
   $("speed").addEventListener("change", () => faster(0));

@@ -13,7 +13,6 @@ import pytest
 
 import prompting
 from grpo.playing import evaluation, speaker
-from grpo.playing.campaign import Campaign
 from jaxsim_soc import cli
 
 SUPPLY, CLOUD, TICKS = "supply_chain_token_drift", "cloud_metadata_ssrf", 70
@@ -27,8 +26,8 @@ QUICK = ["--policies", "--transcripts", "1"]
 def scripted(args: Any, adapter: Path | None, wait: float = 0.0) -> speaker.Speaker:
     """Answers that depend on the prompt and on nothing else: mostly MONITOR, some actions, some rubbish."""
 
-    def respond_in(campaign: Campaign, opening: str) -> Any:
-        actions = sorted(campaign.inventory.actions.values())
+    def respond_in(inventory: prompting.Inventory, opening: str) -> Any:
+        actions = sorted(inventory.actions.values())
 
         def answer(prompt: str) -> str:
             n = zlib.crc32(prompt.encode() + bytes(adapter is not None))
@@ -36,7 +35,7 @@ def scripted(args: Any, adapter: Path | None, wait: float = 0.0) -> speaker.Spea
                 return '{"action": "MONITOR"}'
             if n % 10 == 2:
                 return HOSTILE
-            return prompting.encode(actions[n // 10 % len(actions)], campaign.inventory)
+            return prompting.encode(actions[n // 10 % len(actions)], inventory)
 
         def respond(prompts: Sequence[str], episodes: Sequence[int], tick: int) -> list[str]:
             time.sleep(wait)

@@ -29,7 +29,7 @@ def options(url: str, **changes: Any) -> Any:
 
 def answers(args: Any, prompts: list[str] = PROMPTS) -> list[str]:
     speaker = remote.load(args)
-    respond = speaker.respond_in(SimpleNamespace(inventory=INVENTORY), prompts[0])  # type: ignore[arg-type]
+    respond = speaker.respond_in(INVENTORY, prompts[0])
     return list(respond(prompts, range(len(prompts)), 1))
 
 
@@ -76,7 +76,7 @@ def test_a_server_that_knows_no_schema_is_asked_without(status: int) -> None:
 def test_tokens_are_those_of_the_server() -> None:
     with serving(lambda body, n: said(None if n == 3 else MONITOR, None if n == 2 else 7)) as server:
         speaker = remote.load(options(server.url, decode="free"))
-        respond = speaker.respond_in(SimpleNamespace(inventory=INVENTORY), "")  # type: ignore[arg-type]
+        respond = speaker.respond_in(INVENTORY, "")
         assert sorted(respond(PROMPTS, range(3), 1)) == ["", MONITOR, MONITOR]
         assert (speaker.count([]), speaker.count([])) == (14, 0)
 
