@@ -1,10 +1,13 @@
 """How a server does under many clients at once: ticks a second, how long a step takes, whether all is as it should be.
 
     jaxsim-soc serve-speed --clients 64 --seconds 60
+    jaxsim-soc serve-speed --hostile 100000
 
 Starts a server of its own. Each client plays by WebSocket, some go away in the middle of an episode. In the end every
 episode that was played to its end is played again by `jaxsim.replay`; sessions left open and rewards that differ are
-said, with exit code 1. Memory is the server's, after a tenth of the time and at the end (Linux).
+said, with exit code 1. Memory is the server's, after a tenth of the time and at the end (Linux). --hostile sends
+malformed messages instead: each must be refused in one line with a status 4xx, and an honest episode beside them goes
+on.
 """
 
 import asyncio
@@ -15,7 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +30,8 @@ from jaxsim import noise
 from jaxsim.names import parse_plan
 from jaxsim_soc import cli
 from jaxsim_soc.commands import NAME
+from serving import hostile
+from serving.sessions import Limits
 
 SCENARIO = "insider_repo_pivot_hardened"
 PLAYED = (("hardened", "operational"), ("classic", "evidence"))
@@ -155,35 +160,83 @@ def parser() -> cli.Parser:
     p.add_argument("--clients", type=cli.integer(1, 1000), default=64, metavar="N", help="at once (default: 64)")
     p.add_argument("--seconds", type=cli.integer(1, 86400), default=60, metavar="N", help="to play (default: 60)")
     p.add_argument("--seed", type=cli.integer(0, 2**31), default=0, metavar="K", help="of the clients (default: 0)")
+    p.add_argument("--hostile", type=cli.integer(100, 10**8), metavar="N", help="send N malformed messages instead")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Start a server, play, print; 1 where something is not as it should be."""
     args = parser().parse_args(argv)
-    return played(args.clients, args.seconds, args.seed)
+    if args.hostile is not None:
+        return with_server(args.clients, lambda server, url: refused(server, url, args.hostile, args.seed))
+    return with_server(args.clients, lambda server, url: against(server, url, args.clients, args.seconds, args.seed))
 
 
-def played(clients: int, seconds: int, seed: int) -> int:
-    """The exit code of playing against a server that is started for it."""
+def with_server(clients: int, work: Callable[[subprocess.Popen[str], str], int]) -> int:
+    """The exit code of what is done with a server that is started for it, once it is ready."""
     code = f"import sys; sys.argv[0] = '{NAME}'; from jaxsim_soc.commands import main; main()"
     command = [sys.executable, "-c", code, "serve", "--port", "0", "--sessions", str(clients)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
-            return against(server, clients, seconds, seed)
+            assert server.stderr is not None
+            began = time.monotonic()
+            url = server.stderr.readline().partition(" ")[0].strip()
+            if not url.startswith("http"):
+                cli.fail(f"the server did not start: {url!r:.200}; try `{NAME} serve`")
+            with urllib.request.urlopen(f"{url}/health"):
+                print(f"ready after {time.monotonic() - began:.1f} s", flush=True)
+            return work(server, url)
         finally:
             server.terminate()
 
 
-def against(server: subprocess.Popen[str], clients: int, seconds: int, seed: int) -> int:
-    """Play against a server that has just been started."""
-    assert server.stderr is not None
+def refused(server: subprocess.Popen[str], url: str, many: int, seed: int) -> int:
+    """Send malformed messages to a server while an honest episode is played there."""
+
+    def asked(path: str, **data: Any) -> Any:
+        sent = urllib.request.Request(url + path, json.dumps(data).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(sent) as reply:
+            return json.load(reply)
+
+    answer = asked("/sessions", scenario=SCENARIO, seed=seed)
+    session, legal = answer["session"], choices(answer["answers"])
+    rules, reward = PLAYED[0]
+    one, luck = Played(rules, reward, seed, [], []), random.Random(seed)
+
+    def play(ticks: int) -> None:
+        nonlocal answer
+        while not answer["done"] and len(one.actions) < ticks:
+            act = luck.choice(legal)
+            answer = asked(f"/sessions/{session}/step", **act)
+            one.actions.append(" ".join(act.values()))
+            one.rewards.append(answer["reward"])
+
+    play(5)
+    secrets = (session, str(Path(__file__).parent.parent))
     began = time.monotonic()
-    url = server.stderr.readline().partition(" ")[0].strip()
-    if not url.startswith("http"):
-        cli.fail(f"the server did not start: {url!r:.200}; try `{NAME} serve`")
-    with urllib.request.urlopen(f"{url}/health"):
-        print(f"ready after {time.monotonic() - began:.1f} s")
+    first = asyncio.run(hostile.sent(url, many // 10, seed, Limits().body, secrets=secrets))
+    before = memory(server.pid)
+    second = asyncio.run(hostile.sent(url, many - many // 10, seed + 1, Limits().body, secrets=secrets))
+    took, after = time.monotonic() - began, memory(server.pid)
+    with urllib.request.urlopen(f"{url}/sessions/{session}") as reply:  # as it was
+        same = json.load(reply)["text"] == answer["text"]
+    play(1000)
+    differ, left = wrong([one]), int(metric(url, "jaxsim_sessions")) - 1
+    asked_for, answers = first.asked + second.asked, first.answered + second.answered
+    faults = [*first.faults, *second.faults]
+    print(f"{asked_for.total()} malformed messages in {took:.0f} s, of {len(asked_for)} kinds")
+    for kind, number in sorted(asked_for.items()):
+        print(f"  {kind}: {number}")
+    print("answered: " + ", ".join(f"{k or 'closed'}: {v}" for k, v in sorted(answers.items())))
+    print(f"faults: {len(faults)}; sessions left open: {left}; memory {before:.0f} MiB, then {after:.0f} MiB")
+    print(f"the honest episode {'went on' if same else 'was changed'}; {differ} differ from their replay")
+    for line in faults[:20]:
+        print(f"  {line}")
+    return int(bool(faults) or left > 0 or differ > 0 or not same)
+
+
+def against(server: subprocess.Popen[str], url: str, clients: int, seconds: int, seed: int) -> int:
+    """Play against a server that has just been started."""
     asyncio.run(measured(url, clients, seconds / 10, seed))
     before = memory(server.pid)
     batches = metric(url, "jaxsim_batches_total")

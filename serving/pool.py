@@ -44,11 +44,12 @@ class Pool:
 
     def __init__(self, dims: Dims, slots: int, example: Params) -> None:
         self.dims, self.free = dims, list(range(slots))
+        self.lanes: Any
         # Written in place, and handed over whole: one scatter a leaf would take longer.
         self.params: Params = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], slots, axis=0), example)
         self.seed, self.episode = np.zeros(slots, np.uint32), np.zeros(slots, np.uint32)
-        self.on_device: Params = jax.tree.map(jnp.array, self.params)
-        self.lanes = lanes.begin(dims, self.on_device, self.seed, self.episode)
+        self.on_device, self.lanes = self.params, None  # until it is compiled
+        self.ready = False
 
     def play(self, jobs: Sequence[Job]) -> list[Row]:
         """Do them all, each of a slot of its own."""
@@ -76,12 +77,17 @@ class Pool:
         return rows
 
     def compile(self) -> None:
-        """Every program, before anybody waits for one."""
-        which = np.zeros(len(self.seed), bool)
-        self.lanes = lanes.begin(self.dims, self.on_device, self.seed, self.episode, self.lanes, which)
-        self._tick([])
-        jax.block_until_ready(lanes.observe(self.dims, self.on_device, self.lanes.state))
-        lanes.outcomes(self.on_device, self.lanes)
+        """Every program; nothing is played before."""
+        try:
+            which = np.zeros(len(self.seed), bool)
+            self.on_device = jax.tree.map(jnp.array, self.params)
+            began = lanes.begin(self.dims, self.on_device, self.seed, self.episode)
+            self.lanes = lanes.begin(self.dims, self.on_device, self.seed, self.episode, began, which)
+            self._tick([])
+            jax.block_until_ready(lanes.observe(self.dims, self.on_device, self.lanes.state))
+            lanes.outcomes(self.on_device, self.lanes)
+        finally:
+            self.ready = True  # should it have failed, whoever plays is told so
 
     def _begin(self, jobs: Sequence[Job]) -> None:
         which = np.zeros(len(self.seed), bool)

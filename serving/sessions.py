@@ -1,6 +1,7 @@
 """Sessions: who plays what in which slot. Everything runs in one event loop but the simulator, which has a thread."""
 
 import asyncio
+import logging
 import math
 import secrets
 import time
@@ -93,16 +94,15 @@ class Sessions:
         self.reader = ThreadPoolExecutor(1, "scenarios")  # parsing an upload keeps no other client waiting
         room = Dims(limits.entities, limits.entities, STAGES, LAG, benign=BENIGN)
         first = scenarios.load(DEFAULT)
-        sizes = {name: room._replace(restore=rules.restores(name)) for name in ("hardened1", "hardened")}
+        sizes = {name: room._replace(restore=rules.restores(name)) for name in ("hardened", "hardened1")}
         self.pools = {
             dims: Pool(dims, limits.sessions, env.make_params(first, dims, name, "operational", "any"))
             for name, dims in sizes.items()
         }
 
     def compile(self) -> None:
-        """All programs, those of each size in a thread of its own."""
-        with ThreadPoolExecutor(len(self.pools)) as threads:
-            list(threads.map(Pool.compile, self.pools.values()))
+        """The programs of the default rules; `run` compiles the others while these are served already."""
+        next(iter(self.pools.values())).compile()
 
     # --- what clients ask for -------------------------------------------------------------------------------------
 
@@ -240,12 +240,15 @@ class Sessions:
     async def run(self) -> None:
         """Serve who waits, and close who is idle, until cancelled."""
         loop = asyncio.get_running_loop()
+        for later in (x for x in self.pools.values() if not x.ready):
+            loop.run_in_executor(None, later.compile).add_done_callback(self._compiled)
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.wake.wait(), 1.0)
             self.wake.clear()
             self.expire()
-            batch, self.waiting = self.waiting, []
+            batch = [x for x in self.waiting if x[0].ready]
+            self.waiting = [x for x in self.waiting if not x[0].ready]
             for pool in self.pools.values():
                 its = [(job, future) for p, job, future in batch if p is pool]
                 if not its:
@@ -256,6 +259,11 @@ class Sessions:
                     _settle([future for _, future in its], lambda f, row: f.set_result(row), rows)
                 except Exception as error:  # a fault of ours: whoever waits is told, and the others go on
                     _settle([future for _, future in its], lambda f, e: f.set_exception(e), [error] * len(its))
+
+    def _compiled(self, done: asyncio.Future[None]) -> None:
+        self.wake.set()  # who waited for it can play
+        if not done.cancelled() and (error := done.exception()):
+            logging.getLogger("uvicorn.error").error("a size cannot be played: %s", error)
 
 
 def _settle(futures: list[asyncio.Future[Row]], how: Callable[[Any, Any], None], values: list[Any]) -> None:

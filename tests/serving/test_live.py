@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPResponse
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,6 +35,14 @@ def lines(client: Client, policy: str) -> Iterator[dict[str, Any]]:
     finally:
         reply.close()
         link.close()
+
+
+def some(client: Client, policy: str, many: int) -> list[dict[str, Any]]:
+    """The first lines; then nobody listens any more."""
+    telling = lines(client, policy)
+    found = [next(telling) for _ in range(many)]
+    telling.close()
+    return found
 
 
 def saying(text: str, wait: float = 0.0) -> Begin:
@@ -149,7 +156,7 @@ def test_nobody_waits_for_a_model_that_thinks(client: Client) -> None:
 
 def test_what_goes_wrong_is_one_line(client: Client) -> None:
     assert list(lines(client, "broken"))[1:] == [{"error": "this model cannot"}]
-    first, tick, *_ = lines(client, "rude")
+    tick = some(client, "rude", 2)[1]
     assert (tick["action"], tick["words"], tick["choices"]) == ("INVALID", "no JSON", None)
     error = client.ask("POST", "/live", GAME | {"policy": "heuristic"}, 422)["error"]
     assert "is no model that plays here; there are: slow, rude" in error
@@ -175,7 +182,9 @@ def test_bad_options(options: list[str], said: str, capsys: pytest.CaptureFixtur
     assert ended.value.code == 2 and said in err and err.count("\n") == 1
 
 
-def test_without_the_extra_the_remedy_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_remedy_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from jaxsim_soc import cli
 
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
@@ -193,7 +202,7 @@ def test_a_model_behind_a_server_gives_words_alone(client: Client, known: dict[s
         args = console.parser().parse_args(["--model", "openai:m", "--base-url", server.url])
         args.asking = ALWAYS_ASK
         known |= browser.players(args).known
-        first, tick, *_ = lines(client, "openai:m")
+        tick = some(client, "openai:m", 2)[1]
     assert (tick["words"], tick["choices"], tick["action"]) == ('{"action": "MONITOR"}', None, "MONITOR")
     assert none_left(client)
 
@@ -202,9 +211,6 @@ def test_a_model_behind_a_server_gives_words_alone(client: Client, known: dict[s
 def test_the_embedded_model_with_its_own_adapter(client: Client, known: dict[str, Begin]) -> None:
     """The adapter was taught by probabilities of the legal actions: nearly all that it would say is one."""
     known |= browser.players(console.parser().parse_args(["--model", "embedded", "--adapter", "default"])).known
-    _, bare, *_ = lines(client, "embedded")
-    telling = lines(client, "embedded + default")
-    _, *ticks = [next(telling) for _ in range(12)]
-    telling.close()
-    assert ticks[0]["choices"]["legal"] > 0.9 > bare["choices"]["legal"]
+    bare, own = (some(client, name, 2)[1] for name in ("embedded", "embedded + default"))
+    assert own["choices"]["legal"] > 0.9 > bare["choices"]["legal"]
     assert none_left(client)

@@ -25,7 +25,7 @@ import prompting
 import scenarios
 from jaxsim import replays
 from jaxsim.rules import restores
-from serving import load
+from serving import hostile, load
 from serving.app import Guard, make
 from serving.messages import Answer
 from serving.serve import is_local
@@ -338,6 +338,23 @@ def test_malformed_messages_by_socket_are_answered_one_by_one(client: Client) ->
         link.send("x" * 100_000)
         with pytest.raises(ConnectionClosed):
             link.recv()
+
+
+def test_malformed_messages_of_every_kind(client: Client) -> None:
+    """By several clients at once; 10^5 of them by hand: `jaxsim-soc serve-speed --hostile 100000`."""
+    session = client.begin(seed=1)["session"]
+    url, secrets = f"http://127.0.0.1:{client.port}", (session, str(ROOT))
+    found = asyncio.run(hostile.sent(url, 1200, 1, LIMITS.body, secrets=secrets))
+    assert found.faults == [] and found.asked.total() == found.answered.total() == 1200
+    assert len(found.asked) >= 23 and {400, 403, 404, 405, 409, 413, 422} <= set(found.answered)
+    assert list(client.sessions.open) == [session]
+    client.ask("DELETE", f"/sessions/{session}", status=204)
+
+
+@pytest.mark.parametrize(("status", "text"), [(500, "x"), (200, "x"), (404, ""), (404, "x\ny"), (422, "Traceback")])
+def test_what_a_hostile_client_calls_a_fault(status: int, text: str) -> None:
+    assert hostile.fault(status, text, ()) and not hostile.fault(422, "no", ())
+    assert hostile.fault(404, "there is no session abc", ("abc",)) == "tells 'abc'"
 
 
 def test_as_many_sessions_as_are_allowed_and_no_idle_ones(client: Client) -> None:
