@@ -168,14 +168,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Start a server, play, print; 1 where something is not as it should be."""
     args = parser().parse_args(argv)
     if args.hostile is not None:
-        return with_server(args.clients, lambda server, url: refused(server, url, args.hostile, args.seed))
+        waits = "--idle", "86400"  # the honest player does nothing in the meantime
+        return with_server(args.clients, lambda server, url: refused(server, url, args.hostile, args.seed), *waits)
     return with_server(args.clients, lambda server, url: against(server, url, args.clients, args.seconds, args.seed))
 
 
-def with_server(clients: int, work: Callable[[subprocess.Popen[str], str], int]) -> int:
+def with_server(clients: int, work: Callable[[subprocess.Popen[str], str], int], *options: str) -> int:
     """The exit code of what is done with a server that is started for it, once it is ready."""
     code = f"import sys; sys.argv[0] = '{NAME}'; from jaxsim_soc.commands import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--port", "0", "--sessions", str(clients)]
+    command = [sys.executable, "-c", code, "serve", "--port", "0", "--sessions", str(clients), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None

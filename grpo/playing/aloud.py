@@ -45,6 +45,7 @@ def here(args: Any) -> dict[str, Begin]:
 
     loaded = models.load(args.model, args.adapter, offline=args.offline)
     model, tokenizer = loaded.model, loaded.tokenizer
+    checked: set[Begin] = set()  # those of which `trie.check` is known to pass
 
     def beginning(switch: Callable[[], Any]) -> Begin:
         def begin(inventory: Inventory, opening: str) -> Callable[[str], Said]:
@@ -55,7 +56,9 @@ def here(args: Any) -> dict[str, Begin]:
             tree = trie.trie(tokenizer, answers)
             with switch():
                 decoder.pin(tokens(opening))
-                trie.check(model, tokens(opening), tree)
+                if begin not in checked:
+                    trie.check(model, tokens(opening), tree)
+                    checked.add(begin)
             if args.decode != EXACT:
                 matcher = grammar.matcher(tokenizer, inventory) if args.decode == CONSTRAINED else None
                 likely = play.likely_answers(tokenizer, [inventory])

@@ -413,8 +413,11 @@ def test_which_addresses_are_of_this_machine_only() -> None:
     assert not any(map(is_local, ("0.0.0.0", "::", "192.168.1.2", "example.org", "", "127.0.0.1.example.org")))
 
 
-def test_killed_on_all_addresses(tmp_path: Path) -> None:
-    """Without the token there is nothing to be had; a client is told of the end, and nothing is left on the disk."""
+def test_killed_on_all_addresses_and_started_again(tmp_path: Path) -> None:
+    """Without the token there is nothing to be had; a client is told of the end, and nothing is left on the disk.
+
+    The next server on that port does not know the sessions of the last.
+    """
     process, url, lines = started(tmp_path, "--host", "0.0.0.0")
     assert process.stderr is not None
     token = re.fullmatch(r"token: (\S{20,})\n", lines[-1])
@@ -426,12 +429,28 @@ def test_killed_on_all_addresses(tmp_path: Path) -> None:
         pass
     own = {"Authorization": f"Bearer {token[1]}"}
     with connect(f"ws://127.0.0.1:{client.port}/ws", additional_headers=own) as link:
-        assert said(link, "reset", seed=1)["type"] == "observation"
+        first = said(link, "reset", seed=1)["data"]
+        session, text_before = first["session"], first["text"]
         process.send_signal(signal.SIGKILL)
         with pytest.raises(ConnectionClosed):
             said(link, "step", action="MONITOR")
     process.wait(30)
     process.stderr.close()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError):
+        client.ask("GET", "/health")
+    process, _, _ = started(tmp_path, "--host", "0.0.0.0", "--port", str(client.port), JAXSIM_SOC_TOKEN=token[1])
+    try:
+        status, _, text = client.raw("GET", f"/sessions/{session}", **own)
+        assert status == 404 and "there is no session of that id" in text.decode()
+        with connect(f"ws://127.0.0.1:{client.port}/ws", additional_headers=own) as link:
+            assert "there is no episode yet" in said(link, "step", action="MONITOR")["data"]["message"]
+            assert said(link, "reset", seed=1)["data"]["text"] == text_before
+    finally:
+        process.kill()
+        process.wait(30)
+        assert process.stderr is not None
+        process.stderr.close()
     assert list(tmp_path.iterdir()) == []
 
 
