@@ -213,8 +213,10 @@ async def _request(reader: Any, writer: Any, host: str, wrong: Wrong) -> tuple[i
     if told.get("transfer-encoding") == "chunked":  # as what is no HTTP at all is answered, in one chunk
         size = int(await reader.readuntil(b"\r\n"), 16)
         text = (await reader.readexactly(size + 7))[:size].decode()
-    else:
-        text = (await reader.readexactly(int(told.get("content-length", 0)))).decode()
+    elif "content-length" in told:
+        text = (await reader.readexactly(int(told["content-length"]))).decode()
+    else:  # the same as the first of a connection, to its end
+        text = (await reader.read()).decode()
     if told.get("content-type", "").startswith("application/json"):
         text = json.loads(text)["error"]
     return int(status.split()[1]), text, told.get("connection", "") != "close" and wrong.length is None

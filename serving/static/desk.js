@@ -25,6 +25,7 @@ export function makeDesk(who, network, parts) {
   const desk = { who, network, horizon: network.horizon, ticks: [], episode: null, title, score, box, ...parts };
   desk.truth = panel("truth", box.truth);
   desk.acting = panel("actions", box.actions);
+  desk.acting.hidden = !desk.session;
   desk.choosing = panel("choices of the model", box.choices);
   desk.node = el("section", { class: "desk", "aria-label": who },
     el("div", { class: "head" }, title, score),
@@ -76,8 +77,10 @@ function rewards(ticks, now) {
   return table(["channel", "this tick", "so far"], rows, channels.length ? "Points" : "Points (by channel once it is over)");
 }
 
-// What a model found likely at a tick, before it acted.
+// What a model found likely at a tick, before it acted; while it thinks, at the last tick at which it was asked.
 function choices(desk, now) {
+  const last = desk.choices.findLastIndex(Boolean);
+  if (!desk.episode && now === desk.ticks.length - 1 && last >= 0 && last < now) return [el("p", { class: "faint" }, `It thinks. At tick ${last}:`), ...choices(desk, last)];
   const told = desk.choices[now];
   if (!told) return [el("p", { class: "faint" }, desk.texts[now] != null ? "Its probabilities are not known: it is behind a server." : now < desk.texts.length ? "It was not asked: nothing is new. It waits." : desk.episode ? "The episode is over." : "It thinks.")];
   const [many, rest] = told.others;
