@@ -5,14 +5,13 @@ torch is imported only where a model is loaded here; one behind a server gives w
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 import prompting
-from grpo.model.adapters import OWN
+from grpo.model.adapters import OWN, place
 from grpo.playing import remote
 from grpo.playing.choices import CONSTRAINED, EXACT
 from grpo.playing.remote import RemoteError
@@ -77,8 +76,7 @@ def here(args: Any) -> dict[str, Begin]:
 
     if args.adapter is None:
         return {args.model: beginning(nullcontext)}
-    own = Path(__file__).parents[1] / "adapter"
-    adapter = OWN if args.adapter == own else args.adapter.name
+    adapter = OWN if args.adapter == place(OWN) else args.adapter.name
     return {args.model: beginning(model.disable_adapter), f"{args.model} + {adapter}": beginning(nullcontext)}
 
 
