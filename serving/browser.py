@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files as inside
 from pathlib import Path
@@ -72,9 +71,10 @@ def players(args: Any) -> Players:
     remote.check_options(args)
     for package in ("torch", "transformers", "peft") if local else ():
         cli.need(package, f"--model {args.model}", "train")
-    print(f"loading {args.model}", file=sys.stderr, flush=True)
     try:
-        return Players(aloud.players(args), args.asking)
+        with cli.progress() as told:
+            told(f"loading {args.model}")
+            return Players(aloud.players(args), args.asking)
     except ModelError as error:
         cli.fail(f"--model: {error}")
     except remote.RemoteError as error:

@@ -45,7 +45,7 @@ STOPS: dict[str, tuple[str, ...]] = {
     "search-check": ("make_arenas",),
     "search-reward": ("played", "draw"),
     "serve": ("served",),
-    "serve-speed": ("played",),
+    "serve-speed": ("with_server",),
     "throughput": ("use_devices", "measure"),
     "train": ("grpo.training.stages:started",),
     "train-policy": ("best_of_family", "trained", "generate"),
@@ -128,7 +128,8 @@ RECORD = {
 }  # fmt: skip
 
 
-NEEDED = {"adapter": "adapter", "record": "record.json", "reports": "list.yaml", "shell": "bash"}
+REQUIRED = {"adapter": "adapter"}  # by some commands; what others can do without stays away
+NEEDED = {"record": "record.json", "reports": "list.yaml", "shell": "bash"}
 NEEDED |= {"environment": "FrozenLake-v1"}
 
 
@@ -143,7 +144,7 @@ def needed(parser: argparse.ArgumentParser, but: argparse.Action | None) -> list
     words: list[str] = []
     for action in parser._actions:
         if (action.required or action.dest in NEEDED) and action is not but:
-            value = NEEDED.get(action.dest, "out")
+            value = (NEEDED | REQUIRED).get(action.dest, "out")
             words += [f"{action.option_strings[0]}={value}"] if action.option_strings else [value]
     return words
 
