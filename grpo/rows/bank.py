@@ -80,10 +80,15 @@ def _observe(dims: Dims, params: Params, state: State, index: Array) -> Observat
     return jax.vmap(lambda s, p: env.observe(dims, s, jax.tree.map(lambda x: x[p], params)))(state, index)
 
 
+def blocks(many: int) -> Array:
+    """(B, BLOCK) int32, the numbers of so many episodes or rows; the last one again as often as it takes to fill up."""
+    return np.minimum(np.arange(-(-many // BLOCK) * BLOCK, dtype=np.int32), many - 1).reshape(-1, BLOCK)
+
+
 def observe(dims: Dims, params: Params, bank: Bank) -> Observation:
     """What the defender sees in each row; NumPy arrays, leaves (R, ...). `params` has leading axis P."""
     many = len(bank.params_index)
-    filled = take(bank, np.minimum(np.arange(-(-many // BLOCK) * BLOCK), many - 1))
+    filled = take(bank, blocks(many).ravel())
     found = _observe(dims, params, filled.state, filled.params_index)
     return jax.tree.map(lambda x: np.asarray(x)[:many], found)
 
@@ -216,8 +221,7 @@ def collect_heuristic(
     keys = jnp.stack([episode_keys(jax.random.fold_in(key, p), episodes) for p in range(campaigns)])
     slots = 1 if snapshots == 1 else -(-snapshots // SLOTS) * SLOTS
     program = partial(_collect, env_.dims, policy, slots, jax.tree.map(jnp.asarray, parameters), params)
-    numbers = np.minimum(np.arange(-(-episodes // BLOCK) * BLOCK).reshape(-1, BLOCK), episodes - 1)  # some only fill up
-    parts = [jax.tree.map(np.asarray, program(keys[:, block], np.int32(snapshots))) for block in numbers]
+    parts = [jax.tree.map(np.asarray, program(keys[:, some], np.int32(snapshots))) for some in blocks(episodes)]
     found = jax.tree.map(lambda *x: np.concatenate(x, axis=1)[:, :episodes], *parts)
     state, action, seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), found)
     place = np.indices((campaigns, episodes, slots), np.int32)

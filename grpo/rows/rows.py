@@ -268,11 +268,7 @@ def _one_step(dims: Dims, params: Params, bank: Bank, rows: jax.Array, key: jax.
 def step_rewards(game: Campaigns, bank: Bank, seed: int) -> np.ndarray:
     """(R, A) points of the tick that each action starts, and of nothing after it; one draw of the luck a row."""
     many, key = len(bank.params_index), noise.root(seed)
-    # By as many rows as fill up the last block: one program, however many there are.
-    blocks = np.minimum(np.arange(-(-many // banks.BLOCK) * banks.BLOCK, dtype=np.int32), many - 1)
-    steps = (
-        _one_step(game.dims, game.params, banks.take(bank, rows), rows, key) for rows in blocks.reshape(-1, banks.BLOCK)
-    )
+    steps = (_one_step(game.dims, game.params, banks.take(bank, some), some, key) for some in banks.blocks(many))
     return np.concatenate([np.asarray(x) for x in steps])[:many]
 
 

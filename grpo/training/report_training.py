@@ -159,6 +159,7 @@ FILES = {
     "metrics.json": "the rows of this report",
     "loop*/rows/": "prompts, bank of states, return-to-go",
     "loop*/play-*.jsonl": "what the model said in its own play",
+    "loop0/start-*.jsonl": "what the adapter that it began with said in validation",
     "loop*/validation-*.jsonl": "what it said in validation",
     "evaluation/": "rows, pictures, transcripts",
 }

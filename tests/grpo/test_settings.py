@@ -64,6 +64,8 @@ def test_the_t4_preset_is_what_a_t4_can_do() -> None:
         ),
         ({"validate_episodes": 1}, r"validate_episodes = 1: of one episode there is no standard error; give 2 or more"),
         ({"teacher": "own", "warm_loops": 2}, r"warm_loops = 2 is more than outer_loops = 1; choose as many or fewer"),
+        ({"adapter": "nowhere", "warm_rows": 0}, r"adapter = 'nowhere' is no folder; give one that an adapter was"),
+        ({"adapter": "default"}, r"adapter = 'default' plays itself, but a heuristic has no answer .* or warm_rows 0"),
         ({"eta": 0}, r"cpu.yaml: eta = 0: .*greater than 0"),
     ],
 )
