@@ -41,6 +41,7 @@ class Defended(NamedTuple):
     investigation: Array
     confirmed: Array  # its target became confirmed
     containment: Array
+    evidence_paid: Array
     evidence_backed: Array
     false_positive: Array
 
@@ -120,7 +121,8 @@ def defend(
         investigation=investigates,
         confirmed=confirmed,
         containment=containment,
-        evidence_backed=containment & was_confirmed & ~(was_touched & rules.evidence_once),
+        evidence_paid=containment & was_confirmed & ~(was_touched & rules.evidence_once),
+        evidence_backed=containment & was_confirmed,
         false_positive=containment & ~(jnp.any(on_asset | on_identity) & state.attack),
     )
 

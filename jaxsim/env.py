@@ -113,7 +113,7 @@ def transition(dims: Dims, state: State, action: Array, block: Array, params: Pa
     state = state._replace(pending=telemetry.raise_alerts(dims, state, started, block, params))
     state, idle = attacker.block_contained(state, live)
 
-    state = state._replace(earned=state.earned | active | defended.evidence_backed)
+    state = state._replace(earned=state.earned | active | defended.evidence_paid)
     state, active_blocks, preemptive_blocks = attacker.count(state, stage, active, idle)
     state = state._replace(end=jnp.where(live, _end(state, params), state.end))
     return state, reward.signals(params, state, live, defended, active_blocks, preemptive_blocks, exfil)

@@ -123,7 +123,7 @@ def signals(
         active,
         preemptive,
         defended.containment,
-        defended.evidence_backed,
+        defended.evidence_paid,
         defended.false_positive,
         jnp.where(live, state.load, 0.0),
         defended.invalid,
@@ -133,6 +133,7 @@ def signals(
         jnp.where(other, left, none),
         other & ~state.acted,
         defended.investigation,
+        defended.evidence_backed,
     )
     return Signals(*(jnp.asarray(c).astype(jnp.float32) for c in counts))
 
@@ -144,7 +145,7 @@ def channels(s: Signals, w: RewardWeights) -> Channels:
         containment=w.active_block * s.active_blocks
         + w.preemptive_block * s.preemptive_blocks
         + w.containment_cost * s.containments,
-        evidence_bonus=w.evidence * s.evidence_backed,
+        evidence_bonus=w.evidence * s.evidence_paid,
         false_positive=w.false_positive * s.false_positives,
         disruption=jnp.maximum(w.disruption * s.load, -w.disruption_cap),
         invalid_action=w.invalid_action * s.invalid,

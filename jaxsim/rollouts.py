@@ -169,13 +169,13 @@ def _act(
 
 @partial(jax.jit, static_argnames=("dims",), donate_argnames=("lanes",))
 def _advance(dims: Dims, given: Packed, lanes: Lane, action: Array, block: Array) -> tuple[Lane, Array, Array, Array]:
-    """(lanes, (G, B, 14) signals, action, () bool: some go on)."""
+    """(lanes, (G, B, 15) signals, action, () bool: some go on)."""
     params = unpack(given)
 
     def one(lane: Lane, a: Array, b: Array) -> Any:
         after, stats, signals, a = advance(dims, lane.state, a, b, params, _stats(lane, params))
         lane = Lane(after, stats.verbs, stats.first_containment, stats.blind)
-        # One array instead of fourteen compiles and runs in less time.
+        # One array instead of fifteen compiles and runs in less time.
         return lane, jnp.stack(signals), a
 
     after, signals, action = _over_lanes(one)(lanes, action, block)
@@ -186,7 +186,7 @@ def _advance(dims: Dims, given: Packed, lanes: Lane, action: Array, block: Array
 def _pay(
     points: tuple[Array, Channels], sums: Array, signals: tuple[Array, ...], weights: RewardWeights
 ) -> tuple[tuple[Array, Channels], Array]:
-    """(points, sums of the signals, (G, B, 14)) after as many ticks as there are (G, B, 14) signals."""
+    """(points, sums of the signals, (G, B, 15)) after as many ticks as there are (G, B, 15) signals."""
 
     def tick(carry: Any, s: Array) -> tuple[Any, None]:
         points, sums = carry

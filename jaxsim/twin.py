@@ -113,14 +113,16 @@ def contain(state: State, verb: str, target: str, tick: Tick) -> None:
         PATCH: state.patched,
         REVOKE: state.revoked,
     }
-    backed = target in state.confirmed and not (state.rules.evidence_once and target in state.ever_contained)
+    backed = target in state.confirmed
+    paid = backed and not (state.rules.evidence_once and target in state.ever_contained)
     controls[verb].add(target)
     state.ever_contained.add(target)
     if state.rules.eradication and verb == PATCH and target in state.isolated:
         state.compromised.discard(target)
         state.confirmed.discard(target)
-    state.earned = state.earned or backed
+    state.earned = state.earned or paid
     tick.containments += 1
+    tick.evidence_paid += paid
     tick.evidence_backed += backed
     tick.false_positives += not state.dealt.attack or target not in state.named
 

@@ -28,7 +28,7 @@ LINEAR: Weights = {
     "active_block": 2.5,
     "preemptive_block": 0.4,
     "containment": -0.15,
-    "evidence_backed": 0.0,
+    "evidence_paid": 0.0,
     "false_positive": -0.6,
     "load": -0.08,
     "disruption_floor": -math.inf,  # the disruption channel is never below it
@@ -43,7 +43,7 @@ LINEAR: Weights = {
 REWARDS: dict[str, Weights] = {
     "capped": {**LINEAR, "disruption_floor": -0.6},
     "linear": LINEAR,
-    "evidence": {**LINEAR, "evidence_backed": 1.5},
+    "evidence": {**LINEAR, "evidence_paid": 1.5},
 }
 
 
@@ -53,7 +53,7 @@ def channels(tick: Tick, weights: Weights) -> dict[str, float]:
         "containment": weights["active_block"] * tick.active_blocks
         + weights["preemptive_block"] * tick.preemptive_blocks
         + weights["containment"] * tick.containments,
-        "evidence_bonus": weights["evidence_backed"] * tick.evidence_backed,
+        "evidence_bonus": weights["evidence_paid"] * tick.evidence_paid,
         "false_positive": weights["false_positive"] * tick.false_positives,
         "disruption": max(weights["disruption_floor"], weights["load"] * tick.load),
         "invalid_action": weights["invalid"] * tick.invalid,

@@ -54,7 +54,7 @@ class Rules(NamedTuple):
     persistence: bool  # a stage that failed is tried again, and a failure or a block costs time
     retry_delay: tuple[int, int]  # that time, in ticks
     hide_personality: bool
-    evidence_once: bool  # only the first containment of a target can be evidence-backed
+    evidence_once: bool  # only the first containment of a target can be paid as evidence
     earned_clean: bool  # staying clean counts only if the defender stopped or found something
     foothold: bool  # a stage needs earlier ones to hold what they took, and is blocked when they lose it
     liftable: bool  # RESTORE is an action, and lifts isolation, egress block and revocation

@@ -45,7 +45,7 @@ class State:
     left: dict[str, int] = field(default_factory=dict)  # by stage that was stopped: ticks of its dwell that are left
     stage_end: int = 0  # tick on which its dwell is over
     out: bool = False  # the data got out
-    earned: bool = False  # a stage was blocked in progress or a containment was evidence-backed
+    earned: bool = False  # a stage was blocked in progress or a containment was paid as evidence
     acted: bool = False  # the defender has taken a valid action other than MONITOR, or than a RESTORE of nothing
     put_off: set[str] = field(default_factory=set)  # stages left for last
     active_counted: set[str] = field(default_factory=set)  # stages that have counted as an active block
@@ -71,7 +71,8 @@ class Tick:
     active_blocks: int = 0
     preemptive_blocks: int = 0
     containments: int = 0
-    evidence_backed: int = 0
+    evidence_paid: int = 0  # containments paid as evidence
+    evidence_backed: int = 0  # containments of what was confirmed before, paid or not
     false_positives: int = 0
     invalid: bool = False
     load: float = 0.0

@@ -111,8 +111,8 @@ class Rules(NamedTuple):
     persistence: Array  # () bool, a failed stage is tried again
     retry_delay: Array  # (2,) int32, ticks without a start after a failure or a block in progress, >= 1, inclusive
     hide_personality: Array  # () bool, the observation does not name the attacker's personality
-    evidence_once: Array  # () bool, only the first containment of a target can be evidence-backed
-    earned_clean: Array  # () bool, the clean bonus needs a block in progress or an evidence-backed containment
+    evidence_once: Array  # () bool, only the first containment of a target can be paid as evidence
+    earned_clean: Array  # () bool, the clean bonus needs a block in progress or a containment paid as evidence
     foothold: Array  # () bool, a stage needs what its prerequisites compromised: compromised still, and not cut off
     eradication: Array  # () bool, a patch of an isolated asset rebuilds it: no longer compromised or confirmed
     believable_paths: Array  # () float32, share of episodes that deal roles among entities of one `group` only
@@ -127,7 +127,7 @@ class RewardWeights(NamedTuple):
     active_block: Array  # () float32, per stage blocked in progress
     preemptive_block: Array  # () float32, per stage blocked while idle
     containment_cost: Array  # () float32, per containment action
-    evidence: Array  # () float32, per evidence-backed containment
+    evidence: Array  # () float32, per containment paid as evidence
     false_positive: Array  # () float32, per containment of an entity no stage names
     disruption: Array  # () float32, per unit of load and tick
     disruption_cap: Array  # () float32, most that disruption may cost in a tick, >= 0, inf for none
@@ -191,7 +191,7 @@ class State(NamedTuple):
     targets: Array  # (2, S + B) int32, as in the scenario, with the roles of this episode
     order: Array  # (S,) int32, of the stages that are ready the attacker starts the lowest, the first listed of equals
     exfil: Array  # () bool, the data is out, or another loss has come
-    earned: Array  # () bool, a stage was blocked in progress or a containment was evidence-backed
+    earned: Array  # () bool, a stage was blocked in progress or a containment was paid as evidence
     status: Array  # (S,) int32, stage status
     controls: Array  # (3, S) bool, in force: its asset is isolated, its identity revoked, its egress (exfil) blocked
     patched: Array  # (S,) bool, the stage's asset is patched
@@ -252,7 +252,7 @@ class Signals(NamedTuple):
     active_blocks: Array  # () float32, stages blocked in progress, each the first time only
     preemptive_blocks: Array  # () float32, stages blocked while idle, each the first time only
     containments: Array  # () float32, containment actions
-    evidence_backed: Array  # () float32, containments of a target confirmed on an earlier tick
+    evidence_paid: Array  # () float32, evidence-backed containments, under `evidence_once` only a target's first
     false_positives: Array  # () float32, containments of an entity no stage names, and all when there is no attack
     load: Array  # () float32, disruption load
     invalid: Array  # () float32, invalid actions
@@ -262,6 +262,7 @@ class Signals(NamedTuple):
     stages_left: Array  # () float32, on any other last tick without exfil: stages that did not succeed
     passive: Array  # () float32, then: 1 if the defender never acted
     investigations: Array  # () float32, investigations
+    evidence_backed: Array  # () float32, containments of a target confirmed on an earlier tick; no weight pays them
 
 
 class Channels(NamedTuple):

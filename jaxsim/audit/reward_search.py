@@ -62,7 +62,8 @@ FIXED = {"invalid_action": -0.6, "exfil": -6.0, "passive": 0.0, "disruption_cap"
 INVESTIGATIONS, BACKED, CONTAINMENTS = (
     Signals._fields.index(n) for n in ("investigations", "evidence_backed", "containments")
 )
-LINEAR = [n for n in RewardWeights._fields if n not in ("disruption_cap", "clip")]  # one for each of Signals, in order
+# One for each of Signals, in order, but for the last, `evidence_backed`, which no weight pays.
+LINEAR = [n for n in RewardWeights._fields if n not in ("disruption_cap", "clip")]
 # What every single move of a weight by MOVE must leave, over all scenarios.
 MARGIN = 0.35  # EVG_norm
 MARGIN_VOI = 0.2  # VOI_norm
@@ -76,8 +77,8 @@ class Ground(NamedTuple):
     """A scenario with what the pool of P policies did in it: on the seeds that choose, and on those that measure."""
 
     name: str
-    chosen: np.ndarray  # (P, 14) mean signals
-    measured: np.ndarray  # (P, 14)
+    chosen: np.ndarray  # (P, 15) mean signals
+    measured: np.ndarray  # (P, 15)
     outcomes: np.ndarray  # (P, 5) `verdict.costs` on the measuring seeds
     seeing: np.ndarray  # (P,) bool
     blind: np.ndarray  # (P,) bool
@@ -191,6 +192,8 @@ def reread(path: Path) -> list[Ground]:
             grounds = [Ground(n, *(file[f"{n}/{field}"] for field in Ground._fields[1:])) for n in names]
         if any(g.outcomes.shape[1:] != verdict.LEAST.shape for g in grounds):
             raise ValueError("its outcomes are those of another version")
+        if any(x.shape[1:] != (len(Signals._fields),) for g in grounds for x in (g.chosen, g.measured)):
+            raise ValueError("its signals are those of another version")
         return grounds
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         cli.fail(f"--pool: {path}: no pool.npz of an earlier run ({error}); give one, or leave it out")
@@ -279,10 +282,10 @@ def as_weights(values: dict[str, float]) -> RewardWeights:
 
 
 def matrix(values: dict[str, np.ndarray]) -> np.ndarray:
-    """(C, 14) weightings in the order of Signals."""
+    """(C, 15) weightings in the order of Signals."""
     many = len(next(iter(values.values())))
     columns: dict[str, Any] = {**FIXED, **values, "exfil_stage_left": values["stage_left"]}
-    return np.stack([np.broadcast_to(columns[n], many) for n in LINEAR], axis=1)
+    return np.stack([*(np.broadcast_to(columns[n], many) for n in LINEAR), np.zeros(many)], axis=1)
 
 
 def moved(values: dict[str, float]) -> dict[str, np.ndarray]:

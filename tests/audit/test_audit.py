@@ -204,8 +204,8 @@ def test_farming_policy_investigates_then_repeats(arena: Arena) -> None:
     actions = record.action[0]
     assert (actions[:, 0] == prefix[0]).all()
     assert ((actions == loop).sum(axis=1) <= 2).all()
-    backed = stats.signals.evidence_backed[0]
-    assert backed.max() == 2.0 and stats.verbs[0, :, INVESTIGATE].min() >= 1
+    paid = stats.signals.evidence_paid[0]
+    assert paid.max() == 2.0 and stats.verbs[0, :, INVESTIGATE].min() >= 1
     assert CONFIRMED == 3
 
 

@@ -219,7 +219,7 @@ def ledgers() -> tuple[rescore.Ledger, rescore.Ledger]:
             row(confirmed=1),
             row(preemptive_blocks=1),
             row(active_blocks=1, load=30),
-            row(containments=1, evidence_backed=1),
+            row(containments=1, evidence_paid=1),
         ]
     )
     report = np.concatenate([np.zeros((1, 4)), np.eye(4)]).astype(np.float32)

@@ -1,5 +1,6 @@
 """What investigating is worth: who never investigates, and the numbers of a verdict and of the search for a reward."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 
 import jaxsim
-from jaxsim import actions, policies, recurrent
-from jaxsim.audit import reward_search, search, verdict
+from jaxsim import actions, noise, policies, recurrent
+from jaxsim.audit import evaluation, reward_search, search, verdict
 from jaxsim.audit.arena import Candidate
 from jaxsim.audit.report import runs
 from jaxsim.compile import dims_of
 from jaxsim.one_episode import EpisodeStats, episode_keys
+from jaxsim.replays import load_record, plan_of
 from jaxsim.rollouts import rollout_many
 from jaxsim.types import CONFIRMED, INVESTIGATE, RewardWeights, Signals
 
@@ -154,17 +156,43 @@ def test_a_weighting_is_scored_by_what_investigating_adds() -> None:
 
 
 def test_weights_lie_in_the_order_of_the_signals_they_pay() -> None:
-    pays = {"detection": "confirmed", "containment_cost": "containments", "evidence": "evidence_backed"}
+    pays = {"detection": "confirmed", "containment_cost": "containments", "evidence": "evidence_paid"}
     pays |= {
         "false_positive": "false_positives",
         "disruption": "load",
         "exfil": "exfil",
         "investigation": "investigations",
     }
-    assert len(reward_search.LINEAR) == len(Signals._fields)
+    assert len(reward_search.LINEAR) == len(Signals._fields) - 1 and Signals._fields[-1] == "evidence_backed"
     for weight, signal in pays.items():
         assert weight in RewardWeights._fields
         assert reward_search.LINEAR.index(weight) == Signals._fields.index(signal)
+
+
+def test_a_pool_of_other_signals_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, kept = tmp_path / "pool.npz", ground()
+    np.savez(path, **{f"{kept.name}/{field}": getattr(kept, field) for field in kept._fields[1:]})
+    for a, b in zip(reward_search.reread(path)[0], kept, strict=True):
+        np.testing.assert_array_equal(a, b)
+    older = kept._replace(chosen=kept.chosen[:, :-1], measured=kept.measured[:, :-1])
+    np.savez(path, **{f"{kept.name}/{field}": getattr(older, field) for field in kept._fields[1:]})
+    with pytest.raises(SystemExit):
+        reward_search.reread(path)
+    assert "its signals are those of another version" in capsys.readouterr().err
+
+
+def test_confirm_isolate_rebuild_and_restore_is_wholly_evidence_backed() -> None:
+    """The episode of the page on the certificate: its rebuild counts, though evidence is paid once."""
+    record = load_record(Path(__file__).parents[2] / "docs" / "lifecycle.json")
+    _, env, params, plan = plan_of(record)
+    key = episode_keys(noise.root(record["seed"]), 1, record["episode"])
+    many, _ = rollout_many(env, params, policies.PLAN, plan[None], key)
+    stats = jax.tree.map(lambda x: x[0], many)
+    assert (stats.signals.containments.sum(), stats.signals.evidence_paid.sum()) == (2, 1)
+    stats = stats._replace(episode_return=stats.episode_return[:, None])
+    told = verdict.tells(verdict.Played("it", Candidate("it", policies.PLAN, plan), stats), 0, len(plan))
+    assert told["evidence_backed_share"] == 1.0 and not told["never_restores"]
+    assert evaluation.outcome(stats)["evidence_backed"] == 1.0
 
 
 def test_a_repeated_action_is_written_once() -> None:

@@ -235,7 +235,7 @@ def signals_of(tick: twin_state.Tick) -> Signals:
         active_blocks=tick.active_blocks,
         preemptive_blocks=tick.preemptive_blocks,
         containments=tick.containments,
-        evidence_backed=tick.evidence_backed,
+        evidence_paid=tick.evidence_paid,
         false_positives=tick.false_positives,
         load=tick.load,
         invalid=tick.invalid,
@@ -245,6 +245,7 @@ def signals_of(tick: twin_state.Tick) -> Signals:
         stages_left=left * tick.other,
         passive=tick.other and not tick.acted,
         investigations=tick.investigations,
+        evidence_backed=tick.evidence_backed,
     )
 
 

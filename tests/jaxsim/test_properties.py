@@ -35,10 +35,10 @@ from jaxsim.types import (
 )
 
 EPISODES, TICKS = 3, 24  # of each example
-NEW = "classic+foothold+liftable+eradication"
+NEW = "classic+evidence_once+foothold+liftable+eradication"
 RULES = {
     "classic": twin_rules.CLASSIC,
-    NEW: twin_rules.CLASSIC._replace(foothold=True, liftable=True, eradication=True),
+    NEW: twin_rules.CLASSIC._replace(evidence_once=True, foothold=True, liftable=True, eradication=True),
 }
 ACTIONS = DIMS._replace(restore=True).actions
 
@@ -307,6 +307,9 @@ def test_the_reward_is_the_clipped_sum_of_its_channels(example: Example) -> None
         s.load, np.where(r.played.state.tick > before(r.played.state.tick, 0), r.played.state.load, 0)
     )
     assert (s.evidence_backed <= s.containments).all() and (s.false_positives <= s.containments).all()
+    # What is paid as evidence is evidence-backed; without `evidence_once` all of it is paid.
+    assert (s.evidence_paid <= s.evidence_backed).all()
+    assert r.rules.evidence_once or np.array_equal(s.evidence_paid, s.evidence_backed)
     assert (s.investigations + s.containments + s.invalid <= 1).all() and (s.active_blocks <= 1).all()
     assert (s.confirmed <= s.investigations).all()
     # A stage counts once as blocked in progress, and before that once as blocked while idle.

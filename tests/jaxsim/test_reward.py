@@ -38,12 +38,12 @@ WORKED = [
     # Of a confirmed target: 1.5 where evidence is paid for, less the 0.15 of any containment.
     Worked(
         "evidence",
-        {"evidence_backed": 1, "containments": 1},
+        {"evidence_paid": 1, "containments": 1},
         {"evidence_bonus": 1.5, "containment": -0.15},
         1.35,
     ),
-    Worked("linear", {"evidence_backed": 1, "containments": 1}, {"containment": -0.15}, -0.15),
-    Worked("capped", {"evidence_backed": 1, "containments": 1}, {"containment": -0.15}, -0.15),
+    Worked("linear", {"evidence_paid": 1, "containments": 1}, {"containment": -0.15}, -0.15),
+    Worked("capped", {"evidence_paid": 1, "containments": 1}, {"containment": -0.15}, -0.15),
     # Of something that no stage names: 0.6 more.
     Worked("linear", {"false_positives": 1, "containments": 1}, {"false_positive": -0.6, "containment": -0.15}, -0.75),
     # 0.08 x 5 = 0.4, below the cap; 0.08 x 10 = 0.8, above it.
@@ -73,7 +73,7 @@ WORKED = [
     # The reward of the hardened1 rules: an isolation of a confirmed target that stops the stage in progress.
     Worked(
         "operational1",
-        {"evidence_backed": 1, "active_blocks": 1, "containments": 1, "load": 1},
+        {"evidence_paid": 1, "active_blocks": 1, "containments": 1, "load": 1},
         {"evidence_bonus": 0.042, "containment": 1.3, "disruption": -0.052},
         1.29,
     ),
@@ -94,7 +94,7 @@ WORKED = [
     Worked("operational", {"investigations": 1, "confirmed": 1}, {"detection": 0.467}, 0.467),
     Worked(
         "operational",
-        {"evidence_backed": 1, "active_blocks": 1, "containments": 1, "load": 1},
+        {"evidence_paid": 1, "active_blocks": 1, "containments": 1, "load": 1},
         {"evidence_bonus": 0.47, "containment": 0.82, "disruption": -0.11},
         1.18,
     ),
@@ -128,7 +128,7 @@ def test_reward_worked_by_hand(worked: Worked) -> None:
 
 
 def test_the_worked_ticks_use_every_signal_and_channel() -> None:
-    assert {s for w in WORKED for s in w.happened} == set(Signals._fields)
+    assert {s for w in WORKED for s in w.happened} == set(Signals._fields) - {"evidence_backed"}  # it is never paid
     assert {c for w in WORKED for c in w.pays} == set(Channels._fields)
 
 

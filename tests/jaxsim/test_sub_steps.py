@@ -46,6 +46,7 @@ class SubSteps(NamedTuple):
     investigation: jax.Array
     confirmed: jax.Array
     containment: jax.Array
+    evidence_paid: jax.Array
     evidence_backed: jax.Array
     false_positive: jax.Array
     invalid: jax.Array
@@ -71,8 +72,9 @@ def sub_steps(dims: Dims, params: Params, state: State, action: jax.Array, block
     extra = telemetry.background(dims, counted, live, block, params)
     alone = telemetry.surface(dims, counted._replace(pending=landed), live, extra)
     joined = counted._replace(alerts=alone)
-    reported = (d.acted, d.investigation, d.confirmed, d.containment, d.evidence_backed, d.false_positive, d.invalid)
-    return SubSteps(a, b, c, s, blocked, counted, joined, *reported, active, exfil, preemptive)
+    reported = (d.acted, d.investigation, d.confirmed, d.containment, d.evidence_paid, d.evidence_backed)
+    others = (d.false_positive, d.invalid, active, exfil, preemptive)
+    return SubSteps(a, b, c, s, blocked, counted, joined, *reported, *others)
 
 
 class Bank(NamedTuple):
@@ -167,11 +169,12 @@ def check_sub_steps(reader: Reader, before: State, action: int, u: twin_rules.Dr
         tick.investigations,
         tick.newly_confirmed,
         tick.containments,
+        tick.evidence_paid,
         tick.evidence_backed,
         tick.false_positives,
         tick.invalid,
     )
-    assert ours[7:14] == reported
+    assert ours[7:15] == reported
     twin.surface_alerts(state)
     agree(ours.surfaced, "surface")
     twin.progress_stage(state, u, tick)

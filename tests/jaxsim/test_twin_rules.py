@@ -129,16 +129,20 @@ def test_a_preemptive_block_may_become_an_active_one() -> None:
 def test_a_restore_does_not_renew_evidence(once: bool) -> None:
     state = begin(liftable=True, evidence_once=once)
     state.confirmed.add("door")
-    assert play(state, "ISOLATE_ASSET door").evidence_backed == 1
-    assert play(state, "RESTORE door", "ISOLATE_ASSET door").evidence_backed == (not once)
+    first, again = play(state, "ISOLATE_ASSET door"), play(state, "RESTORE door", "ISOLATE_ASSET door")
+    assert (first.evidence_paid, again.evidence_paid) == (1, not once)
+    assert first.evidence_backed == again.evidence_backed == 1
 
 
 @pytest.mark.parametrize("once", [True, False])
 def test_a_first_containment_without_evidence_is_the_only_first(once: bool) -> None:
     state = begin(liftable=True, evidence_once=once)
-    assert play(state, "REVOKE_IDENTITY ann", "RESTORE ann").evidence_backed == 0
+    tick = play(state, "REVOKE_IDENTITY ann")
+    assert tick.evidence_paid == tick.evidence_backed == 0
+    play(state, "RESTORE ann")
     state.confirmed.add("ann")
-    assert play(state, "REVOKE_IDENTITY ann").evidence_backed == (not once)
+    tick = play(state, "REVOKE_IDENTITY ann")
+    assert (tick.evidence_paid, tick.evidence_backed) == (not once, 1)
 
 
 # --- foothold ---------------------------------------------------------------------------------------------------------
@@ -320,11 +324,12 @@ def test_a_patch_of_an_isolated_asset_rebuilds_it() -> None:
     play(state, "ISOLATE_ASSET door")
     assert (state.compromised, state.confirmed) == ({"door"}, {"door"})
     tick = play(state, "PATCH_ASSET door")  # judged on what held before
-    assert (tick.containments, tick.evidence_backed, tick.false_positives) == (1, 1, 0)
+    assert (tick.containments, tick.evidence_paid, tick.evidence_backed, tick.false_positives) == (1, 1, 1, 0)
     assert not {"door"} & (state.compromised | state.confirmed)
     assert state.patched == state.isolated == {"door"} and tick.load == pytest.approx(0.4)
     assert state.status["enter"] == "succeeded"
-    assert play(state, "PATCH_ASSET door").evidence_backed == 0
+    tick = play(state, "PATCH_ASSET door")  # confirmed no longer
+    assert tick.containments == 1 and tick.evidence_paid == tick.evidence_backed == 0
     assert play(state, "INVESTIGATE door").newly_confirmed == 0
     assert state.forensics[-1].verdict == "clean"
 
