@@ -78,8 +78,9 @@ def gives(dims: Dims, state: State, params: Params) -> Array:
     """(W,) uint32: a bit for each stage that succeeded and, under `foothold`, still gives the attacker one."""
     held = jnp.any(state.taken & ~state.controls[:2], axis=0) | ~jnp.any(params.scenario.stage_compromises, axis=1)
     stages = (state.status == SUCCEEDED) & (held | ~params.rules.foothold)
-    bits = jnp.pad(stages, (0, 32 * dims.words - dims.stages)).reshape(dims.words, 32).astype(jnp.uint32)
-    return jnp.sum(bits << np.arange(32, dtype=np.uint32)[None], axis=1, dtype=jnp.uint32)
+    bits = stages.astype(jnp.uint32) << (np.arange(dims.stages, dtype=np.uint32) % 32)
+    words = [jnp.sum(bits[32 * w : 32 * w + 32], dtype=jnp.uint32) for w in range(dims.words)]
+    return jnp.stack(words)
 
 
 def supported(given: Array, needs: Array, options: Array) -> Array:

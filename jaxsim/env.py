@@ -44,10 +44,10 @@ class Drawn(NamedTuple):
 
 def draw(dims: Dims, key: Array, params: Params) -> Drawn:
     """The attacker's personality, and what its attack is."""
-    u = jax.random.uniform(key, (), jnp.float32)
+    [u] = noise.uniform(key, 1)
     before = jnp.cumsum(params.personality_weights)[:-1]
     who = jnp.sum(u >= before, dtype=jnp.int32)
-    dealt = attacker.deal(dims, jax.random.bits(jax.random.fold_in(key, 1), (6,), jnp.uint32), params)
+    dealt = attacker.deal(dims, noise.bits(noise.fold_in(key, jnp.uint32(1)), 6), params)
     return Drawn(Personality(*(x[who] for x in params.personalities)), who, dealt)
 
 

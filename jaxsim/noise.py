@@ -35,6 +35,10 @@ class Noise(IntEnum):
     POLICY_TARGET = 15
 
 
+THREEFRY = "threefry2x32"  # the name that JAX has for it
+ROTATIONS = np.asarray([[17, 29, 16, 24], [13, 15, 26, 6]], np.uint32)
+
+
 def root(seed: int) -> Array:
     """The key of a seed. Raises ValueError for one that is no whole number from 0 to check.MAX_SEED."""
     return jax.random.key(check.whole("seed", seed, 0, check.MAX_SEED))
@@ -42,7 +46,58 @@ def root(seed: int) -> Array:
 
 def draw(key: Array) -> Array:
     """Uniforms in [0, 1) for one tick, (16,) float32, indexed by `Noise`."""
-    return jax.random.uniform(key, (len(Noise),), jnp.float32)
+    return uniform(key, len(Noise))
+
+
+def uniform(key: Array, many: int) -> Array:
+    """Uniforms in [0, 1), (many,) float32, those of `jax.random.uniform(key, (many,))`."""
+    if not is_threefry(key):
+        return jax.random.uniform(key, (many,), jnp.float32)
+    # 23 random bits after the point of a number in [1, 2).
+    mantissa = bits(key, many) >> 9 | np.float32(1.0).view(np.uint32)
+    return jax.lax.bitcast_convert_type(mantissa, jnp.float32) - np.float32(1.0)
+
+
+def bits(key: Array, many: int) -> Array:
+    """Random words, (many,) uint32, those of `jax.random.bits(key, (many,))`."""
+    if not is_threefry(key):
+        return jax.random.bits(key, (many,), jnp.uint32)
+    counter = np.arange(many, dtype=np.uint32)
+    x, y = threefry(jax.random.key_data(key), np.zeros_like(counter), counter)
+    return x ^ y
+
+
+def fold_in(key: Array, data: Array) -> Array:
+    """The key of `jax.random.fold_in(key, data)`."""
+    if not is_threefry(key):
+        return jax.random.fold_in(key, data)
+    data = jnp.asarray(data).astype(jnp.uint32)
+    x, y = threefry(jax.random.key_data(key), jnp.zeros_like(data), data)
+    return jax.random.wrap_key_data(jnp.stack([x, y]), impl=THREEFRY)
+
+
+def is_threefry(key: Array) -> bool:
+    """Whether `threefry` makes the numbers that `jax.random` makes of a key, as it does unless told otherwise."""
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return typed and str(jax.random.key_impl(key)) == THREEFRY and bool(jax.config.jax_threefry_partitionable)
+
+
+def threefry(key: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    """Threefry-2x32 of twenty rounds: key (2,), counter words and result uint32.
+
+    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". On a CPU `jax.random` loops over the rounds and
+    each goes through memory, which took half of a simulated tick; written out they stay in registers.
+    """
+    first, second = key[0], key[1]
+    schedule = (first, second, first ^ second ^ np.uint32(0x1BD11BDA))
+    x, y = x + first, y + second
+    for injection in range(1, 6):
+        for rotation in ROTATIONS[injection % 2]:
+            x = x + y
+            y = (y << rotation | y >> (32 - rotation)) ^ x
+        x = x + schedule[injection % 3]
+        y = y + schedule[(injection + 1) % 3] + np.uint32(injection)
+    return x, y
 
 
 def unit(bits: Array) -> Array:

@@ -41,12 +41,12 @@ def episode_keys(key: Array, episodes: int, first: int = 0) -> Array:
 
 def tick_noise(episode_key: Array, tick: Array) -> Array:
     """The (16,) noise block of a tick of an episode."""
-    return noise.draw(jax.random.fold_in(episode_key, tick))
+    return noise.draw(noise.fold_in(episode_key, tick))
 
 
 def start(dims: Dims, episode_key: Array, params: Params) -> State:
     """The state of tick 0 of an episode."""
-    return env.reset(dims, jax.random.fold_in(episode_key, 0), params)
+    return env.reset(dims, noise.fold_in(episode_key, jnp.uint32(0)), params)
 
 
 def no_stats(params: Params) -> EpisodeStats:

@@ -29,7 +29,7 @@ from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params
 
 BLOCK = 32  # episodes of a policy in a batch
 GROUPS = (1, 8, 64)  # policies in a batch, as many as are needed; each size is compiled for itself
-PLANS = (1, 32)  # the same of a batch of plans
+PLANS = ((32, 32), (1, 1024))  # plans x episodes in a batch of plans, all of which play the same ones
 LOOK = 8  # ticks that are drawn and paid together, after which a batch is asked whether all its episodes are over
 WORKERS = min(4, os.cpu_count() or 1)  # batches side by side
 CHANNELS = ("alerts", "forensics", "controls")  # of an observation, that `exchange` can take from another episode
@@ -211,23 +211,37 @@ def _finish(given: Packed, lanes: Lane, points: tuple[Array, Channels], sums: Ar
 
 @partial(jax.jit, static_argnames=("dims", "impl"))
 def _plan_returns(dims: Dims, plans: Array, params: Params, keys: Array, impl: str) -> Array:
-    """(G, B) or (G, B, R) returns of G plans, (G, T), in whole episodes."""
+    """(G, B) or (G, B, R) returns of G plans, (G, T), in the same B whole episodes, (B, ...)."""
+    lanes = jax.random.wrap_key_data(keys, impl=impl)
+    shape = plans.shape[0], *lanes.shape
+    points = jnp.zeros((*shape, *params.reward.clip.shape), params.reward.clip.dtype)
+    began = jax.vmap(lambda key: start(dims, key, params))(lanes)
+    began = jax.tree.map(lambda x: jnp.broadcast_to(x, (shape[0], *x.shape)), began)
 
-    def begin(key: Array) -> tuple[State, Array]:
-        return start(dims, key, params), jnp.zeros_like(params.reward.clip)
-
-    def tick(plan: Array, key: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
+    def tick(plan: Array, block: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
         state, points = carry
-        block = tick_noise(key, state.tick + 1)
         action, _ = policies.act_plan(dims, plan, (), env.observe(dims, state, params), block)
         after, signals = env.transition(dims, state, action, block, params)
         return after, points + reward.total(reward.channels(signals, params.reward), params.reward)
 
-    lanes = jax.random.wrap_key_data(keys, impl=impl)
-    step = partial(jax.vmap(jax.vmap(tick, in_axes=(None, 0, 0))), plans, lanes)
-    played: Array = jax.lax.while_loop(lambda carry: jnp.any(carry[0].end == RUNNING), step, _over_lanes(begin)(lanes))[
-        1
-    ]
+    over_plans = jax.vmap(jax.vmap(tick, in_axes=(None, 0, 0)), in_axes=(0, None, 0))
+
+    def draw(first: Array) -> Array:
+        ticks = first + np.arange(LOOK, dtype=np.int32)
+        return jax.vmap(lambda t: jax.vmap(lambda key: tick_noise(key, t))(lanes))(ticks)
+
+    def step(carry: tuple[Array, Array, State, Array]) -> tuple[Array, Array, State, Array]:
+        # The noise of an episode is the same for all plans; what is drawn a few ticks ahead is not drawn again
+        # wherever it is read.
+        t, blocks, *played = carry
+        blocks = jax.lax.cond(t % LOOK == 0, lambda: draw(t + 1), lambda: blocks)
+        return t + 1, blocks, *over_plans(plans, blocks[t % LOOK], tuple(played))
+
+    def going(carry: tuple[Array, Array, State, Array]) -> Array:
+        return jnp.any(carry[2].end == RUNNING)
+
+    first = jnp.int32(0), jnp.zeros((LOOK, *lanes.shape, len(Noise)), jnp.float32), began, points
+    played: Array = jax.lax.while_loop(going, step, first)[3]
     return played
 
 
@@ -258,12 +272,23 @@ def _batches(many: int, episodes: int, sizes: tuple[int, ...]) -> list[Batch]:
     return [Batch(p // blocks, lanes[p % blocks]) for p in full]
 
 
-def _in_batches(play: Callable[[Batch], Any], batches: list[Batch], many: int, episodes: int) -> Any:
-    """What `play` makes of all batches, leaves (G, BLOCK, ...), as leaves (M, E, ...)."""
+def _parts(many: int, size: int) -> list[np.ndarray]:
+    """0 .. many - 1 in parts of `size`, (size,) int each; the last one goes round."""
+    return [first + np.arange(size) % min(size, many - first) for first in range(0, many, size)]
+
+
+def _side_by_side(play: Callable[[Any], Any], batches: list[Any]) -> list[Any]:
+    """What `play` makes of each batch."""
     # The first alone, because it compiles.
     parts = [play(batches[0])]
     with ThreadPoolExecutor(WORKERS) as pool:
         parts += pool.map(play, batches[1:])
+    return parts
+
+
+def _in_batches(play: Callable[[Batch], Any], batches: list[Batch], many: int, episodes: int) -> Any:
+    """What `play` makes of all batches, leaves (G, BLOCK, ...), as leaves (M, E, ...)."""
+    parts = _side_by_side(play, batches)
     rows = many * -(-episodes // BLOCK)
 
     def join(*leaves: np.ndarray) -> np.ndarray:
@@ -357,12 +382,18 @@ def returns_many(env_: env.Env, params: Params, policy: Policy, parameters: Any,
         return rollout_many(env_, params, policy, parameters, jnp.asarray(keys))[0].episode_return
     _, impl = _key_data(keys[:1])
     plans = np.asarray(parameters)
+    sizes = min(PLANS, key=lambda size: -(-many // size[0]) * -(-len(keys) // size[1]))
+    batches = [(rows, lanes) for rows in _parts(many, sizes[0]) for lanes in _parts(len(keys), sizes[1])]
 
-    def play(batch: Batch) -> np.ndarray:
-        return np.asarray(_plan_returns(env_.dims, plans[batch.policy], params, keys[batch.episode], impl))
+    def play(batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        rows, lanes = batch
+        return np.asarray(_plan_returns(env_.dims, plans[rows], params, keys[lanes], impl))
 
     with _fitting(parameters):
-        played: np.ndarray = _in_batches(play, _batches(many, len(keys), PLANS), many, len(keys))
+        parts = _side_by_side(play, batches)
+    played = np.empty((many, len(keys), *parts[0].shape[2:]), np.float32)
+    for (rows, lanes), part in zip(batches, parts, strict=True):
+        played[rows[:, None], lanes] = part
     return played
 
 

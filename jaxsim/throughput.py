@@ -73,12 +73,12 @@ class Lane(NamedTuple):
 
 def draw_episode(dims: Dims, params: Params, root: Array, episode: Array) -> env_module.Drawn:
     """What the reset of an episode draws, as that of the same episode in `jaxsim.rollout`."""
-    return env_module.draw(dims, jax.random.fold_in(jax.random.fold_in(root, episode), 0), params)
+    return env_module.draw(dims, noise.fold_in(noise.fold_in(root, episode), jnp.int32(0)), params)
 
 
 def draw_tick(root: Array, episode: Array, tick: Array) -> Array:
     """The noise of a tick of an episode, (16,), as that in `jaxsim.rollout`."""
-    return noise.draw(jax.random.fold_in(jax.random.fold_in(root, episode), tick))
+    return noise.draw(noise.fold_in(noise.fold_in(root, episode), tick))
 
 
 def begin(dims: Dims, policy: Policy, batch: int, parameters: Any, params: Params, root: Array, episode: Array) -> Lane:

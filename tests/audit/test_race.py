@@ -143,6 +143,7 @@ def test_returns_many_equals_rollout_many(arena: Arena, episodes: int) -> None:
     some = plans.single_plans(np.arange(1, arena.env.dims.actions), (0, 3), 70)[:9]
     for policy, parameters in (
         (policies.PLAN, some),
+        (policies.PLAN, some[:1]),
         (policies.EVIDENCE, search.sample_family(8, 0)),
     ):
         together = returns_many(arena.env, arena.params, policy, parameters, np.asarray(jax.random.key_data(keys)))

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from jaxsim import rollouts
+from jaxsim.env import make
+from jaxsim.policies import PLAN
 from jaxsim.rollouts import BLOCK, GROUPS, PLANS, Batch
 
 
-@pytest.mark.parametrize("sizes", [GROUPS, PLANS])
 @pytest.mark.parametrize("many", [1, 2, 8, 9, 32, 33, 130])
 @pytest.mark.parametrize("episodes", [1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK])
-def test_results_lie_by_policy_and_episode(many: int, episodes: int, sizes: tuple[int, ...]) -> None:
-    batches = rollouts._batches(many, episodes, sizes)
-    assert {len(b.policy) for b in batches} <= set(sizes)
+def test_results_lie_by_policy_and_episode(many: int, episodes: int) -> None:
+    batches = rollouts._batches(many, episodes, GROUPS)
+    assert {len(b.policy) for b in batches} <= set(GROUPS)
 
     def play(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         return np.broadcast_to(batch.policy[:, None], batch.episode.shape), batch.episode
@@ -21,3 +22,19 @@ def test_results_lie_by_policy_and_episode(many: int, episodes: int, sizes: tupl
     assert policy.shape == episode.shape == (many, episodes)
     np.testing.assert_array_equal(policy, np.broadcast_to(np.arange(many)[:, None], policy.shape))
     np.testing.assert_array_equal(episode, np.broadcast_to(np.arange(episodes), episode.shape))
+
+
+@pytest.mark.parametrize("many", [1, 33, 130])
+@pytest.mark.parametrize("episodes", [1, 32, 33, 1025])
+def test_returns_of_plans_lie_by_plan_and_episode(monkeypatch: pytest.MonkeyPatch, many: int, episodes: int) -> None:
+    def played(dims: object, plans: np.ndarray, params: object, keys: np.ndarray, impl: str) -> np.ndarray:
+        assert (len(plans), len(keys)) in PLANS
+        return np.stack(np.broadcast_arrays(plans[:, :1], keys[:, 1].astype(np.int32)), axis=-1)
+
+    monkeypatch.setattr(rollouts, "_plan_returns", played)
+    plans = np.repeat(np.arange(many, dtype=np.int32)[:, None], 3, axis=1)
+    keys = np.stack([np.zeros(episodes, np.uint32), np.arange(episodes, dtype=np.uint32)], axis=1)
+    returns = rollouts.returns_many(*make("supply_chain_token_drift"), PLAN, plans, keys)
+    assert returns.shape == (many, episodes, 2)
+    np.testing.assert_array_equal(returns[..., 0], np.broadcast_to(plans[:, :1], (many, episodes)))
+    np.testing.assert_array_equal(returns[..., 1], np.broadcast_to(keys[:, 1], (many, episodes)))
