@@ -79,7 +79,8 @@ def fold_in(key: Array, data: Array) -> Array:
 def is_threefry(key: Array) -> bool:
     """Whether `threefry` makes the numbers that `jax.random` makes of a key, as it does unless told otherwise."""
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return typed and str(jax.random.key_impl(key)) == THREEFRY and bool(jax.config.jax_threefry_partitionable)
+    partitionable = bool(jax.config.jax_threefry_partitionable)  # type: ignore[attr-defined]
+    return partitionable and typed and str(jax.random.key_impl(key)) == THREEFRY
 
 
 def threefry(key: Array, x: Array, y: Array) -> tuple[Array, Array]:

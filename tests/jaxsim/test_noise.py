@@ -35,6 +35,12 @@ def test_raw_keys_are_taken() -> None:
     np.testing.assert_array_equal(noise.draw(noise.fold_in(key, jnp.uint32(7))), noise.draw(jax.random.fold_in(key, 7)))
 
 
+def test_the_older_way_of_jax_is_kept() -> None:
+    with jax.threefry_partitionable(False):
+        key = jax.random.key(3)
+        np.testing.assert_array_equal(noise.draw(key), jax.random.uniform(key, (16,), jnp.float32))
+
+
 def test_known_answers() -> None:
     """Of the Random123 library: `kat_vectors`, threefry2x32 with 20 rounds."""
     zero, ones = np.uint32(0), np.uint32(0xFFFFFFFF)
