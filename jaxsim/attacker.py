@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
+from jaxsim import stages
 from jaxsim.noise import Noise, integer, scramble, unit
 from jaxsim.types import BLOCKED, FAILED, IDLE, IN_PROGRESS, SUCCEEDED, Dims, Params, State
 
@@ -66,21 +67,25 @@ class Started(NamedTuple):
 
 def ready(state: State) -> Array:
     """(S,) bool: idle stages that have what they need."""
-    return (state.status == IDLE) & state.supported
+    return (state.status == IDLE) & stages.unpacked(state.supported, len(state.status))
 
 
 def contained(state: State) -> Array:
     """(S,) bool: stages that a control in force blocks."""
-    return jnp.any(state.controls, axis=0)
+    return stages.unpacked(in_force(state), len(state.status))
 
 
-def gives(dims: Dims, state: State, params: Params) -> Array:
-    """(W,) uint32: a bit for each stage that succeeded and, under `foothold`, still gives the attacker one."""
-    held = jnp.any(state.taken & ~state.controls[:2], axis=0) | ~jnp.any(params.scenario.stage_compromises, axis=1)
-    stages = (state.status == SUCCEEDED) & (held | ~params.rules.foothold)
-    bits = stages.astype(jnp.uint32) << (np.arange(dims.stages, dtype=np.uint32) % 32)
-    words = [jnp.sum(bits[32 * w : 32 * w + 32], dtype=jnp.uint32) for w in range(dims.words)]
-    return jnp.stack(words)
+def in_force(state: State) -> Array:
+    """(W,) uint32: the same as a set."""
+    isolated, revoked, egress = state.controls
+    return isolated | revoked | egress
+
+
+def gives(state: State, succeeded: Array, params: Params) -> Array:
+    """(W,) uint32: of the stages that `succeeded`, (W,), those that, under `foothold`, still give the attacker one."""
+    on_asset, on_identity = state.taken & ~state.controls[:2]
+    compromises = stages.packed(jnp.any(params.scenario.stage_compromises, axis=1))
+    return jnp.where(params.rules.foothold, succeeded & (on_asset | on_identity | ~compromises), succeeded)
 
 
 def supported(given: Array, needs: Array, options: Array) -> Array:
@@ -94,23 +99,26 @@ def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params
     scenario, rules = params.scenario, params.rules
     k = jnp.maximum(state.stage, 0)
     running = live & (state.stage >= 0)
-    stopped = contained(state)[k]
-    blocked = running & (stopped | ~supported(gives(dims, state, params), scenario.needs[k], scenario.options[k]))
+    this = stages.only(k, dims.words)
+    stopped = jnp.any(in_force(state) & this != 0)
+    succeeded = stages.packed(state.status == SUCCEEDED)
+    given = gives(state, succeeded, params)
+    blocked = running & (stopped | ~supported(given, scenario.needs[k], scenario.options[k]))
     over = running & ~blocked & (state.tick >= state.stage_end)
     p = jnp.clip(scenario.stage_success[k] + state.personality.success, SUCCESS_MIN, SUCCESS_MAX)
-    p = jnp.where(state.patched[k], jnp.maximum(p - rules.patch_penalty, SUCCESS_MIN), p)
+    p = jnp.where(jnp.any(state.patched & this != 0), jnp.maximum(p - rules.patch_penalty, SUCCESS_MIN), p)
     success = over & (noise[Noise.STAGE_SUCCESS] < p)
     ended = blocked | over
 
     failure = jnp.where(rules.persistence, IDLE, FAILED)
     outcome = jnp.where(blocked, jnp.where(stopped, BLOCKED, IDLE), jnp.where(success, SUCCEEDED, failure))
-    this = jnp.arange(dims.stages, dtype=jnp.int32) == k
+    at_k = jnp.arange(dims.stages, dtype=jnp.int32) == k
     # Nothing starts on the tick of a setback, so its draw of a dwell is free.
     setback = ended & ~success & rules.persistence
     if dims.restore:
         suspended = blocked & rules.resumption
         left = jnp.maximum(1, state.stage_end - state.tick)
-        state = state._replace(left=jnp.where(suspended & this, left, state.left))
+        state = state._replace(left=jnp.where(suspended & at_k, left, state.left))
         setback &= ~suspended
     rest = integer(noise[Noise.DWELL], rules.retry_delay[0], rules.retry_delay[1])
     # One that insists prefers this stage to all others, those too on which it insisted before.
@@ -119,17 +127,17 @@ def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params
     compromises = jnp.where(success & scenario.stage_compromises[k], state.targets[:, k], dims.entities)
     hit = (state.targets[:, : dims.stages] == compromises[:, None]) & scenario.stage_compromises.T
     state = state._replace(
-        status=jnp.where(ended & this, outcome, state.status),
-        taken=state.taken | hit,
+        status=jnp.where(ended & at_k, outcome, state.status),
+        taken=state.taken | stages.packed(hit),
         next_start=jnp.where(setback, state.tick + rest, state.next_start),
-        order=jnp.where(setback & over & this, again, state.order),
+        order=jnp.where(setback & over & at_k, again, state.order),
         exfil=state.exfil | (success & scenario.stage_loss[k]),
         stage=jnp.where(ended, -1, state.stage),
         succeeded=state.succeeded + success.astype(jnp.int32),
         compromised=state.compromised.at[compromises].set(True, mode="drop"),
     )
-    given = gives(dims, state, params)[None]
-    state = state._replace(supported=supported(given, scenario.needs, scenario.options))
+    given = gives(state, succeeded | jnp.where(success, this, jnp.uint32(0)), params)
+    state = state._replace(supported=stages.packed(supported(given[None], scenario.needs, scenario.options)))
     return state, blocked, success & scenario.stage_loss[k]
 
 
@@ -165,19 +173,19 @@ def start(dims: Dims, state: State, live: Array, acted: Array, noise: Array, par
 
 
 def block_contained(state: State, live: Array) -> tuple[State, Array]:
-    """Sub-step d: idle stages with a contained target are blocked. Returns (state, (S,) bool: which)."""
+    """Sub-step d: idle stages with a contained target are blocked. Returns (state, (W,) uint32: which)."""
     blocked = live & state.attack & (state.status == IDLE) & contained(state)
-    return state._replace(status=jnp.where(blocked, BLOCKED, state.status)), blocked
+    return state._replace(status=jnp.where(blocked, BLOCKED, state.status)), stages.packed(blocked)
 
 
 def count(state: State, stage: Array, active: Array, idle: Array) -> tuple[State, Array, Array]:
-    """Count blocks, those of a stage once: `active`, () bool, of the `stage` in progress; `idle`, (S,) bool.
+    """Count blocks, those of a stage once: `active`, () bool, of the `stage` in progress; `idle`, (W,) uint32.
 
     What a RESTORE sets free can be blocked again, and would be paid again. Returns (state, how many of each), the
     latter () int32.
     """
     was_active, was_idle = state.counted
-    active &= (jnp.arange(len(idle), dtype=jnp.int32) == stage) & ~was_active
+    blocked = jnp.where(active, stages.only(stage, len(idle)), jnp.uint32(0)) & ~was_active
     idle &= ~was_active & ~was_idle
-    state = state._replace(counted=jnp.stack([was_active | active, was_idle | idle]))
-    return state, jnp.sum(active, dtype=jnp.int32), jnp.sum(idle, dtype=jnp.int32)
+    state = state._replace(counted=jnp.stack([was_active | blocked, was_idle | idle]))
+    return state, stages.size(blocked), stages.size(idle)

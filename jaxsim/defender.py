@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
+from jaxsim import stages
 from jaxsim.actions import decode
 from jaxsim.attacker import contained
 from jaxsim.noise import Noise
@@ -80,12 +81,12 @@ def defend(
     ]
 
     # Entities of both kinds share one index, so a hit on a stage's asset is no hit on its identity.
-    on_asset = containment & (state.targets[0, : dims.stages] == target)
-    on_identity = containment & (state.targets[1, : dims.stages] == target)
+    none = jnp.uint32(0)
+    on_asset, on_identity = jnp.where(containment, aimed_at(dims, state, target), none)
     controls = [
-        on_asset & (verb == ISOLATE_ASSET),
-        on_identity & (verb == REVOKE_IDENTITY),
-        on_asset & (verb == BLOCK_EGRESS) & scenario.stage_exfil,
+        jnp.where(verb == ISOLATE_ASSET, on_asset, none),
+        jnp.where(verb == REVOKE_IDENTITY, on_identity, none),
+        jnp.where(verb == BLOCK_EGRESS, on_asset & stages.packed(scenario.stage_exfil), none),
     ]
     rebuilds = containment & (verb == PATCH_ASSET) & state.marks[CUT_OFF, target] & rules.eradication
     rebuilt = jnp.where(rebuilds, target, dims.entities)
@@ -97,8 +98,8 @@ def defend(
     state = state._replace(
         acted=state.acted | acted,
         controls=state.controls | jnp.stack(controls),
-        patched=state.patched | (on_asset & (verb == PATCH_ASSET)),
-        taken=state.taken & ~jnp.stack([rebuilds & on_asset, jnp.zeros_like(on_asset)]),
+        patched=state.patched | jnp.where(verb == PATCH_ASSET, on_asset, none),
+        taken=state.taken & ~jnp.stack([jnp.where(rebuilds, on_asset, none), jnp.zeros_like(on_asset)]),
         compromised=state.compromised.at[rebuilt].set(False, mode="drop"),
         touched=state.touched.at[jnp.where(containment, target, dims.entities)].set(True, mode="drop"),
         marks=marks,
@@ -123,8 +124,13 @@ def defend(
         containment=containment,
         evidence_paid=containment & was_confirmed & ~(was_touched & rules.evidence_once),
         evidence_backed=containment & was_confirmed,
-        false_positive=containment & ~(jnp.any(on_asset | on_identity) & state.attack),
+        false_positive=containment & ~(jnp.any(on_asset | on_identity != 0) & state.attack),
     )
+
+
+def aimed_at(dims: Dims, state: State, target: Array) -> Array:
+    """(2, W) uint32: the stages whose asset, whose identity is an entity."""
+    return stages.packed(state.targets[:, : dims.stages] == target)
 
 
 def restore(dims: Dims, state: State, restores: Array, target: Array, params: Params) -> State:
@@ -140,12 +146,12 @@ def restore(dims: Dims, state: State, restores: Array, target: Array, params: Pa
     left = jnp.any(marks[np.asarray([CUT_OFF, EGRESS_BLOCKED])])
     load = jnp.where(left, jnp.maximum(state.load - per_value * scenario.value[target], 0.0), 0.0)
 
-    here = lifts & (state.targets[:, : dims.stages] == target)
+    here = jnp.where(lifts, aimed_at(dims, state, target), jnp.uint32(0))
     state = state._replace(
         acted=state.acted | lifts,
         controls=state.controls & ~jnp.stack([here[0], here[1], here[0]]),
         marks=marks,
         load=jnp.where(lifts, load, state.load),
     )
-    freed = jnp.any(here, axis=0) & (state.status == BLOCKED) & ~contained(state)
+    freed = stages.unpacked(here[0] | here[1], dims.stages) & (state.status == BLOCKED) & ~contained(state)
     return state._replace(status=jnp.where(freed, IDLE, state.status))

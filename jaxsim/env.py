@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from chex import Array
 
 import scenarios
-from jaxsim import actions, attacker, check, noise, reward, rules, telemetry
+from jaxsim import actions, attacker, check, noise, reward, rules, stages, telemetry
 from jaxsim.compile import check_dims, compile_scenario, dims_of
 from jaxsim.defender import defend
 from jaxsim.rules import restores
@@ -74,11 +74,11 @@ def begin(dims: Dims, drawn: Drawn, params: Params) -> State:
         exfil=jnp.zeros((), bool),
         earned=jnp.zeros((), bool),
         status=jnp.where(scenario.stage_exists, i32(IDLE), i32(BLOCKED)),
-        controls=jnp.zeros((3, s), bool),
-        patched=jnp.zeros(s, bool),
-        taken=jnp.zeros((2, s), bool),
-        supported=jnp.all(scenario.needs == 0, axis=1) & jnp.all(scenario.options == 0, axis=1),
-        counted=jnp.zeros((2, s), bool),
+        controls=jnp.zeros((3, dims.words), jnp.uint32),
+        patched=jnp.zeros(dims.words, jnp.uint32),
+        taken=jnp.zeros((2, dims.words), jnp.uint32),
+        supported=stages.packed(jnp.all(scenario.needs == 0, axis=1) & jnp.all(scenario.options == 0, axis=1)),
+        counted=jnp.zeros((2, dims.words), jnp.uint32),
         stage=jnp.full((), -1, i32),
         stage_end=jnp.zeros((), i32),
         left=jnp.zeros(s, i32),

@@ -213,36 +213,46 @@ def _finish(given: Packed, lanes: Lane, points: tuple[Array, Channels], sums: Ar
 def _plan_returns(dims: Dims, plans: Array, params: Params, keys: Array, impl: str) -> Array:
     """(G, B) or (G, B, R) returns of G plans, (G, T), in the same B whole episodes, (B, ...)."""
     lanes = jax.random.wrap_key_data(keys, impl=impl)
+    weights, several = params.reward, params.reward.clip.ndim
     shape = plans.shape[0], *lanes.shape
-    points = jnp.zeros((*shape, *params.reward.clip.shape), params.reward.clip.dtype)
     began = jax.vmap(lambda key: start(dims, key, params))(lanes)
     began = jax.tree.map(lambda x: jnp.broadcast_to(x, (shape[0], *x.shape)), began)
 
-    def tick(plan: Array, block: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
-        state, points = carry
+    def tick(plan: Array, block: Array, state: State) -> tuple[State, Signals]:
         action, _ = policies.act_plan(dims, plan, (), env.observe(dims, state, params), block)
-        after, signals = env.transition(dims, state, action, block, params)
-        return after, points + reward.total(reward.channels(signals, params.reward), params.reward)
+        return env.transition(dims, state, action, block, params)
 
     over_plans = jax.vmap(jax.vmap(tick, in_axes=(None, 0, 0)), in_axes=(0, None, 0))
+
+    def pay(signals: Array, w: RewardWeights) -> Array:
+        s = Signals(*signals)
+        return reward.total(reward.channels(s, w), w)
+
+    # Lanes last: there are few rewards, and it is the last axis that a CPU works on side by side.
+    over_rewards = jax.vmap(pay, in_axes=(None, 0)) if several else pay
 
     def draw(first: Array) -> Array:
         ticks = first + np.arange(LOOK, dtype=np.int32)
         return jax.vmap(lambda t: jax.vmap(lambda key: tick_noise(key, t))(lanes))(ticks)
 
-    def step(carry: tuple[Array, Array, State, Array]) -> tuple[Array, Array, State, Array]:
-        # The noise of an episode is the same for all plans; what is drawn a few ticks ahead is not drawn again
-        # wherever it is read.
-        t, blocks, *played = carry
+    def step(carry: tuple[Array, Array, State, Array, Array]) -> tuple[Array, Array, State, Array, Array]:
+        # An episode's noise is the same for all plans. It is drawn some ticks ahead, and a tick is paid in the next:
+        # what is carried over is not worked out again wherever it is read.
+        t, blocks, state, signals, points = carry
+        points += over_rewards(signals, weights)
         blocks = jax.lax.cond(t % LOOK == 0, lambda: draw(t + 1), lambda: blocks)
-        return t + 1, blocks, *over_plans(plans, blocks[t % LOOK], tuple(played))
+        state, happened = over_plans(plans, blocks[t % LOOK], state)
+        return t + 1, blocks, state, jnp.stack(happened), points
 
-    def going(carry: tuple[Array, Array, State, Array]) -> Array:
+    def going(carry: tuple[Array, Array, State, Array, Array]) -> Array:
         return jnp.any(carry[2].end == RUNNING)
 
-    first = jnp.int32(0), jnp.zeros((LOOK, *lanes.shape, len(Noise)), jnp.float32), began, points
-    played: Array = jax.lax.while_loop(going, step, first)[3]
-    return played
+    blocks = jnp.zeros((LOOK, *lanes.shape, len(Noise)), jnp.float32)
+    signals = jnp.zeros((len(Signals._fields), *shape), jnp.float32)
+    points = jnp.zeros((*weights.clip.shape, *shape), jnp.float32)
+    *_, signals, points = jax.lax.while_loop(going, step, (jnp.int32(0), blocks, began, signals, points))
+    points += over_rewards(signals, weights)
+    return jnp.moveaxis(points, 0, -1) if several else points
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

@@ -192,12 +192,12 @@ class State(NamedTuple):
     order: Array  # (S,) int32, of the stages that are ready the attacker starts the lowest, the first listed of equals
     exfil: Array  # () bool, the data is out, or another loss has come
     earned: Array  # () bool, a stage was blocked in progress or a containment was paid as evidence
-    status: Array  # (S,) int32, stage status
-    controls: Array  # (3, S) bool, in force: its asset is isolated, its identity revoked, its egress (exfil) blocked
-    patched: Array  # (S,) bool, the stage's asset is patched
-    taken: Array  # (2, S) bool, its asset, its identity, where it compromises them, is compromised
-    supported: Array  # (S,) bool, what it needs has succeeded and, under `foothold`, still gives one
-    counted: Array  # (2, S) bool, it has counted as blocked in progress, as blocked while idle
+    status: Array  # (S,) int32, stage status; the next five are sets of stages, see `stages`
+    controls: Array  # (3, W) uint32, in force: its asset is isolated, its identity revoked, its egress (exfil) blocked
+    patched: Array  # (W,) uint32, the stage's asset is patched
+    taken: Array  # (2, W) uint32, its asset, its identity, where it compromises them, is compromised
+    supported: Array  # (W,) uint32, what it needs has succeeded and, under `foothold`, still gives one
+    counted: Array  # (2, W) uint32, it has counted as blocked in progress, as blocked while idle
     stage: Array  # () int32, stage in progress or -1
     stage_end: Array  # () int32, tick at which its dwell is over
     left: Array  # (S,) int32, ticks of its dwell that a stage stopped in progress has left, 0 for the others

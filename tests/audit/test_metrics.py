@@ -139,7 +139,7 @@ def test_one_more_success_is_kept_book_of_as_any_other() -> None:
         after, possible = one_more(before, params)
         assert possible and after.stage == -1 and after.succeeded == 1
         assert after.status.tolist() == [SUCCEEDED, 0, 0, 0, 0]
-        assert after.supported.tolist() == [True, True, False, False, False]
+        assert after.supported.tolist() == [0b00011]
         assert np.flatnonzero(after.compromised).tolist() == [DIMS.assets], "svc-ci-deploy"
         assert after.tick == before.tick and after.alerts.count == before.alerts.count
     for _ in range(4):
@@ -155,7 +155,7 @@ def test_no_more_success_where_the_attack_is_over() -> None:
         state._replace(attack=jnp.bool_(False)),
         state._replace(exfil=jnp.bool_(True)),
         state._replace(end=jnp.int32(HORIZON)),
-        state._replace(controls=state.controls.at[0, 0].set(True)),  # the only stage that is ready
+        state._replace(controls=state.controls.at[0, 0].set(0b00001)),  # the only stage that is ready
     )
     assert not any(one_more(s, params)[1] for s in over)
 
@@ -163,9 +163,11 @@ def test_no_more_success_where_the_attack_is_over() -> None:
 def test_the_next_success_is_of_the_stage_that_the_attacker_prefers() -> None:
     state, scenario = begun(), CLASSIC.params.scenario
     free = CLASSIC.params._replace(scenario=scenario._replace(needs=jnp.zeros_like(scenario.needs)))
-    ready = state._replace(supported=jnp.ones_like(state.supported), order=jnp.asarray([4, 2, -7, 3, 0], jnp.int32))
+    ready = state._replace(
+        supported=jnp.full_like(state.supported, 0b11111), order=jnp.asarray([4, 2, -7, 3, 0], jnp.int32)
+    )
     assert one_more(ready, free)[0].status[2] == SUCCEEDED
-    contained = ready._replace(controls=ready.controls.at[0, 2].set(True))
+    contained = ready._replace(controls=ready.controls.at[0, 0].set(0b00100))
     assert not one_more(contained, free)[1], "then it would be the exfil"
 
 

@@ -147,8 +147,8 @@ class Reader:
             earned=s.earned,
             acted=s.acted,
             put_off={x for x, old, new in zip(self.stages, self.places, s.order, strict=False) if old != new},
-            active_counted={x for x, on in zip(self.stages, s.counted[0], strict=False) if on},
-            preemptive_counted={x for x, on in zip(self.stages, s.counted[1], strict=False) if on},
+            active_counted={x for k, x in enumerate(self.stages) if in_set(s.counted[0], k)},
+            preemptive_counted={x for k, x in enumerate(self.stages) if in_set(s.counted[1], k)},
             ever_contained=self.names(s.touched),
             isolated=cut_off & self.fresh.criticality.keys(),
             egress_blocked=self.names(s.marks[EGRESS_BLOCKED]),
@@ -190,6 +190,11 @@ class Reader:
             twin_state.Forensic(str(self.name(entity[i])), verdict[compromised[i]], confidence[i], tick[i])
             for i in slots
         ]
+
+
+def in_set(words: list[int], stage: int) -> bool:
+    """Whether a stage is in a set as `jaxsim.stages` keeps it."""
+    return bool(words[stage // 32] >> stage % 32 & 1)
 
 
 def rows(tree: Any, length: int) -> list[Any]:

@@ -16,6 +16,7 @@ import scenarios
 from jaxsim import env, names, rules, twin_rules
 from jaxsim.compile import compile_scenario
 from jaxsim.one_episode import episode_keys
+from jaxsim.stages import unpacked
 from jaxsim.types import (
     ATTACKER_DONE,
     BLOCKED,
@@ -236,11 +237,12 @@ def test_stages_run_one_at_a_time_and_in_their_order(example: Example) -> None:
         gives[..., [index[p] for p in s.any_prerequisites]].any(axis=2) | (not s.any_prerequisites) for s in stages
     ]
     supported = np.stack(met, axis=2) & np.stack(choice, axis=2)
-    assert np.array_equal(state.supported[..., : len(stages)], supported)
-    assert not (going & (earlier != IN_PROGRESS) & ~state.supported).any()
+    able = unpacked(state.supported, DIMS.stages)
+    assert np.array_equal(able[..., : len(stages)], supported)
+    assert not (going & (earlier != IN_PROGRESS) & ~able).any()
 
     live = state.tick > before(state.tick, 0)
-    ready = (status == IDLE) & state.supported
+    ready = (status == IDLE) & able
     assert not (live & (state.end == RUNNING) & ~going.any(axis=2) & ~ready.any(axis=2)).any()
 
 
@@ -252,8 +254,8 @@ def test_what_is_contained_is_blocked_and_what_falls_is_compromised(example: Exa
     target = x.targets[:, : DIMS.stages]
     on_asset, on_identity = padded[..., target[0]], padded[..., target[1]]
     contained = on_asset[:, :, CUT_OFF] | on_identity[:, :, CUT_OFF] | (on_asset[:, :, EGRESS_BLOCKED] & x.stage_exfil)
-    assert np.array_equal(state.controls.any(axis=2), contained)
-    assert np.array_equal(state.patched, on_asset[:, :, PATCHED])
+    assert np.array_equal(unpacked(state.controls, DIMS.stages).any(axis=2), contained)
+    assert np.array_equal(unpacked(state.patched, DIMS.stages), on_asset[:, :, PATCHED])
     assert not (contained & (state.status == IDLE)).any()
     # In progress on what is contained: never, for the defender's action comes first.
     assert not (contained & (state.status == IN_PROGRESS)).any()
@@ -268,7 +270,7 @@ def test_what_is_contained_is_blocked_and_what_falls_is_compromised(example: Exa
         fallen &= np.pad(state.compromised | (np.arange(DIMS.entities) >= DIMS.assets), [(0, 0), (0, 0), (0, 1)])
     assert np.array_equal(state.compromised, fallen[..., :-1])
     taken = np.stack([fallen[..., target[kind]] & x.stage_compromises[:, kind] for kind in (0, 1)], axis=2)
-    assert np.array_equal(state.taken, taken)
+    assert np.array_equal(unpacked(state.taken, DIMS.stages), taken)
 
 
 @given(examples)
@@ -313,8 +315,9 @@ def test_the_reward_is_the_clipped_sum_of_its_channels(example: Example) -> None
     assert (s.investigations + s.containments + s.invalid <= 1).all() and (s.active_blocks <= 1).all()
     assert (s.confirmed <= s.investigations).all()
     # A stage counts once as blocked in progress, and before that once as blocked while idle.
-    for counted, blocks in ((0, s.active_blocks), (1, s.preemptive_blocks)):
-        assert np.array_equal(blocks.cumsum(axis=1), r.played.state.counted[:, :, counted].sum(axis=2))
+    counted = unpacked(r.played.state.counted, DIMS.stages).sum(axis=3)
+    for kind, blocks in enumerate((s.active_blocks, s.preemptive_blocks)):
+        assert np.array_equal(blocks.cumsum(axis=1), counted[:, :, kind])
     # No stage is blocked without a control on it being new.
     blocked = (r.played.state.status == BLOCKED) & r.arrays.stage_exists
     new = blocked.sum(axis=2) - before(blocked.sum(axis=2), 0)

@@ -14,6 +14,7 @@ from parity import (
     RULES_ONLY,
     Reader,
     differences,
+    in_set,
     named_action,
     on_an_edge,
     rows,
@@ -203,5 +204,8 @@ def check_sub_steps(reader: Reader, before: State, action: int, u: twin_rules.Dr
 
 def of_stages(s: State, many: int) -> list[tuple[bool, ...]]:
     """What the simulator keeps of each stage and the twin works out: contained, patched, taken, supported."""
-    contained = map(any, zip(*s.controls, strict=True))
-    return list(zip(contained, s.patched, *s.taken, s.supported, strict=True))[:many]
+    sets = (*s.taken, s.supported)
+    return [
+        (any(in_set(c, k) for c in s.controls), in_set(s.patched, k), *(in_set(x, k) for x in sets))
+        for k in range(many)
+    ]

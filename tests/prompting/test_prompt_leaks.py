@@ -25,6 +25,7 @@ from jaxsim import env
 from jaxsim.actions import table
 from jaxsim.one_episode import episode_keys
 from jaxsim.rules import PERSONALITIES
+from jaxsim.stages import unpacked
 from jaxsim.types import INVESTIGATE, Observation, State
 
 INVENTORY = prompting.inventory(SCENARIO, DIMS)
@@ -198,7 +199,7 @@ def played_at(tick: int, rules: str, acting: bool) -> Read:
 
     first, state = run(episode_keys(jax.random.key(12), EPISODES), jnp.asarray(plans))
     obs = jax.jit(jax.vmap(lambda s: env.observe(DIMS, s, params)))(state)
-    free = np.asarray(first.supported) & np.asarray(params.scenario.stage_exists)
+    free = np.asarray(unpacked(first.supported, DIMS.stages)) & np.asarray(params.scenario.stage_exists)
     stage = np.where(free, np.asarray(first.order), np.iinfo(np.int32).max).argmin(1)
     asset, identity = (np.asarray(first.targets)[np.arange(EPISODES), kind, stage] for kind in (0, 1))
     return Read(

@@ -1,0 +1,37 @@
+"""Sets of stages as words of 32 bits, (W,) uint32: stage k is bit k mod 32 of word k // 32.
+
+A batch of episodes asks the same of all stages at every tick: of a word that is one operation.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from chex import Array
+
+BITS = 32
+
+
+def packed(which: Array) -> Array:
+    """(..., W) uint32: the set of the stages that (..., S) bool names."""
+    many = which.shape[-1]
+    bits = which.astype(jnp.uint32) << jnp.broadcast_to(np.arange(many, dtype=np.uint32) % BITS, which.shape)
+    words = [jnp.sum(bits[..., i : i + BITS], axis=-1, dtype=jnp.uint32) for i in range(0, many, BITS)]
+    return jnp.stack(words, axis=-1)
+
+
+def unpacked(words: Array, many: int) -> Array:
+    """(..., S) bool: which of `many` stages are in the set (..., W)."""
+    shape = words.shape[:-1]
+    parts = [jnp.broadcast_to(words[..., i // BITS, None], (*shape, min(BITS, many - i))) for i in range(0, many, BITS)]
+    bit = np.arange(many, dtype=np.uint32) % BITS
+    return jnp.concatenate(parts, axis=-1) >> jnp.broadcast_to(bit, (*shape, many)) & 1 != 0
+
+
+def only(stage: Array, words: int) -> Array:
+    """(W,) uint32: the set of one stage, () int32; the empty one of a stage below 0."""
+    bit = jnp.uint32(1) << (stage % BITS).astype(jnp.uint32)
+    return jnp.where(np.arange(words, dtype=np.int32) == stage // BITS, bit, jnp.uint32(0))
+
+
+def size(words: Array) -> Array:
+    """() int32: how many stages are in the set (W,)."""
+    return jnp.sum(jnp.bitwise_count(words), dtype=jnp.int32)
