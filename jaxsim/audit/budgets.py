@@ -29,7 +29,7 @@ FULL_TICKS = (*range(25), 27, 30, 35, 40, 50)
 
 BUDGETS = {
     "pool": Budget(
-        "", POOL_TICKS, pairs=0, beam=2, depth=4, moves=24, climb=0, prefix=0, family=64,
+        "", POOL_TICKS, pairs=0, beam=2, depth=4, moves=24, climb=48, prefix=0, family=64,
         screen=64, select=512, kept=8, report=512, configs=64,
     ),
     "tiny": Budget(

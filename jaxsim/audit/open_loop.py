@@ -82,8 +82,8 @@ def steady_means(course: Course, returns: np.ndarray) -> np.ndarray:
 
 
 def open_plans(course: Course, budget: Budget) -> Opened:
-    """Race all single actions at the budget's ticks, each action at every tick, and as many pairs as it has; where a
-    control can be lifted, any two actions on one target in turn as well."""
+    """Race all single actions at the budget's ticks, each action at every tick, each verb on all targets in turn, and
+    as many pairs as the budget has; where a control can be lifted, any two actions on one target in turn as well."""
     acts, own, length = np.arange(1, course.arena.env.dims.actions, dtype=np.int32), course.own, course.length
     single = plans.single_plans(acts, budget.ticks, length)
     constant = plans.constant_plans(acts, length)
@@ -106,6 +106,10 @@ def open_plans(course: Course, budget: Budget) -> Opened:
         bounds[PAIRS] = bound(more, own)
         first = np.concatenate([first, more.first])
         found = merged(found, finalists(pairs, more))
+    # Of this arena alone: what is missing here may be there elsewhere.
+    exists = np.asarray(course.arena.params.scenario.exists)
+    hunts = plans.round_plans(*table(course.arena.env.dims), exists, budget.ticks, length)
+    found = merged(found, finalists(hunts, race_plans(course, budget, hunts, budget.screen, False)))
     best = 1 + best_rows(raced.difference[1:], budget.moves)  # row 0 is MONITOR
     tick = (single[best] != 0).argmax(axis=1)
     fills = acts[best_rows(same.difference, budget.beam)]

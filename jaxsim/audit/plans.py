@@ -43,6 +43,24 @@ def turn_plans(pairs: np.ndarray, length: int) -> np.ndarray:
     return np.tile(pairs.astype(np.int32), (1, -(-length // 2)))[:, :length]
 
 
+def round_plans(
+    verbs: np.ndarray, entities: np.ndarray, exists: np.ndarray, ticks: Sequence[int], length: int
+) -> np.ndarray:
+    """Each verb on all that it can target in turn, from each of the ticks on, once and over and over: (N, length).
+
+    The arguments are those of `in_turn`. To look at everything in turn is what a blind hunt for a bounty looks like.
+    """
+    made = [np.zeros((0, length), np.int32)]
+    for verb in np.unique(verbs[verbs != MONITOR]):
+        acts = np.flatnonzero((verbs == verb) & exists[entities])
+        for t in (t for t in ticks if len(acts) and t < length):
+            over = np.zeros((2, length), np.int32)
+            over[:, t:] = np.resize(acts, length - t)
+            over[0, t + len(acts) :] = 0
+            made.append(over)
+    return np.concatenate(made)
+
+
 def pair_plans(acts: np.ndarray, ticks: Sequence[int], length: int, most: int) -> np.ndarray:
     """Every two actions at every two of the leading ticks, of as many ticks as make at most `most` plans."""
     window = max((w for w in range(len(ticks) + 1) if w * (w - 1) // 2 * len(acts) ** 2 <= most), default=0)

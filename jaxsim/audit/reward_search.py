@@ -44,6 +44,7 @@ from jaxsim.rollouts import rollout_many
 from jaxsim.types import RewardWeights, Signals
 from scenarios.generate import generate
 
+DEFAULT = "operational"
 PIVOTS = 4  # weightings under which the pool is searched
 # Ranges of the weights that vary; the exfil of -6 points sets the scale. `stage_left` holds with and without exfil.
 RANGES: dict[str, tuple[float, float]] = {
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     grounds = reread(args.pool) if args.pool else played(args, console)
-    weights = draw(args.weightings, args.seed)
+    weights = draw(args.weightings, args.seed, args.vary)
     each = [score_one(g, matrix(weights)) for g in grounds]
     scores = worst(each)
     rows = np.flatnonzero((scores.tau >= TAU) & (margin(scores, args.voi) >= 0))
@@ -166,6 +167,10 @@ def parser() -> cli.Parser:
     p.add_argument(
         "--weightings", type=cli.integer(64, 2**20), default=2**14, metavar="N", help="a power of two (default: 16384)"
     )
+    p.add_argument(
+        "--vary", type=cli.one_of(RANGES), nargs="+", metavar="WEIGHT",
+        help=f"only these vary, the others are those of {DEFAULT}: {', '.join(RANGES)} (default: all vary)",
+    )  # fmt: skip
     p.add_argument("--policies", type=cli.input_folder, metavar="DIR", help="learned policies to put into the pool")
     p.add_argument("--pool", type=cli.input_file, metavar="FILE", help="score the pool.npz of an earlier run again")
     options.add_seed(p)
@@ -254,8 +259,9 @@ def ground(arena: Arena, found: search.Found, learned: list[Candidate], seed: in
 # --- weightings -----------------------------------------------------------------------------------------------------
 
 
-def draw(many: int, seed: int) -> dict[str, np.ndarray]:
-    """(C,) values of the weights that vary, spread evenly; each is exactly 0 in one weighting of four, if it may be.
+def draw(many: int, seed: int, vary: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """(C,) values of the weights, spread evenly; each is exactly 0 in one weighting of four, if it may be. Where only
+    some `vary` the others are those of the default reward.
 
     A stage compromises at most two targets. What they can pay, once each, is never more than the stage costs: so no
     weighting pays a defender to let an attack go on.
@@ -265,6 +271,7 @@ def draw(many: int, seed: int) -> dict[str, np.ndarray]:
     for i, (name, (lo, hi)) in enumerate(RANGES.items()):
         value = lo + (hi - lo) * u[:, 2 * i]
         columns[name] = np.where((lo * hi == 0.0) & (u[:, 2 * i + 1] < 0.25), 0.0, value)
+    columns |= {n: np.full(many, reward.PRESETS[DEFAULT][n]) for n in RANGES if vary and n not in vary}
     paid = columns["detection"] + np.maximum(columns["evidence"] + columns["containment_cost"], 0.0)
     columns["stage_left"] = np.maximum(columns["stage_left"], 2.0 * paid)
     return columns

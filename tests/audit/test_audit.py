@@ -177,6 +177,21 @@ def test_where_controls_are_lifted_loops_of_two_actions_on_one_target_are_tried_
     assert one_in_turn.tolist() == [[*pairs[0], *pairs[0], pairs[0, 0]]]
 
 
+def test_a_hunt_takes_all_targets_in_turn() -> None:
+    verbs = np.asarray([MONITOR, INVESTIGATE, INVESTIGATE, INVESTIGATE, RESTORE])
+    entities, exists = np.asarray([0, 0, 1, 2, 0]), np.asarray([True, False, True])
+    assert plans.round_plans(verbs, entities, exists, (0, 2, 9), 5).tolist() == [
+        [1, 3, 0, 0, 0],
+        [1, 3, 1, 3, 1],
+        [0, 0, 1, 3, 0],
+        [0, 0, 1, 3, 1],
+        [4, 0, 0, 0, 0],
+        [4, 4, 4, 4, 4],
+        [0, 0, 4, 0, 0],
+        [0, 0, 4, 4, 4],
+    ]
+
+
 def test_a_loop_of_two_actions_takes_them_in_turn() -> None:
     env, params = jaxsim.make(SUPPLY, rules="hardened1+liftable-unknown_attack")
     off, on = (
