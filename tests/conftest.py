@@ -4,6 +4,7 @@ Mixing dtypes and mixing ranks are errors here (a scalar may still meet an array
 wants ranks promoted can say so for itself with `jax.numpy_rank_promotion("allow")`.
 """
 
+import gc
 import os
 import platform
 import tempfile
@@ -60,6 +61,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     count = Counter(item.path for item in items)
     items.sort(key=lambda i: (i.path not in slow, i.path.stem not in LONG, -count[i.path], i.path))
+
+
+def pytest_collection_finish() -> None:
+    """To trace is to make many small objects that are soon gone: the collector need not come for each few hundred of
+    them, nor look through all that was imported.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 MANY_MAPS = 20_000  # of the memory maps that a process may have, 65,530; each program holds some

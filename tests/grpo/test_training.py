@@ -134,9 +134,12 @@ def test_the_base_is_evaluated_meanwhile(tmp_path: Path, monkeypatch: pytest.Mon
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
 
-def words(model: Path, out: Path) -> list[str]:
+TICKS = 24  # of an episode; of a network with other times there is no verdict
+
+
+def words(network: Path, model: Path, out: Path) -> list[str]:
     options = ["--model", str(model), "--out", str(out), "--save-every", "1", "--outer-loops", "2"]
-    return ["train", "--preset", "smoke", *options]
+    return ["train", "--preset", "smoke", "--scenarios", str(network), "--force", *options]
 
 
 def lines(out: Path) -> int:
@@ -152,17 +155,19 @@ def played(out: Path) -> int:
 KILLS = {
     "an optimizer step": lambda out: lines(out) >= 5,
     "saving": lambda out: any(not (c / "whole.json").exists() for c in out.glob("loop*/grpo/checkpoint-*")),
-    "collection": lambda out: 3 <= played(out) < 60,
-    "the credit step": lambda out: played(out) >= 70,
+    "collection": lambda out: 3 <= played(out) < TICKS - 6,
+    "the credit step": lambda out: played(out) >= TICKS,
 }
 
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> None:
     model, said = tiny(tmp_path / "model", fluent=True), tmp_path / "said.txt"
+    network = tmp_path / "short.yaml"
+    network.write_text(scenarios.dump(scenarios.load(CAMPAIGN).model_copy(update={"horizon": TICKS})))
 
     def started(*way: Path) -> BaseProcess:
-        return forked.started(said, tmp_path, forked.front_door, words(*way))
+        return forked.started(said, tmp_path, forked.front_door, words(network, *way))
 
     assert forked.ended(started(model, tmp_path / "whole")) == 0, said.read_text()[-3000:]
     # In a folder whose name a console could take for markup, each time spelled in another way.
@@ -182,7 +187,7 @@ def test_a_run_that_was_killed_ends_like_one_never_killed(tmp_path: Path) -> Non
     # The reader of what it says has gone, of the command itself.
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "jaxsim_soc", *words(*next(spelled))]
+    command = [sys.executable, "-m", "jaxsim_soc", *words(network, *next(spelled))]
     done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=writing)
     os.close(writing)
     assert done.returncode == 0

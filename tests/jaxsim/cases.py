@@ -70,6 +70,8 @@ def leaves(tree: Any) -> Iterator[tuple[str, Any]]:
 
 def unequal(a: Any, b: Any) -> list[str]:
     """Paths of the leaves that are not equal to the last bit."""
+    if jax.tree.all(jax.tree.map(np.array_equal, a, b)):  # to name every leaf takes longer than to compare them
+        return []
     return [path for (path, x), (_, y) in zip(leaves(a), leaves(b), strict=True) if not np.array_equal(x, y)]
 
 

@@ -138,24 +138,26 @@ def test_jit_equals_eager(case: Case) -> None:
 @every_case
 def test_an_illegal_action_costs_and_does_nothing_else(case: Case) -> None:
     """It is MONITOR with a price: the attacker moves, noise comes, the tick passes, the defender has not acted."""
-    params, block, dims = params_of(case), tick_noise(KEYS[1], jnp.int32(7)), sizes(case)
-    some = jax.tree.map(lambda x: x[-32:], running(case))
-    state, signals, channels, total = step_all(dims, some, jnp.int32(0), block, params)
+    params, block, dims = jax.device_put(params_of(case)), tick_noise(KEYS[1], jnp.int32(7)), sizes(case)
+    some = jax.device_put(jax.tree.map(lambda x: x[-32:], running(case)))
+    state, signals, channels, total = jax.device_get(step_all(dims, some, jnp.int32(0), block, params))
     price = np.float32(params.reward.invalid_action)
     for action in illegal(EVERY[case.scenario], dims):
-        after, illegal_signals, illegal_channels, paid = step_all(dims, some, jnp.int32(action), block, params)
+        told = step_all(dims, some, jnp.int32(action), block, params)
+        after, illegal_signals, illegal_channels, paid = jax.device_get(told)
         assert unequal(after, state) == [], action
         assert unequal(illegal_signals, signals._replace(invalid=jnp.ones_like(signals.invalid))) == []
         assert unequal(illegal_channels, channels._replace(invalid_action=np.full_like(paid, price))) == []
-        assert (np.asarray(paid) < np.asarray(total)).all()
+        assert (paid < total).all()
 
 
 @every_case
 def test_a_finished_episode_stays_as_it_is(case: Case) -> None:
     ended, dims = jax.tree.map(lambda x: x[:, -1], played(case).state), sizes(case)
-    block = tick_noise(KEYS[2], jnp.int32(9))
+    params, block, there = jax.device_put(params_of(case)), tick_noise(KEYS[2], jnp.int32(9)), jax.device_put(ended)
     for action in (-1, 0, *np.random.default_rng(1).integers(1, dims.actions, 5)):
-        after, signals, channels, total = step_all(dims, ended, jnp.int32(action), block, params_of(case))
+        told = step_all(dims, there, jnp.int32(action), block, params)
+        after, signals, channels, total = jax.device_get(told)
         assert unequal(after, ended) == []
         assert not np.any([*signals, *channels, total])
 
