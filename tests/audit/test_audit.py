@@ -262,6 +262,15 @@ def test_grid_moves_one_weight_at_a_time() -> None:
             assert float(column[i]) == pytest.approx(expected)
 
 
+def test_only_the_weights_that_are_named_vary() -> None:
+    drawn, own = reward_search.draw(64, 0, ["detection"]), reward.PRESETS[reward_search.DEFAULT]
+    assert drawn.keys() == reward_search.RANGES.keys() and len(set(drawn["detection"])) == 64
+    for name in drawn.keys() - {"detection", "stage_left"}:
+        assert (drawn[name] == own[name]).all(), name
+    paid = drawn["detection"] + max(own["evidence"] + own["containment_cost"], 0.0)
+    assert np.array_equal(drawn["stage_left"], np.maximum(own["stage_left"], 2.0 * paid))
+
+
 def test_linear_weights_are_in_the_order_of_the_signals() -> None:
     """A return of the reward search, which is a dot product, is what the reward pays."""
     rng = np.random.default_rng(0)
