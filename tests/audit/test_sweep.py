@@ -68,7 +68,7 @@ def test_weights_move_one_at_a_time() -> None:
     for name, weights in moved.items():
         ((weight, value),) = [(k, float(v)) for k, v in weights._asdict().items() if float(v) != float(base[k])]
         found[name] = weight, round(value / float(base[weight]), 6)
-    assert found["operational clean×0.75"] == ("clean", 0.75)
+    assert found["operational stage_left×0.75"] == ("stage_left", 0.75)
     movable = [w for w, v in base.items() if v and np.isfinite(v)]
     assert sorted(found.values()) == sorted((w, f) for w in movable for f in (0.75, 1.25))
     assert sweeping.moved_weights("operational", 0.0) == {}
@@ -78,7 +78,7 @@ def test_what_certify_asks_for() -> None:
     row = {"verdict": verdict.CERTIFIED, "moved": None}
     assert sweeping.certified(row)
     assert sweeping.certified(row | {"moved": {"not_certified": []}})
-    assert not sweeping.certified(row | {"moved": {"not_certified": ["operational clean×0.8"]}})
+    assert not sweeping.certified(row | {"moved": {"not_certified": ["operational evidence×0.8"]}})
     assert not sweeping.certified(row | {"verdict": verdict.UNDECIDED})
 
 

@@ -90,30 +90,30 @@ WORKED = [
     Worked("operational1", {"clean": 1}, {"terminal": 0.21}, 0.21),
     Worked("operational1", {"stages_left": 3, "passive": 1}, {"terminal": 0.48}, 0.48),
     # The reward of the hardened rules: looking has a price; a confirmed target, isolated, that stops a stage.
-    Worked("operational", {"investigations": 2}, {"detection": -0.026}, -0.026),
-    Worked("operational", {"investigations": 1, "confirmed": 1}, {"detection": 0.467}, 0.467),
+    Worked("operational", {"investigations": 2}, {"detection": -0.0156}, -0.0156),
+    Worked("operational", {"investigations": 1, "confirmed": 1}, {"detection": 0.0222}, 0.0222),
     Worked(
         "operational",
         {"evidence_paid": 1, "active_blocks": 1, "containments": 1, "load": 1},
-        {"evidence_bonus": 0.47, "containment": 0.82, "disruption": -0.11},
-        1.18,
+        {"evidence_bonus": 0.5, "containment": 0.39, "disruption": -0.12},
+        0.77,
     ),
-    # A wrong one: -1.8 - 0.28, and 0.11 x 0.5 for every tick that it is in force.
+    # A wrong one: -1.7, and 0.12 x 0.5 for every tick that it is in force.
     Worked(
         "operational",
         {"false_positives": 1, "containments": 1, "load": 0.5},
-        {"false_positive": -1.8, "containment": -0.28, "disruption": -0.055},
-        -2.135,
+        {"false_positive": -1.7, "disruption": -0.06},
+        -1.76,
     ),
-    # Never clipped: 0.11 x 200 = 22, and -6 + 1.3 x 2 on top of it.
+    # Never clipped: 0.12 x 200 = 24, and -6 + 1.1 x 2 on top of it.
     Worked(
         "operational",
         {"load": 200, "exfil": 1, "exfil_stages_left": 2},
-        {"disruption": -22.0, "terminal": -3.4},
-        -25.4,
+        {"disruption": -24.0, "terminal": -3.8},
+        -27.8,
     ),
-    Worked("operational", {"clean": 1}, {"terminal": 1.5}, 1.5),
-    Worked("operational", {"stages_left": 3, "passive": 1}, {"terminal": 3.9}, 3.9),
+    Worked("operational", {"clean": 1}, {}, 0.0),
+    Worked("operational", {"stages_left": 3, "passive": 1}, {"terminal": 3.3}, 3.3),
 ]
 
 
