@@ -210,6 +210,12 @@ def test_output_follows_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "real.json").read_text() == "{}\n"
 
 
+def test_a_folder_may_be_a_link_to_one_that_is_still_to_be_made(tmp_path: Path) -> None:
+    link = tmp_path / "a link [x]"
+    link.symlink_to(tmp_path / "not" / "yet", target_is_directory=True)
+    assert cli.output_folder(str(link)) == link and not list(tmp_path.glob("not"))
+
+
 def test_an_interruption_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt

@@ -79,6 +79,8 @@ def write(folder: Path, content: Any) -> Path:
     [
         ({"seed": "one"}, "seed = 'one': wrong type; give a whole number"),
         ({"seed": True}, "seed = True: wrong type; give a whole number"),
+        ({"seed": 2**32}, "seed = 4294967296: out of range; give one from 0 to 4294967295"),
+        ({"seed": -1}, "seed = -1: out of range; give one from 0 to 4294967295"),
         ({"seed": 2**70}, f"seed = {2**70}: out of range; give one from "),
         ({"episode": -1}, "episode = -1: out of range; give one from 0 to 4294967295"),
         ({"scenario": None}, "scenario = None: wrong type; give a built-in name or the path"),
