@@ -21,7 +21,7 @@ pytest.importorskip("peft")
 import forked
 import torch
 from tiny_models import lora, tiny
-from training_runs import CAMPAIGN
+from training_runs import CAMPAIGN, Killed
 
 import prompting
 import scenarios
@@ -29,7 +29,7 @@ from grpo.learning import student as students
 from grpo.model import models
 from grpo.model.contents import place
 from grpo.training import command as training
-from grpo.training import report_training, run_evaluation, run_folder, settings
+from grpo.training import report_training, run_evaluation, run_folder, settings, stages
 from grpo.training.loop import best
 from prompting import FORMAT_VERSION
 
@@ -300,6 +300,18 @@ def test_a_model_that_cannot_be_loaded_binds_no_folder(tmp_path: Path, capsys: p
             training.main(["--preset", "smoke", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")])
         assert ended.value.code == 2 and "has no config.json" in capsys.readouterr().err
         assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_link_to_a_folder_is_begun_anew_where_it_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    monkeypatch.setattr(stages.rows, "campaigns", killed)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            stages.run(tmp_path / "link", settings.load("smoke"), [], restart=True)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / run_folder.MANIFEST).is_file()
 
 
 def test_a_comma_list_may_have_spaces() -> None:
