@@ -76,7 +76,7 @@ def contained(state: State) -> Array:
 
 
 def in_force(state: State) -> Array:
-    """(W,) uint32: the same as a set."""
+    """(W,) uint32: the set of the stages that a control in force blocks."""
     isolated, revoked, egress = state.controls
     return isolated | revoked | egress
 

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 import scenarios
-from jaxsim import check
+from jaxsim import check, stages
 from jaxsim.telemetry import MAX_OF_A_KIND
 from jaxsim.types import Dims, ScenarioArrays
 
@@ -106,19 +106,12 @@ def compile_scenario(scenario: scenarios.Scenario, dims: Dims) -> ScenarioArrays
         stage_exfil=exfil,
         stage_loss=loss,
         stage_compromises=compromises,
-        needs=packed(required, dims.words),
-        options=packed(options, dims.words),
+        needs=stages.packed(required, np),
+        options=stages.packed(options, np),
         benign_rate=benign[0].astype(np.float32),
         benign_strength=benign[1].astype(np.float32),
         benign_signal=benign[2].astype(np.int32),
     )
-
-
-def packed(graph: np.ndarray, words: int) -> np.ndarray:
-    """(..., S, W) uint32 of (..., S, S) bool: stage i is bit i % 32 of word i // 32."""
-    bits = np.zeros((*graph.shape[:-1], 32 * words), np.uint32)
-    bits[..., : graph.shape[-1]] = graph
-    return (bits.reshape(*graph.shape[:-1], words, 32) << np.arange(32, dtype=np.uint32)).sum(-1, dtype=np.uint32)
 
 
 def numbered(labels: Sequence[Hashable]) -> list[int]:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from jaxsim.compile import check_sizes, grouped, packed
+from jaxsim import stages
+from jaxsim.compile import check_sizes, grouped
 from jaxsim.types import Dims, ScenarioArrays
 from scenarios.networks import BENIGN_SIGNALS, EXFIL, HORIZON, SEGMENTS, Networks
 
@@ -80,8 +81,8 @@ def compile_networks(networks: Networks, dims: Dims) -> ScenarioArrays:
         stage_exfil=of_stages(np.equal(n.layer, EXFIL), bool),
         stage_loss=of_stages(np.equal(n.layer, EXFIL), bool),
         stage_compromises=of_stages(n.compromises, bool),
-        needs=packed(graph(n.required).swapaxes(1, 2), dims.words),
-        options=packed(graph(n.options).swapaxes(1, 2), dims.words),
+        needs=stages.packed(graph(n.required).swapaxes(1, 2), np),
+        options=stages.packed(graph(n.options).swapaxes(1, 2), np),
         benign_rate=of_benign(n.benign_rate, np.float32),
         benign_strength=of_benign(n.benign_strength, np.float32),
         benign_signal=of_benign(BENIGN_SIGNALS[n.benign], np.int32),

@@ -87,7 +87,7 @@ def threefry(key: Array, x: Array, y: Array) -> tuple[Array, Array]:
     """Threefry-2x32 of twenty rounds: key (2,), counter words and result uint32.
 
     Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". On a CPU `jax.random` loops over the rounds and
-    each goes through memory, which took half of a simulated tick; written out they stay in registers.
+    each goes through memory; written out they stay in registers.
     """
     first, second = key[0], key[1]
     schedule = (first, second, first ^ second ^ np.uint32(0x1BD11BDA))

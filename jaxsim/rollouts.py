@@ -120,9 +120,14 @@ def _begin(dims: Dims, given: Packed, keys: Array, impl: str) -> State:
 def _noise(keys: Array, impl: str, tick: Array) -> tuple[Array, ...]:
     """(G, B, 16) each: the noise of LOOK ticks of all episodes, from `tick` on."""
     lanes = jax.random.wrap_key_data(keys, impl=impl)
+    blocks: tuple[Array, ...] = tuple(jax.vmap(_ahead, in_axes=(0, None), out_axes=1)(lanes, tick))
+    return blocks
+
+
+def _ahead(lanes: Array, tick: Array) -> Array:
+    """(LOOK, B, 16): the noise of LOOK ticks, from `tick` on, of the episodes of keys (B,)."""
     ticks = tick + np.arange(LOOK, dtype=np.int32)
-    blocks = jax.vmap(lambda t: _over_lanes(lambda key: tick_noise(key, t))(lanes))(ticks)
-    return tuple(blocks)
+    return jax.vmap(jax.vmap(tick_noise, in_axes=(0, None)), in_axes=(None, 0))(lanes, ticks)
 
 
 def _spread(tree: Any, shape: tuple[int, ...]) -> Any:
@@ -231,16 +236,12 @@ def _plan_returns(dims: Dims, plans: Array, params: Params, keys: Array, impl: s
     # Lanes last: there are few rewards, and it is the last axis that a CPU works on side by side.
     over_rewards = jax.vmap(pay, in_axes=(None, 0)) if several else pay
 
-    def draw(first: Array) -> Array:
-        ticks = first + np.arange(LOOK, dtype=np.int32)
-        return jax.vmap(lambda t: jax.vmap(lambda key: tick_noise(key, t))(lanes))(ticks)
-
     def step(carry: tuple[Array, Array, State, Array, Array]) -> tuple[Array, Array, State, Array, Array]:
         # An episode's noise is the same for all plans. It is drawn some ticks ahead, and a tick is paid in the next:
         # what is carried over is not worked out again wherever it is read.
         t, blocks, state, signals, points = carry
         points += over_rewards(signals, weights)
-        blocks = jax.lax.cond(t % LOOK == 0, lambda: draw(t + 1), lambda: blocks)
+        blocks = jax.lax.cond(t % LOOK == 0, lambda: _ahead(lanes, t + 1), lambda: blocks)
         state, happened = over_plans(plans, blocks[t % LOOK], state)
         return t + 1, blocks, state, jnp.stack(happened), points
 
@@ -270,16 +271,12 @@ Change = Callable[[State], State]
 Meddle = Callable[[Batch, int], Change | None]
 
 
-def _batches(many: int, episodes: int, sizes: tuple[int, ...]) -> list[Batch]:
-    """All pairs, in batches of the smallest size that holds them all; the last one is filled up with its first pair."""
-    blocks = -(-episodes // BLOCK)
-    first = np.arange(blocks) * BLOCK
-    lanes = first[:, None] + np.arange(BLOCK) % np.minimum(BLOCK, episodes - first)[:, None]
-    pairs = np.arange(many * blocks)
-    groups = next((n for n in sizes if n >= len(pairs)), sizes[-1])
-    parts = [pairs[i : i + groups] for i in range(0, len(pairs), groups)]
-    full = [np.append(p, np.repeat(p[:1], groups - len(p))) for p in parts]
-    return [Batch(p // blocks, lanes[p % blocks]) for p in full]
+def _batches(many: int, episodes: int) -> list[Batch]:
+    """All pairs, in batches of the smallest of GROUPS that holds them all; the last one goes round."""
+    lanes = np.stack(_parts(episodes, BLOCK))
+    pairs = many * len(lanes)
+    groups = next((n for n in GROUPS if n >= pairs), GROUPS[-1])
+    return [Batch(p // len(lanes), lanes[p % len(lanes)]) for p in _parts(pairs, groups)]
 
 
 def _parts(many: int, size: int) -> list[np.ndarray]:
@@ -444,9 +441,7 @@ def rollout_many(
         return _play(env_.dims, params, policy, some, (data[batch.episode], impl), swap, record, watched)
 
     with _fitting(parameters):
-        played: tuple[EpisodeStats, Trajectory | None] = _in_batches(
-            play, _batches(many, len(data), GROUPS), many, len(data)
-        )
+        played: tuple[EpisodeStats, Trajectory | None] = _in_batches(play, _batches(many, len(data)), many, len(data))
     return played
 
 

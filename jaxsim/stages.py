@@ -3,6 +3,8 @@
 A batch of episodes asks the same of all stages at every tick: of a word that is one operation.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
@@ -10,12 +12,12 @@ from chex import Array
 BITS = 32
 
 
-def packed(which: Array) -> Array:
-    """(..., W) uint32: the set of the stages that (..., S) bool names."""
+def packed(which: Any, xp: Any = jnp) -> Any:
+    """(..., W) uint32: the set of the stages that (..., S) bool names. `xp` is np where a scenario is compiled."""
     many = which.shape[-1]
-    bits = which.astype(jnp.uint32) << jnp.broadcast_to(np.arange(many, dtype=np.uint32) % BITS, which.shape)
-    words = [jnp.sum(bits[..., i : i + BITS], axis=-1, dtype=jnp.uint32) for i in range(0, many, BITS)]
-    return jnp.stack(words, axis=-1)
+    bits = which.astype(np.uint32) << xp.broadcast_to(np.arange(many, dtype=np.uint32) % BITS, which.shape)
+    words = [xp.sum(bits[..., i : i + BITS], axis=-1, dtype=np.uint32) for i in range(0, many, BITS)]
+    return xp.stack(words, axis=-1)
 
 
 def unpacked(words: Array, many: int) -> Array:

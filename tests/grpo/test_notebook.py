@@ -148,7 +148,7 @@ def test_all_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "JAXSIM_PRESET": "smoke",
         "JAXSIM_MODEL": str(tiny(tmp_path / "model", fluent=True)),
         "JAXSIM_OUT": str(tmp_path / "out"),
-        "JAXSIM_OPTIONS": "--steps 1 --successor evidence",  # whose credit the warm start has worked out
+        "JAXSIM_OPTIONS": "--steps 1",
         "PIP_NO_INDEX": "1",  # nothing may be installed
         "IPYTHONDIR": str(tmp_path / "ipython"),
         "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),

@@ -12,7 +12,7 @@ from jaxsim.rollouts import BLOCK, GROUPS, PLANS, Batch
 @pytest.mark.parametrize("many", [1, 2, 8, 9, 32, 33, 130])
 @pytest.mark.parametrize("episodes", [1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK])
 def test_results_lie_by_policy_and_episode(many: int, episodes: int) -> None:
-    batches = rollouts._batches(many, episodes, GROUPS)
+    batches = rollouts._batches(many, episodes)
     assert {len(b.policy) for b in batches} <= set(GROUPS)
 
     def play(batch: Batch) -> tuple[np.ndarray, np.ndarray]:

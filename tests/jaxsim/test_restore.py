@@ -13,10 +13,11 @@ from cells import ALL_ON, NO_IDENTITIES
 import jaxsim
 import scenarios
 from jaxsim import actions, policies, rules
-from jaxsim.compile import compile_scenario, dims_of, grouped, packed
+from jaxsim.compile import compile_scenario, dims_of, grouped
 from jaxsim.one_episode import episode_keys
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE, EvidenceParams
 from jaxsim.rollouts import rollout_many
+from jaxsim.stages import packed
 from jaxsim.types import CONFIRMED, CUT_OFF, INVESTIGATE, PATCH_ASSET, RESTORE, Dims
 
 # --- arrays ----------------------------------------------------------------------------------------------------------
@@ -25,8 +26,9 @@ from jaxsim.types import CONFIRMED, CUT_OFF, INVESTIGATE, PATCH_ASSET, RESTORE, 
 @pytest.mark.parametrize("stages", [1, 31, 32, 33, 70])
 def test_a_graph_has_a_bit_for_each_edge(stages: int) -> None:
     graph = np.random.default_rng(stages).random((2, stages, stages)) < 0.3
-    words = packed(graph, Dims(1, 1, stages, 1).words)
-    assert words.shape == (2, stages, -(-stages // 32)) and words.dtype == np.uint32
+    words = packed(graph, np)
+    np.testing.assert_array_equal(words, packed(jax.numpy.asarray(graph)))  # in a program
+    assert words.shape == (2, stages, Dims(1, 1, stages, 1).words) and words.dtype == np.uint32
     bits = [(words[..., i // 32] >> np.uint32(i % 32)) & 1 for i in range(stages)]
     np.testing.assert_array_equal(np.stack(bits, axis=-1), graph)
     assert int(words.astype(object).sum()) == sum(2 ** (int(i) % 32) for *_, i in np.argwhere(graph))

@@ -204,8 +204,5 @@ def check_sub_steps(reader: Reader, before: State, action: int, u: twin_rules.Dr
 
 def of_stages(s: State, many: int) -> list[tuple[bool, ...]]:
     """What the simulator keeps of each stage and the twin works out: contained, patched, taken, supported."""
-    sets = (*s.taken, s.supported)
-    return [
-        (any(in_set(c, k) for c in s.controls), in_set(s.patched, k), *(in_set(x, k) for x in sets))
-        for k in range(many)
-    ]
+    sets = (s.patched, *s.taken, s.supported)
+    return [(any(in_set(c, k) for c in s.controls), *(in_set(x, k) for x in sets)) for k in range(many)]
