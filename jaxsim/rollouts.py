@@ -4,8 +4,8 @@ An episode is that of `one_episode`, whatever the batch that it is played in.
 
 A batch is some policies in BLOCK episodes each, and a tick of it is two small programs, the policy acts and the
 simulator advances; two more draw the noise of LOOK ticks and pay the reward of as many. So whatever is played, with any
-number of policies and episodes and under any rewards, the simulator is compiled once a size of batch. Plans, of which a
-search plays millions, have a program for whole episodes.
+number of policies and episodes and under any rewards, the simulator is compiled once a size of batch. Plans and farming
+loops, of which a search plays millions, have a program for whole episodes.
 """
 
 import os
@@ -29,7 +29,9 @@ from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params
 
 BLOCK = 32  # episodes of a policy in a batch
 GROUPS = (1, 8, 64)  # policies in a batch, as many as are needed; each size is compiled for itself
-PLANS = ((32, 32), (1, 1024))  # plans x episodes in a batch of plans, all of which play the same ones
+# Policies that read no alerts, so that a program for whole episodes need not raise any, and is soon compiled.
+IN_ONE = (policies.PLAN, policies.FARM)
+WHOLE = ((32, 32), (1, 1024))  # of these, policies x episodes in a batch, all of which play the same ones
 LOOK = 8  # ticks that are drawn and paid together, after which a batch is asked whether all its episodes are over
 WORKERS = min(4, os.cpu_count() or 1)  # batches side by side
 CHANNELS = ("alerts", "forensics", "controls")  # of an observation, that `exchange` can take from another episode
@@ -214,20 +216,21 @@ def _finish(given: Packed, lanes: Lane, points: tuple[Array, Channels], sums: Ar
     return done
 
 
-@partial(jax.jit, static_argnames=("dims", "impl"))
-def _plan_returns(dims: Dims, plans: Array, params: Params, keys: Array, impl: str) -> Array:
-    """(G, B) or (G, B, R) returns of G plans, (G, T), in the same B whole episodes, (B, ...)."""
+@partial(jax.jit, static_argnames=("dims", "policy", "impl"))
+def _returns(dims: Dims, policy: Policy, parameters: Any, params: Params, keys: Array, impl: str) -> Array:
+    """(G, B) or (G, B, R) returns of G policies in the same B whole episodes, (B, ...)."""
     lanes = jax.random.wrap_key_data(keys, impl=impl)
     weights, several = params.reward, params.reward.clip.ndim
-    shape = plans.shape[0], *lanes.shape
+    shape = len(jax.tree.leaves(parameters)[0]), *lanes.shape
     began = jax.vmap(lambda key: start(dims, key, params))(lanes)
     began = jax.tree.map(lambda x: jnp.broadcast_to(x, (shape[0], *x.shape)), began)
 
-    def tick(plan: Array, block: Array, state: State) -> tuple[State, Signals]:
-        action, _ = policies.act_plan(dims, plan, (), env.observe(dims, state, params), block)
-        return env.transition(dims, state, action, block, params)
+    def tick(p: Any, block: Array, memory: Any, state: State) -> tuple[Any, State, Signals]:
+        seen = env.observe(dims, state, params)
+        action, memory = policy.act(dims, p, memory, seen, block[Noise.POLICY_VERB :])
+        return memory, *env.transition(dims, state, action, block, params)
 
-    over_plans = jax.vmap(jax.vmap(tick, in_axes=(None, 0, 0)), in_axes=(0, None, 0))
+    over_policies = jax.vmap(jax.vmap(tick, in_axes=(None, 0, 0, 0)), in_axes=(0, None, 0, 0))
 
     def pay(signals: Array, w: RewardWeights) -> Array:
         s = Signals(*signals)
@@ -236,22 +239,23 @@ def _plan_returns(dims: Dims, plans: Array, params: Params, keys: Array, impl: s
     # Lanes last: there are few rewards, and it is the last axis that a CPU works on side by side.
     over_rewards = jax.vmap(pay, in_axes=(None, 0)) if several else pay
 
-    def step(carry: tuple[Array, Array, State, Array, Array]) -> tuple[Array, Array, State, Array, Array]:
-        # An episode's noise is the same for all plans. It is drawn some ticks ahead, and a tick is paid in the next:
+    def step(carry: Any) -> Any:
+        # An episode's noise is the same for all policies. It is drawn some ticks ahead, and a tick is paid in the next:
         # what is carried over is not worked out again wherever it is read.
-        t, blocks, state, signals, points = carry
+        t, blocks, memory, state, signals, points = carry
         points += over_rewards(signals, weights)
         blocks = jax.lax.cond(t % LOOK == 0, lambda: _ahead(lanes, t + 1), lambda: blocks)
-        state, happened = over_plans(plans, blocks[t % LOOK], state)
-        return t + 1, blocks, state, jnp.stack(happened), points
+        memory, state, happened = over_policies(parameters, blocks[t % LOOK], memory, state)
+        return t + 1, blocks, memory, state, jnp.stack(happened), points
 
-    def going(carry: tuple[Array, Array, State, Array, Array]) -> Array:
-        return jnp.any(carry[2].end == RUNNING)
+    def going(carry: Any) -> Array:
+        return jnp.any(carry[3].end == RUNNING)
 
     blocks = jnp.zeros((LOOK, *lanes.shape, len(Noise)), jnp.float32)
+    memory = _remember(dims, policy, parameters, shape[1])
     signals = jnp.zeros((len(Signals._fields), *shape), jnp.float32)
     points = jnp.zeros((*weights.clip.shape, *shape), jnp.float32)
-    *_, signals, points = jax.lax.while_loop(going, step, (jnp.int32(0), blocks, began, signals, points))
+    *_, signals, points = jax.lax.while_loop(going, step, (jnp.int32(0), blocks, memory, began, signals, points))
     points += over_rewards(signals, weights)
     return jnp.moveaxis(points, 0, -1) if several else points
 
@@ -284,18 +288,20 @@ def _parts(many: int, size: int) -> list[np.ndarray]:
     return [first + np.arange(size) % min(size, many - first) for first in range(0, many, size)]
 
 
-def _side_by_side(play: Callable[[Any], Any], batches: list[Any]) -> list[Any]:
-    """What `play` makes of each batch."""
+def side_by_side(do: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    """What `do` makes of each item, in threads, of which each has the work of one core to give."""
     # The first alone, because it compiles.
-    parts = [play(batches[0])]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        parts += pool.map(play, batches[1:])
-    return parts
+    done = [do(x) for x in items[:1]]
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        return done + list(pool.map(do, items[1:]))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # whoever interrupts need not wait for what is not begun
 
 
 def _in_batches(play: Callable[[Batch], Any], batches: list[Batch], many: int, episodes: int) -> Any:
     """What `play` makes of all batches, leaves (G, BLOCK, ...), as leaves (M, E, ...)."""
-    parts = _side_by_side(play, batches)
+    parts = side_by_side(play, batches)
     rows = many * -(-episodes // BLOCK)
 
     def join(*leaves: np.ndarray) -> np.ndarray:
@@ -385,19 +391,20 @@ def returns_many(env_: env.Env, params: Params, policy: Policy, parameters: Any,
     check.kind("keys", keys, np.ndarray, "jax.random.key_data of the episodes' keys, as NumPy")
     check.key("keys", keys, (None,))
     many = check.members("parameters", parameters, "those of `BASELINES` with a leading axis of policies")
-    if policy is not policies.PLAN:
+    if policy not in IN_ONE:
         return rollout_many(env_, params, policy, parameters, jnp.asarray(keys))[0].episode_return
     _, impl = _key_data(keys[:1])
-    plans = np.asarray(parameters)
-    sizes = min(PLANS, key=lambda size: -(-many // size[0]) * -(-len(keys) // size[1]))
-    batches = [(rows, lanes) for rows in _parts(many, sizes[0]) for lanes in _parts(len(keys), sizes[1])]
+    parameters = jax.tree.map(np.asarray, parameters)
+    size = min(WHOLE, key=lambda size: -(-many // size[0]) * -(-len(keys) // size[1]))
+    batches = [(rows, lanes) for rows in _parts(many, size[0]) for lanes in _parts(len(keys), size[1])]
 
     def play(batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         rows, lanes = batch
-        return np.asarray(_plan_returns(env_.dims, plans[rows], params, keys[lanes], impl))
+        some = jax.tree.map(lambda x: x[rows], parameters)
+        return np.asarray(_returns(env_.dims, policy, some, params, keys[lanes], impl))
 
     with _fitting(parameters):
-        parts = _side_by_side(play, batches)
+        parts = side_by_side(play, batches)
     played = np.empty((many, len(keys), *parts[0].shape[2:]), np.float32)
     for (rows, lanes), part in zip(batches, parts, strict=True):
         played[rows[:, None], lanes] = part

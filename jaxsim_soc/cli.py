@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -122,18 +123,20 @@ def progress(total: int | None = None, *, done: int = 0, quiet: bool = False) ->
     counted = [] if total is None else [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     columns = (TextColumn("{task.description}"), *counted, TimeElapsedColumn())
     began = told = time.monotonic()
+    lock = threading.Lock()  # some call from several threads
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total, completed=done)
 
         def advance(what: str, steps: int = 1) -> None:
             nonlocal done, told
-            done += steps
-            bar.update(task, completed=done, description=escape(what))
-            now = time.monotonic()
-            if now - told >= PULSE and not (console.is_terminal or quiet):
-                told = now
-                of = "" if total is None else f" ({done} of {total})"
-                print(f"{now - began:.0f} s: {what}{of}", file=sys.stderr, flush=True)
+            with lock:
+                done += steps
+                bar.update(task, completed=done, description=escape(what))
+                now = time.monotonic()
+                if now - told >= PULSE and not (console.is_terminal or quiet):
+                    told = now
+                    of = "" if total is None else f" ({done} of {total})"
+                    print(f"{now - began:.0f} s: {what}{of}", file=sys.stderr, flush=True)
 
         yield advance
 

@@ -1,5 +1,6 @@
 """The search for the best plan that reads nothing: exhaustive classes, plans that grow from the best, a learned one."""
 
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxsim.audit.budgets import Budget
 from jaxsim.audit.course import Course, Finalists, best_rows, merged, plan_returns
 from jaxsim.audit.race import Bound, Raced, bound, differences, race, rounds
 from jaxsim.rollouts import BLOCK
+from jaxsim.types import MONITOR
 
 # Classes searched exhaustively.
 SINGLES, CONSTANT, TURNS, PAIRS = "single actions", "one action at every tick", "two in turn on one target", "pairs"
@@ -23,7 +25,7 @@ class Opened(NamedTuple):
     """The exhaustive classes of plans, raced; the same plans in the same order for every arena of the same `Dims`."""
 
     plans: np.ndarray  # (M, T) int32: singles, constant ones, two in turn, pairs
-    first: np.ndarray  # (M, R) float32, mean returns in the first round
+    first: np.ndarray  # (M, R) float32, mean returns in the first round, of what is legal in this arena
     finalists: Finalists
     moves: np.ndarray  # (N, 2) int, (tick, action) of the best single actions
     fills: np.ndarray  # (F,) int32, the best actions to repeat at every tick
@@ -83,38 +85,42 @@ def steady_means(course: Course, returns: np.ndarray) -> np.ndarray:
 
 def open_plans(course: Course, budget: Budget) -> Opened:
     """Race all single actions at the budget's ticks, each action at every tick, each verb on all targets in turn, and
-    as many pairs as the budget has; where a control can be lifted, any two actions on one target in turn as well."""
-    acts, own, length = np.arange(1, course.arena.env.dims.actions, dtype=np.int32), course.own, course.length
-    single = plans.single_plans(acts, budget.ticks, length)
-    constant = plans.constant_plans(acts, length)
-    raced = race_plans(course, budget, single, budget.screen, True)
-    # A class of its own: what is the same at every tick may cost a lot, and the largest cost is in every arm's error.
-    same = race_plans(course, budget, constant, budget.screen, True)
-    found = merged(finalists(single, raced), finalists(constant, same))
-    bounds = {SINGLES: bound(raced, own), CONSTANT: bound(same, own)}
-    first = np.concatenate([raced.first, same.first])
-    turns = np.zeros((0, length), np.int32)
-    if course.arena.env.dims.restore:
-        exists = np.ones(course.arena.env.dims.entities, bool)  # padding too: the same plans in every arena
-        turns = plans.turn_plans(plans.in_turn(*table(course.arena.env.dims), exists), length)
-        cycles = race_plans(course, budget, turns, budget.screen, True)
-        found, bounds[TURNS] = merged(found, finalists(turns, cycles)), bound(cycles, own)
-        first = np.concatenate([first, cycles.first])
-    pairs = plans.pair_plans(acts, budget.ticks, length, budget.pairs)
-    if len(pairs):
-        more = race_plans(course, budget, pairs, min(BLOCK, budget.screen), False)
-        bounds[PAIRS] = bound(more, own)
-        first = np.concatenate([first, more.first])
-        found = merged(found, finalists(pairs, more))
+    as many pairs as the budget has; where a control can be lifted, any two actions on one target in turn as well.
+
+    Actions on what the arena does not have, but others of the search have, are none, and no member of these classes.
+    """
+    dims, own, length = course.arena.env.dims, course.own, course.length
+    acts = np.arange(1, dims.actions, dtype=np.int32)
+    classes = {
+        SINGLES: plans.single_plans(acts, budget.ticks, length),
+        # A class of its own: what is the same at every tick may cost a lot, and the largest cost is in all errors.
+        CONSTANT: plans.constant_plans(acts, length),
+    }
+    if dims.restore:
+        every = np.ones(dims.entities, bool)  # padding too: the same plans in every arena
+        classes[TURNS] = plans.turn_plans(plans.in_turn(*table(dims), every), length)
+    if len(pairs := plans.pair_plans(acts, budget.ticks, length, budget.pairs)):
+        classes[PAIRS] = pairs
+    legal = np.asarray(course.arena.env.legal_actions(course.arena.params))
+    able = {name: some[legal[some].all(axis=1)] for name, some in classes.items()}
+    screen = dict.fromkeys(able, budget.screen) | {PAIRS: min(BLOCK, budget.screen)}
+    raced = {name: race_plans(course, budget, some, screen[name], name != PAIRS) for name, some in able.items()}
+    bounds = {name: bound(r, own) for name, r in raced.items()}
+    found = reduce(merged, (finalists(able[name], r) for name, r in raced.items()))
     # Of this arena alone: what is missing here may be there elsewhere.
     exists = np.asarray(course.arena.params.scenario.exists)
-    hunts = plans.round_plans(*table(course.arena.env.dims), exists, budget.ticks, length)
+    hunts = plans.round_plans(*table(dims), exists, budget.ticks, length)
     found = merged(found, finalists(hunts, race_plans(course, budget, hunts, budget.screen, False)))
-    best = 1 + best_rows(raced.difference[1:], budget.moves)  # row 0 is MONITOR
+    best = 1 + best_rows(raced[SINGLES].difference[1:], budget.moves)  # row 0 is MONITOR
+    single = able[SINGLES]
     tick = (single[best] != 0).argmax(axis=1)
-    fills = acts[best_rows(same.difference, budget.beam)]
+    fills = able[CONSTANT][best_rows(raced[CONSTANT].difference, budget.beam), 0]
     moves = np.stack([tick, single[best, tick]], axis=1)
-    return Opened(np.concatenate([single, constant, turns, pairs]), first[:, :own], found, moves, fills, bounds)
+    # An action that is not one here counts as none: what it costs is known once finalists are played as they are.
+    everything = np.concatenate(list(classes.values()))
+    rows = plans.rows_of(np.concatenate(list(able.values())), np.where(legal[everything], everything, MONITOR))
+    first = np.concatenate([r.first[:, :own] for r in raced.values()])[rows]
+    return Opened(everything, first, found, moves, fills, bounds)
 
 
 def search_plans(course: Course, budget: Budget, opened: Opened, given: np.ndarray, seed: int) -> Finalists:

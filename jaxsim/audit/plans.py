@@ -88,6 +88,12 @@ def grow(parents: np.ndarray, moves: np.ndarray, fills: np.ndarray) -> np.ndarra
     return grown[~contains(parents, grown)]
 
 
+def rows_of(known: np.ndarray, plans: np.ndarray) -> np.ndarray:
+    """(M,) int: where among the known ones, (K, T), each of the plans is. Raises KeyError for one that is not."""
+    row = {plan.tobytes(): i for i, plan in enumerate(known)}
+    return np.asarray([row[plan.tobytes()] for plan in plans])
+
+
 def contains(known: np.ndarray, plans: np.ndarray) -> np.ndarray:
     """(M,) bool: which of the plans are among the known ones."""
     seen = {plan.tobytes() for plan in known}

@@ -32,7 +32,7 @@ from jaxsim.audit.plans import in_turn
 from jaxsim.audit.race import Bound
 from jaxsim.one_episode import episode_keys
 from jaxsim.policies import EvidenceParams, FarmParams, Policy
-from jaxsim.rollouts import BLOCK
+from jaxsim.rollouts import BLOCK, side_by_side
 from jaxsim.rules import PERSONALITIES
 from jaxsim.types import INVESTIGATE, RESTORE
 
@@ -174,15 +174,15 @@ def silent(what: str) -> None:
 
 
 def search(arenas: list[Arena], budget: Budget, seed: int, advance: Advance = silent) -> list[Found]:
-    """Search every arena. `advance(what)` is called before each of the `steps(arenas, budget)` steps.
+    """Search every arena. `advance(what)` is called before each of the `steps(arenas, budget)` steps, by any thread.
 
     A budget begins with all that the budgets before it do, in the same episodes, and what they found takes part: so a
     larger one finds no less, but for the luck of the episodes that choose.
     """
     courses = lay_out(arenas, budget, seed)
     blind = search_blind(courses, budget, seed, advance)
-    found = []
-    for i, plans in enumerate(blind):
+
+    def search_one(i: int) -> Found:
         farms = family = quiet = None
         for level, laid in zip(lineage(budget), courses, strict=True):
             name = arenas[i].scenario.id
@@ -195,8 +195,9 @@ def search(arenas: list[Arena], budget: Budget, seed: int, advance: Advance = si
             family = race_family(laid[i], level, members, family)
             quiet = race_family(laid[i], level, without_forensics(members), quiet)
         assert farms is not None and family is not None and quiet is not None, "a budget is in its own lineage"
-        found.append(chosen(courses[-1][i], budget, plans, farms, family, quiet))
-    return found
+        return chosen(courses[-1][i], budget, blind[i], farms, family, quiet)
+
+    return side_by_side(search_one, list(range(len(arenas))))
 
 
 def steps(arenas: list[Arena], budget: Budget) -> int:
@@ -219,19 +220,30 @@ def search_blind(courses: list[list[Course]], budget: Budget, seed: int, advance
     """Search every arena for plans that read nothing; `courses` by `lay_out`."""
     found: list[Blind] = []
     for level, laid in zip(lineage(budget), courses, strict=True):
-        opened = []
-        for course in laid:
-            advance(f"{course.arena.scenario.id}: open-loop plans")
-            opened.append(open_plans(course, level))
-        advance("positional plans")
-        positional = search_positional(laid, level, opened, [b.positional for b in found])
-        before, found = found, []
-        for i, course in enumerate(laid):
-            advance(f"{course.arena.scenario.id}: longer plans")
-            given = np.concatenate([positional, *(b.plans.parameters for b in before[i : i + 1])])
-            plans = search_plans(course, level, opened[i], given, seed)
-            found.append(Blind(plans, play_off(course, level, plans), positional, opened[i].bounds))
+        found = search_level(laid, level, found, seed, advance)
     return found
+
+
+def search_level(
+    courses: list[Course], budget: Budget, before: list[Blind], seed: int, advance: Advance
+) -> list[Blind]:
+    """What one budget alone finds, and what the budgets `before` it found in the same arenas, if any."""
+
+    def open_one(course: Course) -> Opened:
+        advance(f"{course.arena.scenario.id}: open-loop plans")
+        return open_plans(course, budget)
+
+    opened = side_by_side(open_one, courses)
+    advance("positional plans")
+    positional = search_positional(courses, budget, opened, [b.positional for b in before])
+
+    def lengthen(i: int) -> Blind:
+        advance(f"{courses[i].arena.scenario.id}: longer plans")
+        given = np.concatenate([positional, *(b.plans.parameters for b in before[i : i + 1])])
+        plans = search_plans(courses[i], budget, opened[i], given, seed)
+        return Blind(plans, play_off(courses[i], budget, plans), positional, opened[i].bounds)
+
+    return side_by_side(lengthen, list(range(len(courses))))
 
 
 def search_positional(

@@ -20,6 +20,7 @@ from jaxsim.audit.arena import Arena, Candidate, make_arenas
 from jaxsim.audit.bootstrap import Estimate
 from jaxsim.audit.budgets import BUDGETS, Budget
 from jaxsim.policies import BASELINES
+from jaxsim.rollouts import side_by_side
 from jaxsim.types import RewardWeights
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli
@@ -162,14 +163,14 @@ def sweep(
     owner = names + [name for name, m in moved.items() for _ in m]  # the preset of each reward
     arenas = make_arenas(chosen, rules, rewards, args.personality)
     known = {name: learned(args.policies, rules, name) for name in names}
-    rows: list[dict[str, Any]] = []
-    clouds: list[report.Cloud] = []
     with cli.progress(search.steps(arenas, budget) + (1 if args.brief else 2) * len(arenas)) as advance:
         found = search.search(arenas, budget, args.seed, advance)
         # The key of the report is another branch than that of the search: no episode is in both.
         report_seed = cli.another(args.seed, 1_000_003)
         keys = verdict.report_keys(noise.root(report_seed), budget.report)
-        for arena, best in zip(arenas, found, strict=True):
+
+        def judge(of: tuple[Arena, search.Found]) -> tuple[list[dict[str, Any]], list[report.Cloud]]:
+            arena, best = of
             advance(f"{arena.scenario.id}: verdict")
             finals = [verdict.finalists(best, r, known[name]) for r, name in enumerate(owner)]
             played = verdict.play(arena, finals, keys)
@@ -183,12 +184,16 @@ def sweep(
                 # Of a degenerate reward the witnesses say enough.
                 skipped = args.brief or row["verdict"] == verdict.DEGENERATE
                 row["metrics"] = None if skipped else measured(row, arena, finals[r], r, keys[:METRIC_EPISODES])
-                rows.append(row)
-            if not args.brief:
-                advance(f"{arena.scenario.id}: re-scoring")
-                pool = [*best.pool, *(c for n in names for v, c in known[n].items() if v != recurrent.PRIVILEGED)]
-                few = keys[: budget.select // 2]
-                clouds.append(rescored(arena, pool, names, few, budget.configs, args.seed))
+            if args.brief:
+                return judged[: len(names)], []
+            advance(f"{arena.scenario.id}: re-scoring")
+            pool = [*best.pool, *(c for n in names for v, c in known[n].items() if v != recurrent.PRIVILEGED)]
+            few = keys[: budget.select // 2]
+            return judged[: len(names)], [rescored(arena, pool, names, few, budget.configs, args.seed)]
+
+        parts = side_by_side(judge, list(zip(arenas, found, strict=True)))
+    rows = [row for some, _ in parts for row in some]
+    clouds = [cloud for _, some in parts for cloud in some]
     rows.sort(key=lambda row: names.index(row["reward"]))
     return rows, clouds
 

@@ -1,12 +1,14 @@
 """jaxsim/rollouts.py: whatever the number of policies and episodes, each result is in its place."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from jaxsim import rollouts
 from jaxsim.env import make
-from jaxsim.policies import PLAN
-from jaxsim.rollouts import BLOCK, GROUPS, PLANS, Batch
+from jaxsim.policies import PLAN, Policy
+from jaxsim.rollouts import BLOCK, GROUPS, WHOLE, Batch
 
 
 @pytest.mark.parametrize("many", [1, 2, 8, 9, 32, 33, 130])
@@ -27,11 +29,12 @@ def test_results_lie_by_policy_and_episode(many: int, episodes: int) -> None:
 @pytest.mark.parametrize("many", [1, 33, 130])
 @pytest.mark.parametrize("episodes", [1, 32, 33, 1025])
 def test_returns_of_plans_lie_by_plan_and_episode(monkeypatch: pytest.MonkeyPatch, many: int, episodes: int) -> None:
-    def played(dims: object, plans: np.ndarray, params: object, keys: np.ndarray, impl: str) -> np.ndarray:
-        assert (len(plans), len(keys)) in PLANS
+    def played(dims: object, policy: Policy, plans: np.ndarray, params: object, keys: np.ndarray, impl: str) -> Any:
+        assert policy is PLAN
+        assert (len(plans), len(keys)) in WHOLE
         return np.stack(np.broadcast_arrays(plans[:, :1], keys[:, 1].astype(np.int32)), axis=-1)
 
-    monkeypatch.setattr(rollouts, "_plan_returns", played)
+    monkeypatch.setattr(rollouts, "_returns", played)
     plans = np.repeat(np.arange(many, dtype=np.int32)[:, None], 3, axis=1)
     keys = np.stack([np.zeros(episodes, np.uint32), np.arange(episodes, dtype=np.uint32)], axis=1)
     returns = rollouts.returns_many(*make("supply_chain_token_drift"), PLAN, plans, keys)
