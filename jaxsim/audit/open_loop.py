@@ -90,16 +90,16 @@ def open_plans(course: Course, budget: Budget) -> Opened:
     Actions on what the arena does not have, but others of the search have, are none, and no member of these classes.
     """
     dims, own, length = course.arena.env.dims, course.own, course.length
-    acts = np.arange(1, dims.actions, dtype=np.int32)
+    acts, ticks = np.arange(1, dims.actions, dtype=np.int32), [t for t in budget.ticks if t < length]
     classes = {
-        SINGLES: plans.single_plans(acts, budget.ticks, length),
+        SINGLES: plans.single_plans(acts, ticks, length),
         # A class of its own: what is the same at every tick may cost a lot, and the largest cost is in all errors.
         CONSTANT: plans.constant_plans(acts, length),
     }
     if dims.restore:
         every = np.ones(dims.entities, bool)  # padding too: the same plans in every arena
         classes[TURNS] = plans.turn_plans(plans.in_turn(*table(dims), every), length)
-    if len(pairs := plans.pair_plans(acts, budget.ticks, length, budget.pairs)):
+    if len(pairs := plans.pair_plans(acts, ticks, length, budget.pairs)):
         classes[PAIRS] = pairs
     legal = np.asarray(course.arena.env.legal_actions(course.arena.params))
     able = {name: some[legal[some].all(axis=1)] for name, some in classes.items()}
@@ -109,7 +109,7 @@ def open_plans(course: Course, budget: Budget) -> Opened:
     found = reduce(merged, (finalists(able[name], r) for name, r in raced.items()))
     # Of this arena alone: what is missing here may be there elsewhere.
     exists = np.asarray(course.arena.params.scenario.exists)
-    hunts = plans.round_plans(*table(dims), exists, budget.ticks, length)
+    hunts = plans.round_plans(*table(dims), exists, ticks, length)
     found = merged(found, finalists(hunts, race_plans(course, budget, hunts, budget.screen, False)))
     best = 1 + best_rows(raced[SINGLES].difference[1:], budget.moves)  # row 0 is MONITOR
     single = able[SINGLES]

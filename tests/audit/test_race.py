@@ -144,11 +144,36 @@ def test_returns_many_equals_rollout_many(arena: Arena, episodes: int) -> None:
     for policy, parameters in (
         (policies.PLAN, some),
         (policies.PLAN, some[:1]),
+        (policies.FARM, search.farm_loops(arena, some[:1, :1], search.LONGEST_PREFIX)),
         (policies.EVIDENCE, search.sample_family(8, 0)),
     ):
         together = returns_many(arena.env, arena.params, policy, parameters, np.asarray(jax.random.key_data(keys)))
         stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys)
         np.testing.assert_allclose(together, stats.episode_return, atol=1e-5)
+
+
+def test_actions_on_what_a_network_lacks_are_no_plans_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [scenarios.load(name) for name in ("supply_chain_token_drift", "supply_chain_token_drift_hardened")]
+    smaller, _ = make_arenas(both, "hardened", {"operational": reward.weights("operational")})
+    legal = np.asarray(smaller.env.legal_actions(smaller.params))
+    worth = np.arange(len(legal), dtype=np.float32)
+
+    def played(env: Any, params: Any, policy: Any, some: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        assert legal[some].all()
+        returns = (worth[some] * np.arange(1, 1 + some.shape[1])).sum(axis=1, dtype=np.float32)
+        return np.broadcast_to(returns[:, None, None], (len(some), len(keys), 4))
+
+    monkeypatch.setattr(course, "returns_many", played)
+    laid = course.lay(smaller, np.zeros((64, 2), np.uint32), 30)
+    budget = BUDGETS["tiny"]._replace(select=64, pairs=len(legal) ** 2)
+    opened = open_loop.open_plans(laid, budget)
+    within = np.where(legal[opened.plans], opened.plans, 0)
+    assert 0 < (within != opened.plans).any(axis=1).mean() < 1
+    np.testing.assert_array_equal(opened.first[:, 0], played(None, None, None, within, laid.keys)[:, 0, 0])
+    assert legal[opened.moves[:, 1]].all() and legal[opened.fills].all()
+    acts, ticks = legal.sum() - 1, len(budget.ticks) - 1  # an episode of 30 ticks has none of that number
+    assert opened.bounds[open_loop.SINGLES].members == 1 + acts * ticks
+    assert opened.bounds[open_loop.PAIRS].members == acts**2
 
 
 def test_a_larger_budget_contains_a_smaller_one() -> None:
