@@ -21,6 +21,7 @@ from jaxsim_soc import cli
 
 OWN = Path(str(files("jaxsim.audit"))) / "verdicts.json"  # the project's own collection
 KEPT = ("scenario", "rules", "reward", "verdict", "exploits", "evg_norm_ci")
+BEST = ("best_open_loop", "best_open_loop_std0", "best_evidence", "farming")
 NOT_AUDITED = "not audited"
 AUDIT = "out/audit"  # where the remedy writes
 
@@ -100,6 +101,10 @@ def _difference(other: Row, digest: str) -> str:
 def _objection(row: Row) -> str:
     text = f"reward {row['reward']!r} under rules {row['rules']!r} on {row['scenario']} is {row['verdict']}"
     best = row.get("farming") if "open-loop" not in row["exploits"] else None
+    # Luck explains nothing of a plan whose return never varies, if that earns more than reading as well.
+    certain, reads = row.get("best_open_loop_std0"), row.get("best_evidence")
+    if certain and reads and certain["return"] > reads["return"]:
+        best = best or certain
     best = best or row.get("best_open_loop")
     if not row["exploits"] or not best:
         return text
@@ -118,7 +123,7 @@ def collection(reports: Sequence[Path]) -> Row:
         try:
             about = {"budget": document["budget"]["name"], "seed": document["seed"]}
             for row in document["verdicts"]:
-                best = {k: {f: row[k][f] for f in fields if f in row[k]} for k in ("best_open_loop", "farming")}
+                best = {k: row[k] and {f: row[k][f] for f in fields if f in row[k]} for k in BEST}
                 kept = {k: row[k] for k in (*KEPT, "digest", "personality")}
                 rows[row["digest"], row["rules"], row["reward"]] = kept | best | about
         except (KeyError, TypeError) as error:

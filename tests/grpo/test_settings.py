@@ -238,11 +238,24 @@ def test_a_network_that_was_never_audited_says_so(tmp_path: Path) -> None:
     assert "--certify" in audit_gate.remedy("hardened", "operational", found, [str(tmp_path / "mine.yaml")])
 
 
+def test_the_witness_is_a_plan_of_no_luck_where_such_a_one_does(tmp_path: Path) -> None:
+    one, names = a_network(tmp_path / "mine.yaml"), [str(tmp_path / "mine.yaml")]
+    lucky = {"plan": ["INVESTIGATE a"] * 9, "return": 7.0}
+    for certain, reads, witness in ((6.0, 5.0, "PATCH_ASSET b, return 6.00"), (6.0, 6.5, "INVESTIGATE a; ")):
+        more = {
+            "verdict": "degenerate", "exploits": ["open-loop"], "best_open_loop": lucky, "farming": lucky,
+            "best_open_loop_std0": {"plan": ["PATCH_ASSET b"], "return": certain}, "best_evidence": {"return": reads},
+        }  # fmt: skip
+        report = a_report(tmp_path / "report.json", one, **more)
+        _, (objection,) = audit_gate.verdicts(report, "hardened", "operational", names)
+        assert f"; its witness: {witness}" in objection
+
+
 def test_reports_become_a_collection_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, best = a_network(tmp_path / "mine.yaml"), {"plan": ["MONITOR"], "return": 1.0, "std": 0.0}
     paths = []
     for i, audited in enumerate((one, one.model_copy(update={"noise_rate": 0.9}))):
-        more = {"personality": "any", "best_open_loop": best, "farming": best}
+        more = {"personality": "any"} | dict.fromkeys(audit_gate.BEST, best) | {"best_open_loop_std0": None}
         paths.append(a_report(tmp_path / f"{i}.json", audited, **more))
         document = json.loads(paths[i].read_text()) | {"budget": {"name": "tiny"}, "seed": 0}
         paths[i].write_text(json.dumps(document))
