@@ -234,7 +234,7 @@ def _write_all(directory: Path, files: Iterable[tuple[str, str]], force: bool) -
         for name, text in files:
             path = directory / name
             if path in paths:
-                raise ValueError(f"{path} would be written twice; nothing was written, import one of the two elsewhere")
+                raise ValueError(f"{path} would be written twice; nothing was written, write one of the two elsewhere")
             if path.exists() and not (force and path.is_file()):
                 remedy = "remove it" if force else "add --force to replace it"
                 raise ValueError(f"{path} exists; {remedy}, or choose another directory for --out")

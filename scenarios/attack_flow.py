@@ -90,9 +90,9 @@ def parse_flow(text: str, source: str = "<string>") -> Flow:
         raise ScenarioError(report(tree.problems, tree, source)[0])
     data = tree.data if isinstance(tree.data, dict) else {}
     if data.get("type") == "bundle":
-        flow = _from_stix(_file(source, data, "id"))
+        flow = _from_stix(_file(source, data, "id", "type"))
     elif data.get("schema") == _BUILDER:
-        flow = _from_builder(_file(source, data, "instance"))
+        flow = _from_builder(_file(source, data, "instance", "id"))
     else:
         found = f", got schema {show(data['schema'])}: save it again with Builder 3" if "schema" in data else ""
         _fail(source, f"is no flow; expected a STIX bundle or a file of Attack Flow Builder 3{found}")
@@ -114,7 +114,8 @@ def _fail(source: str, message: str) -> NoReturn:
     raise ScenarioError(f"{printable(source)}: {message}")
 
 
-def _file(source: str, data: dict[str, Any], key: str) -> _File:
+def _file(source: str, data: dict[str, Any], key: str, kind: str) -> _File:
+    """The objects of a file by the field `key`; what each is must be in the field `kind`."""
     items = data.get("objects")
     if not isinstance(items, list):
         _fail(source, f"objects: got {show(items)}; expected the list of what is in the flow")
@@ -125,6 +126,8 @@ def _file(source: str, data: dict[str, Any], key: str) -> _File:
         name = item.get(key)
         if not isinstance(name, str) or not name:
             _fail(source, f"objects[{i}].{key}: got {show(name)}; give the object an id of its own")
+        if not isinstance(item.get(kind), str):
+            _fail(source, f"objects[{i}].{kind}: got {show(item.get(kind))}; say what the object is")
         if name in objects:
             _fail(source, f"objects[{i}].{key}: {show(name)} is there twice; remove one, or save the flow again")
         objects[name] = item
@@ -208,19 +211,26 @@ def _from_stix(file: _File) -> Flow:
             if operator not in ("AND", "OR"):
                 _fail(file.source, f"{show(name)}.operator: got {show(operator)}; write AND or OR")
             nodes[name] = Node(name, "AND" if operator == "AND" else "OR", operator)
-    edges = []
-    for name in nodes:
-        for field in ("effect_refs", "on_true_refs", "on_false_refs"):
-            for target in _refs(file, file.objects[name], field):
-                if target not in nodes:
-                    kind = show(file.objects[target].get("type"))
-                    _fail(
-                        file.source,
-                        f"{show(name)}.{field}: names a {kind}, but only actions, conditions and operators can "
-                        "follow; remove the reference, or make it a relationship",
-                    )
-                edges.append(Edge(name, target, field != "on_false_refs"))
-    starts = tuple(name for name in _refs(file, tops[0], "start_refs") if name in nodes)
+
+    def targets(name: str, field: str) -> list[str]:
+        found = _refs(file, file.objects[name], field)
+        for target in found:
+            if target not in nodes:
+                kind = show(file.objects[target]["type"])
+                _fail(
+                    file.source,
+                    f"{show(name)}.{field}: names a {kind}, but only actions, conditions and operators can "
+                    "follow; remove the reference, or make it a relationship",
+                )
+        return found
+
+    edges = [
+        Edge(name, target, field != "on_false_refs")
+        for name in nodes
+        for field in ("effect_refs", "on_true_refs", "on_false_refs")
+        for target in targets(name, field)
+    ]
+    starts = tuple(targets(tops[0]["id"], "start_refs"))
     title, about = _text(file, tops[0], "name"), _text(file, tops[0], "description")
     return Flow(file.source, title, about, nodes, things, edges, starts, extra=_extra(file, tops[0]))
 
@@ -244,9 +254,9 @@ def _extra(file: _File, item: dict[str, Any]) -> dict[str, Any] | None:
 
 def _from_builder(file: _File) -> Flow:
     """A block has anchors, an anchor has latches, and a line joins two latches."""
-    nodes, things, top = dict[str, Node](), dict[str, Thing](), dict[str, Any]()
+    nodes, things, tops = dict[str, Node](), dict[str, Thing](), list[dict[str, Any]]()
     for name, item in file.objects.items():
-        kind = item.get("id")
+        kind = item["id"]
         told = _properties(file, item)
         if kind == "action":
             ttp = _pairs(file, item, told.get("ttp"))
@@ -267,7 +277,7 @@ def _from_builder(file: _File) -> Flow:
         elif kind == "user_account":
             things[name] = Thing(name, _account(file, told), True)
         elif kind == "flow":
-            top = told
+            tops.append(told)
     edges, named, loose = list[Edge](), dict[str, list[str]](), 0
     for source, place, target in _lines(file):
         if source is None or target is None:
@@ -280,6 +290,9 @@ def _from_builder(file: _File) -> Flow:
             named.setdefault(target, []).append(source)
     for name, found in named.items():
         nodes[name] = nodes[name]._replace(things=tuple(dict.fromkeys(found)))
+    if len(tops) > 1:
+        _fail(file.source, f"has {len(tops)} flows; give each a file of its own")
+    top = tops[0] if tops else {}
     title, about = _text(file, top, "name"), _text(file, top, "description")
     return Flow(file.source, title, about, nodes, things, list(dict.fromkeys(edges)), loose=loose)
 

@@ -30,6 +30,7 @@ class Order(NamedTuple):
     dropped: list[str]  # actions that only follow when a condition does not hold
     joined: list[str]  # actions that several lines come to, without an operator
     complex: list[str]  # actions whose formula is too complex; they have none
+    idle: list[str]  # operators with nothing before them; they are left out
 
 
 def order(flow: Flow, skipped: Collection[str], every: bool = False) -> Order:
@@ -46,12 +47,15 @@ def order(flow: Flow, skipped: Collection[str], every: bool = False) -> Order:
         if edge.holds and edge not in gone and edge.source in reached and edge.target not in into[edge.source]:
             into[edge.target].append(edge.source)
             out[edge.source].append(edge.target)
-    result = Order({}, cut, roots, dropped, [], [])
+    result = Order({}, cut, roots, dropped, [], [], [])
     begins, formulas = set(flow.starts), dict[str, Formula]()  # what holds when a node is over
     for name in _sorted(flow.nodes, into, out):
         node = flow.nodes[name]
-        before = [formulas[source] for source in dict.fromkeys(into[name])]
+        before = [formulas[source] for source in dict.fromkeys(into[name]) if source in formulas]
         plain = node.kind in ("action", "condition")
+        if not (plain or before or name in begins):
+            result.idle.append(name)
+            continue
         if plain and len(before) > 1 and name not in skipped and node.kind == "action":
             result.joined.append(name)
         try:

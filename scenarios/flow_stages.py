@@ -58,14 +58,7 @@ def stages(flow: Flow, every: bool) -> Stages:
     remarks = [*_of_actions(flow, pairs, unknown), *_of_order(flow, found_order, every)]
     kept = list(found_order.formulas)
     if 2 * len(kept) < len(pairs) + len(unknown):
-        why = [f"{len(unknown)} name no technique of ATT&CK {attack.version()}"] if unknown else []
-        gone = len(found_order.dropped)
-        why += [f"{gone} come only when a condition does not hold"] if gone else []
-        refuse(
-            flow,
-            f"of {len(pairs) + len(unknown)} actions {len(kept)} are left ({' and '.join(why)}), too few for the "
-            "incident; give actions a technique, and draw what happened from the True end of a condition",
-        )
+        _too_few(flow, len(kept), unknown, found_order)
     if len(kept) > MAX_STAGES:
         refuse(flow, f"has {len(kept)} actions, but at most {MAX_STAGES} stages are allowed; split the flow")
     if flow.extra is not None:  # our own export: the order of its file is part of the game
@@ -73,7 +66,26 @@ def stages(flow: Flow, every: bool) -> Stages:
     place = {name: i for i, name in enumerate(kept)}
     needs = {name: _needs(flow, name, found_order, place) for name in kept}
     losses = {} if flow.extra is not None else _losses(flow, pairs, needs, remarks)
+    if 2 * len(needs) < len(pairs) + len(unknown):
+        _too_few(flow, len(needs), unknown, found_order, len(kept) - len(needs))
     return Stages(pairs, needs, losses, remarks)
+
+
+def _too_few(flow: Flow, left: int, unknown: dict[str, str], found: Order, after: int = 0) -> NoReturn:
+    """Refuse a flow of which `left` actions are left, `after` a loss so many."""
+    why = [
+        f"{count} {what}"
+        for count, what in (
+            (len(unknown), f"name no technique of ATT&CK {attack.version()}"),
+            (len(found.dropped), "come only when a condition does not hold"),
+            (after, "come after the loss"),
+        )
+        if count
+    ]
+    remedy = "give actions a technique, and draw what happened from the True end of a condition"
+    remedy += ", and before the loss" if after else ""
+    actions = sum(node.kind == "action" for node in flow.nodes.values())
+    refuse(flow, f"of {actions} actions {left} are left ({' and '.join(why)}), too few for the incident; {remedy}")
 
 
 def refuse(flow: Flow, message: str) -> NoReturn:
@@ -111,6 +123,9 @@ def _of_order(flow: Flow, found: Order, every: bool) -> list[Remark]:
         which = "all of them are" if every else "one of them is"
         text = f"several lines without an operator come to {named(flow, found.joined)}: {which} needed"
         remarks.append(Remark("lines joined", text))
+    if found.idle:
+        text = f"{named(flow, found.idle)}: nothing comes before, so that there is nothing to join"
+        remarks.append(Remark("operators left out", text))
     if flow.loose:
         remarks.append(Remark("lines left out", f"{flow.loose} lines have an end that touches nothing"))
     return remarks

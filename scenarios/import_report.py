@@ -15,6 +15,7 @@ ADVICE = {
     "beginning chosen": "draw a line to where it began",
     "condition did not hold": "draw what happened from the True end of the condition",
     "lines joined": "join the lines by an operator, or import with `--join all`",
+    "operators left out": "remove them, or draw what they join",
     "lines left out": "remove them, or tie them to an action",
     "earlier loss": "nothing, if the later one is the loss that counts",
     "after the loss": "nothing, if the attack was over then",

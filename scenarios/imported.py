@@ -121,7 +121,7 @@ def _own(flow: Flow, found: Stages) -> Data:
 
 def _filled_in(flow: Flow, found: Stages, prior: str, minutes: int | None) -> Data:
     """The scenario as plain data; `assumed` are mappings of source to fields until the end."""
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     network = _Network({}, {}, taken)
     for key, thing in flow.things.items():
         network.add(key, thing.name, thing.identity)
@@ -152,14 +152,14 @@ def _assume(entry: Data, source: str, *fields: str) -> None:
     entry.setdefault("assumed", {}).setdefault(source, []).extend(fields)
 
 
-def _id(name: str, otherwise: str, taken: set[str]) -> str:
-    """An id made of a name, that is not taken."""
+def _id(name: str, otherwise: str, taken: dict[str, int]) -> str:
+    """An id made of a name, that is not taken; `taken` has the last number that was tried with each."""
     stem = re.sub(r"[^a-z0-9]+", "-", name[:200].lower()).strip("-")[:40].strip("-") or otherwise
-    made, count = stem, 1
+    made, count = stem, taken.get(stem, 1)
     while made in taken:
         count += 1
         made = f"{stem}-{count}"
-    taken.add(made)
+    taken |= {stem: count, made: taken.get(made, 1)}
     return made
 
 
@@ -173,7 +173,7 @@ class _Network(NamedTuple):
 
     assets: dict[str, Data]
     identities: dict[str, Data]
-    taken: set[str]
+    taken: dict[str, int]
 
     def add(self, key: str, name: str, identity: bool, guess: bool = False) -> str:
         """A new entity; its id. Of one that the flow does not name the existence is a guess too."""
@@ -274,6 +274,7 @@ def _numbers(flow: Flow, made: dict[str, Data], needs: dict[str, Needs], prior: 
     total = priors.attack_minutes(prior) if minutes is None else priors.Sourced(minutes, RULE)
     chance = priors.attack_succeeds(prior)
     given = {name: flow.nodes[name].minutes for name in needs if name}
+    _bound_times(flow, given)
     free = sum(given.get(name) is None for name in needs)
     left = max(0.0, total.value - sum(x for x in given.values() if x is not None))
     success = round(chance.value ** (1 / _shortest(made, needs)), 4)
@@ -290,6 +291,19 @@ def _numbers(flow: Flow, made: dict[str, Data], needs: dict[str, Needs], prior: 
         stage |= {"dwell": dwell, "success": success, "detection": seen.value, "lag": lag.value}
         for field, source in (("success", chance.source), ("detection", seen.source), ("lag", lag.source)):
             _assume(stage, source, field)
+
+
+def _bound_times(flow: Flow, given: dict[str, float | None]) -> None:
+    """Refuse times of a flow that no game has: the attack would never come to its loss."""
+    known = {name: minutes for name, minutes in given.items() if minutes is not None}
+    total, day = sum(known.values()), 24 * 60
+    if total > TICK_MINUTES * MAX_TICKS:
+        longest = named(flow, [max(known, key=lambda name: known[name])])
+        refuse(
+            flow,
+            f"its actions last {total / day:,.0f} days in all, {longest} the longest, and {TICK_MINUTES * MAX_TICKS // day} "
+            "are the most; correct execution_start and execution_end, or remove them",
+        )
 
 
 def _ticks(ticks: float) -> int:
@@ -324,7 +338,7 @@ def _whole(flow: Flow, listed: list[Data], network: _Network, prior: str) -> Dat
     about = "\n".join(_line(row, 2000) for row in flow.description.splitlines())[:4000].strip()
     document: Data = {
         "format": FORMAT,
-        "id": _id(flow.name, "incident", set()),
+        "id": _id(flow.name, "incident", {}),
         "title": title,
         "description": about,
         "horizon": min(MAX_TICKS, max(MIN_HORIZON, math.ceil(2 * ticks))),

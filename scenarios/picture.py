@@ -32,6 +32,7 @@ MARGIN, HEADING = 0.3, 0.32
 CHARACTERS = 31  # of a line in a stage
 COLUMNS = 8  # stages side by side: a longer attack goes on below
 MAX_ENTITIES = 120  # drawn; of the others the number is told
+MAX_LINES = 2000  # drawn, those of the nearest stages; of the others the number is told
 # Okabe and Ito's colours, paler: told apart by colour-blind people as well.
 LOSS, TAKES, PLAIN, BYSTANDER = "#F6C7A5", "#BFDDF0", "#FFFFFF", "#F2F2F2"
 INK, FAINT = "#222222", "#777777"
@@ -53,7 +54,9 @@ def picture(scenario: Scenario) -> str:
     per_row = int((wide - 2 * MARGIN) // (ENTITY + ACROSS))
     rows = [parts[i : i + per_row] for i in range(0, len(parts), per_row)]
     title = textwrap.wrap(scenario.title, int(9 * wide - 9))
-    about = textwrap.wrap(f"{scenario.id}. {ABOUT}", int(14 * wide - 14))
+    hidden = sum(len(_needs(x)) for x in scenario.stages) - len(drawing.lines)
+    more = f" {hidden:,} arrows, over the longest ways, are not drawn." if hidden else ""
+    about = textwrap.wrap(f"{scenario.id}. {ABOUT}{more}", int(14 * wide - 14))
     top = MARGIN + 0.3 * len(title) + 0.16 * len(about) + HEADING
     graph = top + drawing.high + HEADING
     highs = [HEADING + ROW * max(len(lines) for _, lines in row) + DOWN for row in rows]
@@ -87,6 +90,7 @@ class _Layout(NamedTuple):
     bottom: list[float]  # of each band of columns
     high: float
     last: int  # column
+    lines: list[tuple[str, Stage]]  # that are drawn: from a stage to one that needs it
 
 
 def _needs(stage: Stage) -> tuple[str, ...]:
@@ -101,15 +105,18 @@ def _layout(stages: Sequence[Stage]) -> _Layout:
             if x.id not in column and all(name in column for name in _needs(x)):
                 column[x.id] = 1 + max((column[name] for name in _needs(x)), default=-1)
     last = max(column.values())
+    lines = [(name, x) for x in sorted(stages, key=lambda x: column[x.id]) for name in _needs(x)]
+    if len(lines) > MAX_LINES:
+        lines = sorted(lines, key=lambda line: column[line[1].id] - column[line[0]])[:MAX_LINES]
     columns: list[list[Place]] = [[] for _ in range(last + 1)]
     before: dict[Place, set[Place]] = {}
     after: dict[Place, set[Place]] = {}
     for x in sorted(stages, key=lambda x: column[x.id]):
         before[x.id, column[x.id]] = set()
-        for name in _needs(x):
-            for a, b in pairwise(_way(name, x.id, column)):
-                before.setdefault(b, set()).add(a)
-                after.setdefault(a, set()).add(b)
+    for name, x in lines:
+        for a, b in pairwise(_way(name, x.id, column)):
+            before.setdefault(b, set()).add(a)
+            after.setdefault(a, set()).add(b)
     for place in before:
         columns[place[1]].append(place)
     order = {place: i - len(c) / 2 for c in columns for i, place in enumerate(c)}
@@ -130,7 +137,7 @@ def _layout(stages: Sequence[Stage]) -> _Layout:
         top += max(tall) + DOWN
         bottom.append(top - DOWN / 2)
         top += DOWN
-    return _Layout(at, column, bottom, top, last)
+    return _Layout(at, column, bottom, top, last, lines)
 
 
 def _way(a: str, b: str, column: Mapping[str, int]) -> list[Place]:
@@ -151,9 +158,8 @@ def _tall(place: Place, column: Mapping[str, int]) -> float:
 
 
 def _graph(axes: Any, s: Scenario, drawing: _Layout, number: Mapping[str, int], top: float) -> None:
-    for x in s.stages:
-        for name in _needs(x):
-            _line(axes, _way(name, x.id, drawing.column), drawing, top, name in x.prerequisites)
+    for name, x in drawing.lines:
+        _line(axes, _way(name, x.id, drawing.column), drawing, top, name in x.prerequisites)
     for x in s.stages:
         left, middle = drawing.at[x.id, drawing.column[x.id]]
         _stage(axes, x, number[x.id], left, top + middle)

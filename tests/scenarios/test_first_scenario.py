@@ -173,6 +173,16 @@ def test_large_odd_and_long_scenarios_are_drawn() -> None:
     assert shown[0] == odd.title and "20 s19" in shown
 
 
+def test_of_very_many_arrows_the_shortest_are_drawn_and_the_others_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = [STAGES[0] | {"id": f"s{i}", "any_prerequisites": [f"s{j}" for j in range(i)]} for i in range(8)]
+    s = changed(stages=[*first, STAGES[4] | {"prerequisites": ["s7"]}])
+    assert "are not drawn" not in " ".join(texts(picture(s)))
+    monkeypatch.setattr("scenarios.picture.MAX_LINES", 10)
+    shown = " ".join(texts(picture(s)))
+    assert "19 arrows, over the longest ways, are not drawn." in shown
+    assert all(f"{i} s{i - 1}" in shown for i in range(1, 9))
+
+
 def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     (tmp_path / "a.yaml").write_text(template())

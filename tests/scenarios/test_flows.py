@@ -22,6 +22,7 @@ from scenarios import attack, priors
 from scenarios.attack_flow import SCENARIO, parse_flow
 from scenarios.export_flow import export_flow
 from scenarios.generate import generate
+from scenarios.import_report import ADVICE
 from scenarios.imported import Imported, from_flow
 from scenarios.networks import MAX_SEED, SPLITS
 
@@ -159,6 +160,14 @@ def test_what_a_stage_cannot_need_is_refused_by_name() -> None:
     )
     with pytest.raises(scenarios.ScenarioError, match=r"'Go' comes after an OR of ANDs.*one of \('A', 'C'\).*draw the"):
         simple(nodes, *ways)
+
+
+@pytest.mark.parametrize("operator", ["AND", "OR"])
+def test_an_operator_with_nothing_before_it_is_left_out(operator: str) -> None:
+    nodes = {"A": ("TA0001", "T1566.001"), "X": operator, "E": ("TA0010", "T1041")}
+    found = imported(stix(nodes, [("A", "E"), ("X", "E")]))
+    assert found.scenario.stages[1].any_prerequisites + found.scenario.stages[1].prerequisites == ("a",)
+    assert "operators left out" in kinds(found) and "operators left out" in ADVICE
 
 
 def test_nested_operators_of_one_kind_are_one() -> None:

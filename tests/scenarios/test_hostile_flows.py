@@ -1,10 +1,12 @@
 """Files that are no flow, or a bad one: each is one clear line, in bounded time and memory."""
 
+import io
 import json
 import resource
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,21 @@ def ladder(count: int) -> str:
     return text(stix(nodes, [*edges, ("all", "last"), ("third", "last"), ("last", "Send")]))
 
 
+def crowd(count: int) -> str:
+    """More assets, all of one name, and so of many ids that are to be made."""
+    data = stix()
+    data["objects"] += [{"type": "attack-asset", "id": f"attack-asset--{i}", "name": "pc"} for i in range(count)]
+    return text(data)
+
+
+def zipped() -> bytes:
+    """A bomb: 50 MB of spaces."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("flow.json", b" " * 50_000_000)
+    return file.getvalue()
+
+
 DEEP = 100_000
 DEEP_PROPERTY = {"id": "action", "instance": "a", "properties": [["x", json.loads("[" * 20 + "]" * 20)]]}
 BEHIND: dict[str, Any] = {"A": PHISH, "B": None, "C": PHISH, "D": PHISH, "E": OUT}
@@ -127,6 +144,22 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "actions in a row": (text(stix(many(MAX_NODES), chain(*many(MAX_NODES)))), "has 5000 actions, but at"),
     "90,000 lines": (wide(300), "has 600 actions, conditions and operators with 90,000 lines between them, the limits"),
     "very many ways": (ladder(16), "'Send' comes after an OR of ANDs"),
+    "type is a list": (edited(lambda x: action(x).update(type=["attack-action"])), ".type: got ['attack-action']; say"),
+    "no type": (edited(lambda x: action(x).pop("type")), ".type: got null; say what the object is"),
+    "start at an asset": (
+        edited(lambda x: x[0].update(start_refs=[uid("attack-asset", "clerk-pc")])),
+        "start_refs: names a 'attack-asset', but only actions",
+    ),
+    "most of it after the loss": (
+        text(stix({"E": OUT, "A": PHISH, "B": PHISH}, chain("E", "A", "B"))),
+        "of 3 actions 1 are left (2 come after the loss), too few",
+    ),
+    "a thousand years": (
+        edited(lambda x: action(x).update(execution_start="1026-01-01", execution_end="2026-01-01")),
+        "its actions last 365,243 days in all, 'Run a loader' the longest, and 208 are the most",
+    ),
+    "100,000 assets of one name": (crowd(100_000), "assets: has 100,002 entries, but at most 16383 are allowed"),
+    "zip": (zipped(), "is not UTF-8 text"),
     "values that are no mapping": (
         edited(lambda x: action(x).update(extensions={SCENARIO: 1})),
         f"extensions.{SCENARIO}: got 1; expected an object",
@@ -136,6 +169,11 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "an unknown value": (own(cost=1), "cost (phish-a-clerk): is not a known field"),
     "id of a wrong type in an export": (own(id=[1]), "got [1]"),
     "builder: no id": ('{"schema": "attack_flow_v2", "objects": [{"id": "action"}]}', "objects[0].instance: got null"),
+    "builder: two flows": (
+        edited(lambda x: x.append(find(x, id="flow") | {"instance": "other"}), builder),
+        "has 2 flows; give each a file of its own",
+    ),
+    "builder: id is a number": (edited(lambda x: find(x, id="action").update(id=1), builder), ".id: got 1; say what"),
     "builder: dangling anchor": (
         edited(lambda x: find(x, id="action").update(anchors={"0": "gone"}), builder),
         "anchors: 'gone' is not in the file; save the flow again",
