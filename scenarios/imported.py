@@ -301,8 +301,9 @@ def _bound_times(flow: Flow, given: dict[str, float | None]) -> None:
         longest = named(flow, [max(known, key=lambda name: known[name])])
         refuse(
             flow,
-            f"its actions last {total / day:,.0f} days in all, {longest} the longest, and {TICK_MINUTES * MAX_TICKS // day} "
-            "are the most; correct execution_start and execution_end, or remove them",
+            f"its actions last {total / day:,.0f} days in all, {longest} the longest, and "
+            f"{TICK_MINUTES * MAX_TICKS // day} are the most; correct execution_start and execution_end, or remove "
+            "them",
         )
 
 
