@@ -158,7 +158,7 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
         edited(lambda x: action(x).update(execution_start="1026-01-01", execution_end="2026-01-01")),
         "its actions last 365,243 days in all, 'Run a loader' the longest, and 208 are the most",
     ),
-    "100,000 assets of one name": (crowd(100_000), "assets: has 100,002 entries, but at most 16383 are allowed"),
+    "100,000 assets of one name": (crowd(100_000), "assets: has 100004 entries, but at most 16383 are allowed"),
     "zip": (zipped(), "is not UTF-8 text"),
     "values that are no mapping": (
         edited(lambda x: action(x).update(extensions={SCENARIO: 1})),
