@@ -127,6 +127,10 @@ class Found(NamedTuple):
     asked: Counter[str]  # by kind
     answered: Counter[int]  # by status; 0: the connection was closed, as for a frame that is too large
     faults: list[str]
+    again: list[str]  # what was asked once more, by a new connection
+
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def start(luck: random.Random) -> tuple[str, str]:
@@ -200,6 +204,10 @@ def fault(status: int, text: str, secrets: tuple[str, ...]) -> str | None:
     return told and f"tells {told!r}"
 
 
+class Closed(ConnectionError):
+    """A connection ended before a byte of the answer came."""
+
+
 async def _request(reader: Any, writer: Any, host: str, wrong: Wrong) -> tuple[int, str, bool]:
     """Status, the line that was answered, whether the connection can be used again."""
     length = len(wrong.body) if wrong.length is None else wrong.length
@@ -208,7 +216,13 @@ async def _request(reader: Any, writer: Any, host: str, wrong: Wrong) -> tuple[i
     writer.write(f"{wrong.method} {wrong.path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + wrong.body)
     with suppress(ConnectionError):  # answered before all was sent
         await writer.drain()
-    status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    try:
+        answer = await reader.readuntil(b"\r\n\r\n")
+    except (ConnectionError, asyncio.IncompleteReadError) as error:
+        if getattr(error, "partial", b""):
+            raise
+        raise Closed(repr(error)) from None
+    status, *lines = answer.decode("latin-1").split("\r\n")
     told = {k.lower(): v.strip() for k, _, v in (x.partition(":") for x in lines)}
     if told.get("transfer-encoding") == "chunked":  # as what is no HTTP at all is answered, in one chunk
         size = int(await reader.readuntil(b"\r\n"), 16)
@@ -222,24 +236,37 @@ async def _request(reader: Any, writer: Any, host: str, wrong: Wrong) -> tuple[i
     return int(status.split()[1]), text, told.get("connection", "") != "close" and wrong.length is None
 
 
+async def _answer(streams: Streams | None, host: str, wrong: Wrong, into: Found) -> tuple[Streams | None, int, str]:
+    """The connection if it is kept, status (-1: none) and line."""
+    kept = streams is not None
+    try:
+        streams = streams or await asyncio.open_connection(*host.rsplit(":", 1))
+        status, text, again = await asyncio.wait_for(_request(*streams, host, wrong), 60)
+        anew = False
+    except (OSError, ValueError, KeyError, EOFError, TimeoutError) as error:
+        status, text, again = -1, repr(error), False
+        anew = kept and isinstance(error, Closed)  # as a server may when nothing was said for seconds
+    if again:
+        return streams, status, text
+    if streams:
+        streams[1].close()
+    if anew:
+        into.again.append(f"{wrong.method} {wrong.path} {wrong.body[:80]!r}")
+        return await _answer(None, host, wrong, into)
+    return None, status, text
+
+
 async def requests(url: str, many: int, luck: random.Random, body: int, secrets: tuple[str, ...], into: Found) -> None:
     """Send so many by HTTP."""
-    host, streams = urlsplit(url).netloc, None
+    host = urlsplit(url).netloc
+    streams: Streams | None = None
     for _ in range(many):
         wrong = by_http(luck, body)
         into.asked[f"http {wrong.kind}"] += 1
-        try:
-            if streams is None:
-                streams = await asyncio.open_connection(*host.rsplit(":", 1))
-            status, text, again = await asyncio.wait_for(_request(*streams, host, wrong), 60)
-        except (OSError, ValueError, KeyError, EOFError, TimeoutError) as error:
-            status, text, again = -1, repr(error), False
+        streams, status, text = await _answer(streams, host, wrong, into)
         into.answered[status] += 1
         if why := fault(status, text, secrets):
             into.faults.append(f"{why}: {wrong.method} {wrong.path} {wrong.body[:80]!r} {wrong.headers}: {text[:200]}")
-        if not again and streams:
-            streams[1].close()
-            streams = None
     if streams:
         streams[1].close()
 
@@ -271,7 +298,7 @@ async def messages(url: str, many: int, luck: random.Random, body: int, secrets:
 
 async def sent(url: str, many: int, seed: int, body: int, clients: int = 8, secrets: tuple[str, ...] = ()) -> Found:
     """Send about so many messages, half of them by WebSocket; `secrets`: what no answer may tell."""
-    into = Found(Counter(), Counter(), [])
+    into = Found(Counter(), Counter(), [], [])
     ways: tuple[Callable[..., Any], ...] = (requests, messages)
     each = -(-many // clients)
     work = [ways[i % 2](url, each, random.Random(1000 * seed + i), body, secrets, into) for i in range(clients)]

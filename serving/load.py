@@ -229,6 +229,7 @@ def refused(server: subprocess.Popen[str], url: str, many: int, seed: int) -> in
     for kind, number in sorted(asked_for.items()):
         print(f"  {kind}: {number}")
     print("answered: " + ", ".join(f"{k or 'closed'}: {v}" for k, v in sorted(answers.items())))
+    print(f"asked again, since a kept connection had been closed: {len(first.again) + len(second.again)}")
     print(f"faults: {len(faults)}; sessions left open: {left}; memory {before:.0f} MiB, then {after:.0f} MiB")
     print(f"the honest episode {'went on' if same else 'was changed'}; {differ} differ from their replay")
     for line in faults[:20]:

@@ -8,8 +8,9 @@ import re
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,33 @@ def test_malformed_messages_of_every_kind(client: Client) -> None:
 def test_what_a_hostile_client_calls_a_fault(status: int, text: str) -> None:
     assert hostile.fault(status, text, ()) and not hostile.fault(422, "no", ())
     assert hostile.fault(404, "there is no session abc", ("abc",)) == "tells 'abc'"
+
+
+@pytest.mark.parametrize("new_ones_too", [False, True])
+def test_a_kept_connection_may_be_closed_and_a_new_one_may_not(new_ones_too: bool) -> None:
+    """By a server that answers once by each connection, and, with `new_ones_too`, drops every fourth unanswered."""
+    opened = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        answers = not (new_ones_too and opened % 4 == 0)
+        with closing(writer), suppress(asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            if answers:
+                writer.write(b"HTTP/1.1 422 No\r\nContent-Length: 2\r\n\r\nno")
+                await reader.readuntil(b"\r\n\r\n")
+
+    async def played() -> hostile.Found:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, limit=2**20) as server:
+            into = hostile.Found(Counter(), Counter(), [], [])
+            port = server.sockets[0].getsockname()[1]
+            await hostile.requests(f"http://127.0.0.1:{port}", 40, random.Random(0), 100, (), into)
+            return into
+
+    found = asyncio.run(played())
+    assert len(found.again) > 20 and found.answered.total() == 40
+    assert bool(found.faults) == new_ones_too and len(found.faults) == found.answered[-1]
 
 
 def test_as_many_sessions_as_are_allowed_and_no_idle_ones(client: Client) -> None:
