@@ -131,8 +131,8 @@ class Desk:
             raise ValueError(f"{verb} of {check.said(target)} is no action here; {remedy}")
         return found
 
-    def act(self, action: int, at_most: int = 1) -> Told:
-        """Take an action, then wait while nothing is new: up to `at_most` ticks in all, or as `asking` says.
+    def act(self, action: int, at_most: int | None = None) -> Told:
+        """Take an action, then wait while nothing is new: up to `at_most` ticks in all, or else as `asking` says.
 
         Raises ValueError before the first reset, and once the episode is over.
         """
@@ -141,8 +141,8 @@ class Desk:
         if self.done:
             raise ValueError("the episode is over; call no more tools")
         before, first = self.view, len(self.actions)
-        if self.asking == ON_CHANGE and action != MONITOR:
-            at_most = self.view.horizon
+        if at_most is None:
+            at_most = self.view.horizon if self.asking == ON_CHANGE else 1
         while True:
             self._tick(action)
             new = changed(before, self.view)

@@ -19,11 +19,14 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TEXT, tiny_tokenizer
 from tokenizers import pre_tokenizers
 
+import prompting
+import scenarios
 from grpo.exporting import command as exporting
 from grpo.exporting import gguf_file, llama_server, merge
 from grpo.model import adapters, embedded
 from grpo.model.folders import EMBEDDED
 from grpo.model.models import ModelError, load
+from grpo.playing import evaluation, remote
 
 # PEFT still asks for it.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -278,3 +281,19 @@ def test_llama_cpp_itself(name, request, tmp_path):
                 assert one["logprob"] == pytest.approx(float(wanted[one["id"]]), abs=0.05)
                 compared += 1
     assert compared >= 20
+
+
+def test_llama_cpp_is_held_to_the_legal_actions_as_a_player(qwen, tmp_path):
+    """An exported file behind llama.cpp's server: it knows the JSON schema, and an untrained model answers by it."""
+    pytest.importorskip("xllamacpp")
+    pytest.importorskip("openai")
+    loaded = load(str(qwen[0]), qwen[1], dtype="float32", device="cpu")
+    path = write(merge.merged(loaded), loaded.tokenizer, tmp_path, "f16")
+    program = fake(tmp_path / "llama-server", SHIM.format(python=sys.executable))
+    inventory = prompting.inventory(scenarios.load("supply_chain_token_drift"))
+    with llama_server.serving(str(program), path, 16384) as address:
+        argv = ["--model", "openai:soc", "--base-url", f"{address}/v1", "--out", "x", "--max-new-tokens", "300"]
+        speaker = remote.load(evaluation.parser().parse_args(argv))
+        said = speaker.respond_in(inventory, "")(["Tick 1: nothing.", "Tick 1: an alert."], (0, 1), 1)
+    assert speaker.about["answers"] == "by JSON schema"
+    assert [prompting.parse(text, inventory)[1] for text in said] == ["", ""], said

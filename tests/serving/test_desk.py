@@ -101,6 +101,16 @@ def test_a_wait_is_as_long_as_it_may_be_and_always_asking_steps_one_tick(tools: 
     assert len(tools.desk.actions) > 3
 
 
+def test_whoever_says_monitor_is_asked_again_when_something_is_new(tools: SocTools) -> None:
+    """As verifiers and `rollout_func` play: MONITOR is an answer among others. Once it was always one tick."""
+    tools.reset(seed=5)
+    answers = []
+    while not tools.desk.done:
+        answers.append(tools.desk.act(MONITOR).text)
+    assert 5 < len(answers) < 60 and len(tools.desk.actions) == 80
+    assert not [x for x in answers[:-1] if x.rstrip().endswith("No alerts")]
+
+
 def test_no_answer_changes_with_anything_hidden(tools: SocTools) -> None:
     """With the hidden state of another episode in the place of this one's, what is told now is the same."""
     desk, other = tools.desk, Desk(ON_CHANGE, 12)

@@ -66,5 +66,8 @@ def test_the_command_of_the_docs_plays_whole_episodes(tmp_path: Path) -> None:
         expected = float(waited.reward.sum()) - 0.6 * refused
         assert trace["rewards"]["episode_return"]["score"] == pytest.approx(expected, abs=1e-3)
     assert {trace["task"]["data"]["start"]["episode"] for trace in traces} == {0, 1}
+    news = max((x["messages"] for x in asked), key=len)
+    told = [m["content"] for m in news if m["role"] == "user"]
+    assert len(told) > 5 and not [x for x in told if x.startswith("New since") and x.rstrip().endswith("No alerts")]
     first = asked[0]["messages"]
     assert first[0]["content"].startswith("You are a SOC analyst") and "Tick 0 of 80" in first[-1]["content"]
