@@ -33,7 +33,7 @@ GROUPS = (1, 8, 64)  # policies in a batch, as many as are needed; each size is 
 IN_ONE = (policies.PLAN, policies.FARM)
 WHOLE = ((32, 32), (1, 1024))  # of these, policies x episodes in a batch, all of which play the same ones
 LOOK = 8  # ticks that are drawn and paid together, after which a batch is asked whether all its episodes are over
-WORKERS = min(4, os.cpu_count() or 1)  # batches side by side
+WORKERS = min(4, os.cpu_count() or 1)  # what is done side by side, in threads
 CHANNELS = ("alerts", "forensics", "controls")  # of an observation, that `exchange` can take from another episode
 
 
@@ -289,7 +289,7 @@ def _parts(many: int, size: int) -> list[np.ndarray]:
 
 
 def side_by_side(do: Callable[[Any], Any], items: list[Any]) -> list[Any]:
-    """What `do` makes of each item, in threads, of which each has the work of one core to give."""
+    """What `do` makes of each item, up to WORKERS of them at once, in threads."""
     # The first alone, because it compiles.
     done = [do(x) for x in items[:1]]
     pool = ThreadPoolExecutor(WORKERS)

@@ -101,7 +101,7 @@ def reference(arena: Arena, keys: np.ndarray, length: int) -> np.ndarray:
     best = np.zeros((1, length), np.int32)
     for _ in range(DEPTH):
         tried = [best]
-        for t in TICKS:
+        for t in (t for t in TICKS if t < length):
             more = np.repeat(best, len(acts), axis=0)
             more[:, t] = np.tile(acts, len(best))
             tried.append(more)

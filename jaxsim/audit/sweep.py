@@ -274,7 +274,8 @@ def rescored(
         gap, _ = rescore.gaps(ledgers[0], ledgers[1], moved)
         values = np.asarray([v for _, v in moves])
         grids[name] = {w: np.stack([values, gap])[:, [m == w for m, _ in moves]] for w in rescore.RANGES}
-    # Last, when the programs of these ledgers are there: the rate is that of scoring, not of compiling.
+    # Last, when the programs of these ledgers are there: the rate is that of scoring, not of compiling; other networks
+    # may have a core meanwhile.
     weights = rescore.sobol_weights(configs, seed)
     began = time.perf_counter()
     evg, norm = rescore.gaps(ledgers[0], ledgers[1], weights)

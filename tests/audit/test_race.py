@@ -8,7 +8,7 @@ import pytest
 
 import scenarios
 from jaxsim import policies, reward
-from jaxsim.audit import adversary, course, open_loop, plans, search
+from jaxsim.audit import adversary, course, open_loop, plans, search, search_check
 from jaxsim.audit.arena import Arena, make_arenas, take
 from jaxsim.audit.budgets import BUDGETS, Budget, lineage
 from jaxsim.audit.race import bound, differences, race, rounds
@@ -140,12 +140,12 @@ def test_the_adversary_climbs_to_what_pays() -> None:
 @pytest.mark.parametrize("episodes", [32, 45])
 def test_returns_many_equals_rollout_many(arena: Arena, episodes: int) -> None:
     keys = episode_keys(jax.random.key(7), episodes)
-    some = plans.single_plans(np.arange(1, arena.env.dims.actions), (0, 3), 70)[:4]
+    some = plans.single_plans(np.arange(1, arena.env.dims.actions), (0, 3), 70)[:9]
     for policy, parameters in (
         (policies.PLAN, some),
         (policies.PLAN, some[:1]),
-        (policies.FARM, take(search.farm_loops(arena, some[:1, :1], search.LONGEST_PREFIX), slice(4))),
-        (policies.EVIDENCE, search.sample_family(4, 0)),
+        (policies.FARM, take(search.farm_loops(arena, some[:1, :1], search.LONGEST_PREFIX), slice(8))),
+        (policies.EVIDENCE, search.sample_family(8, 0)),
     ):
         together = returns_many(arena.env, arena.params, policy, parameters, np.asarray(jax.random.key_data(keys)))
         stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys)
@@ -174,6 +174,15 @@ def test_actions_on_what_a_network_lacks_are_no_plans_of_it(monkeypatch: pytest.
     acts, ticks = legal.sum() - 1, len(budget.ticks) - 1  # an episode of 30 ticks has none of that number
     assert opened.bounds[open_loop.SINGLES].members == 1 + acts * ticks
     assert opened.bounds[open_loop.PAIRS].members == acts**2
+
+
+def test_the_plain_search_of_a_short_network_stays_within_it(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    def played(env: Any, params: Any, policy: Any, some: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        return np.repeat((some[:, 8] == 3).astype(np.float32)[:, None, None], len(keys), axis=1)
+
+    monkeypatch.setattr(search_check, "returns_many", played)
+    best = search_check.reference(arena, np.zeros((4, 2), np.uint32), 12)
+    assert best.shape == (12,) and best[8] == 3
 
 
 def test_a_larger_budget_contains_a_smaller_one() -> None:
