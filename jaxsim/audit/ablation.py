@@ -100,22 +100,31 @@ def judged(variant: str, many: list[Any], budget: Budget, keys: jax.Array, seed:
             row = verdict.judge(arena, played, r, seed, keys, found.bounds, others)
             kept = ("rules", "reward", "scenario", "verdict", "exploits", "evg", "evg_ci", "evg_norm", "evg_norm_ci")
             more = ("farming_growth", "farming_surplus", "outcome_tau", "best_open_loop_name", "best_evidence_name")
+            more += ("voi_norm", "voi_norm_ci", "voi_of", "unmet")
             returns = {p["policy"]: p["return"] for p in row["policies"]}
-            rows.append({k: row[k] for k in (*kept, *more)} | {"returns": returns})
+            [looking] = (p for p in row["policies"] if p["policy"] == row["voi_of"][0])
+            backed = {"evidence_backed_share": looking["tells"]["evidence_backed_share"]}
+            rows.append({k: row[k] for k in (*kept, *more)} | backed | {"returns": returns})
     return [report.plain(row) for row in rows]
 
 
 def summary(rows: list[dict[str, Any]], variant: str, name: str) -> dict[str, Any]:
     """One line of the table: over the scenarios."""
     mine = [r for r in rows if r["rules"] == variant and r["reward"] == name]
-    norms = [r["evg_norm_ci"][0] for r in mine]
+
+    def lowest(key: str) -> float | None:
+        ends = [r[key][0] for r in mine]
+        return None if None in ends else min(ends)
+
     return {
         "rules": variant,
         "reward": name,
         "evg": float(np.mean([r["evg"] for r in mine])),
         "evg_low": min(r["evg"] for r in mine),
         "evg_high": max(r["evg"] for r in mine),
-        "evg_norm_lowest": None if None in norms else min(norms),
+        "evg_norm_lowest": lowest("evg_norm_ci"),
+        "voi_norm_lowest": lowest("voi_norm_ci"),
+        "evidence_backed_lowest": min(r["evidence_backed_share"] for r in mine),
         "certified": sum(r["verdict"] == verdict.CERTIFIED for r in mine),
         "scenarios": len(mine),
         **{e: sum(e in r["exploits"] for r in mine) for e in EXPLOITS},
@@ -126,25 +135,27 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
     """One line a verdict."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("rules", "reward", "scenario", "verdict", "exploits", "evg", "low", "high", "evg_norm", "tau"))
+    head = ("rules", "reward", "scenario", "verdict", "exploits", "evg", "low", "high")
+    writer.writerow((*head, "evg_norm", "voi_norm", "evidence_backed", "tau"))
     for r in rows:
-        facts = (r["evg"], *r["evg_ci"], r["evg_norm"], r["outcome_tau"])
+        norms = (r["evg_norm"], r["voi_norm"], r["evidence_backed_share"])
+        facts = (r["evg"], *r["evg_ci"], *norms, r["outcome_tau"])
         writer.writerow((r["rules"], r["reward"], r["scenario"], r["verdict"], " ".join(r["exploits"]), *facts))
     return text.getvalue()
 
 
-HEAD = ("rules", "reward", "EVG mean (range)", "lowest EVG_norm bound", *EXPLOITS, "certified")
+HEAD = ("rules", "reward", "EVG mean (range)", "EVG_norm ≥", "VOI_norm ≥", "backed ≥", *EXPLOITS, "certified")
 
 
 def cells(s: dict[str, Any]) -> list[str]:
-    """A summary as text."""
-    lowest = s["evg_norm_lowest"]
-    n = s["scenarios"]
+    """A summary as text; what is at least so much is the worst scenario's, of the norms the lower 95 % end."""
+    n, norms = s["scenarios"], [s["evg_norm_lowest"], s["voi_norm_lowest"]]
     return [
         s["rules"],
         s["reward"],
         f"{s['evg']:+.2f} ({s['evg_low']:+.2f} to {s['evg_high']:+.2f})",
-        "n/a" if lowest is None else f"{lowest:.2f}",
+        *("n/a" if lowest is None else f"{lowest:.2f}" for lowest in norms),
+        f"{s['evidence_backed_lowest']:.0%}",
         *(f"{s[e]}/{n}" for e in (*EXPLOITS, "certified")),
     ]
 
