@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 
 import scenarios
 from jaxsim import noise, options, reward
-from jaxsim.audit import search, verdict
+from jaxsim.audit import report, search, verdict
 from jaxsim.audit.arena import make_arenas
 from jaxsim.audit.budgets import BUDGETS, Budget
 from jaxsim.version import SIMULATOR_VERSION
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "summary": summary(rows),
         "rows": rows,
     }
-    cli.write_json(args.out / "planted.json", document)
+    cli.write_json(args.out / "planted.json", report.plain(document))
     figure = picture(rows)
     cli.write_whole(args.out / "planted.png", lambda file: figure.savefig(file, format="png", dpi=130))
     show(console, rows)

@@ -1,5 +1,7 @@
 """Games with planted holes: what is drawn, that each hole is one, and what is made of verdicts."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -75,3 +77,18 @@ def test_recall_and_false_alarms() -> None:
     ]
     assert found["recall"][1] == pytest.approx(0.194, abs=1e-3) and found["recall"][2] == pytest.approx(0.994, abs=1e-3)
     assert len(planted.picture(rows).axes[0].patches) == len(planted.COLOURS) * (len(planted.HOLES) + 1)
+
+
+def test_what_no_json_has_is_written_as_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cap on a reward, and a share of a gain where nothing is gained."""
+
+    def judged(games: list[planted.Game], *_: Any) -> list[dict[str, Any]]:
+        return [g._asdict() | row(g.kind, verdict.UNDECIDED) | {"evg_norm_ci": [float("nan")] * 2} for g in games]
+
+    monkeypatch.setattr(planted, "judged", judged)
+    planted.main(["--holes", "2", "--harmless", "1", "--out", str(tmp_path / "out")])
+    document = json.loads((tmp_path / "out/planted.json").read_text())
+    assert len(document["rows"]) == 3 and {"planted.json", "planted.png"} == {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
+    assert all(r["evg_norm_ci"] == [None, None] and r["weights"]["disruption_cap"] is None for r in document["rows"])
