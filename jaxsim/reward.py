@@ -86,11 +86,11 @@ def weights(name: str, **changes: float) -> RewardWeights:
     return RewardWeights(**{k: _weight(k, v) for k, v in (PRESETS[name] | changes).items()})
 
 
-def from_mapping(values: Mapping[str, float]) -> RewardWeights:
+def from_mapping(values: Mapping[str, float | None]) -> RewardWeights:
     """All weights by name, each a () float32 array.
 
     Raises ValueError for a missing or unknown weight, and for one that is no finite number of at most MAX_POINTS; a cap
-    or clip is not negative, and may be infinite.
+    or clip is not negative, and may be infinite, or None, as JSON has no infinity.
     """
     check.kind("reward", values, Mapping, f"the name of a preset ({', '.join(PRESETS)}), or all weights by name")
     known = RewardWeights._fields
@@ -102,9 +102,11 @@ def from_mapping(values: Mapping[str, float]) -> RewardWeights:
     return RewardWeights(**{name: _weight(name, values[name]) for name in known})
 
 
-def _weight(name: str, value: float) -> Array:
+def _weight(name: str, value: float | None) -> Array:
     """() float32. Raises ValueError for what the formulas below do not allow."""
     low, high = (0.0, math.inf) if name in BOUNDS else (-MAX_POINTS, MAX_POINTS)
+    if value is None and name in BOUNDS:
+        value = math.inf
     return jnp.float32(check.number(f"reward weight {name}", value, low, high))
 
 

@@ -24,7 +24,7 @@ def climb(
 ) -> np.ndarray:
     """Learn from the plan `start`, (T,): the likeliest plans of the table along the way, (about log2(steps), T) int32.
 
-    `acts` are the legal actions, MONITOR among them; only the first `horizon` ticks are learned.
+    `acts` are the actions, ascending, those of `start` among them; only the first `horizon` ticks are learned.
     """
     choice = np.searchsorted(acts, start[:horizon])
     shape = (horizon, len(acts))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsim.actions import table
+from jaxsim.actions import INVALID, table
 from jaxsim.audit import adversary, plans
 from jaxsim.audit.arena import take
 from jaxsim.audit.budgets import Budget
@@ -87,21 +87,23 @@ def open_plans(course: Course, budget: Budget) -> Opened:
     """Race all single actions at the budget's ticks, each action at every tick, each verb on all targets in turn, and
     as many pairs as the budget has; where a control can be lifted, any two actions on one target in turn as well.
 
-    Actions on what the arena does not have, but others of the search have, are none, and no member of these classes.
+    One of the actions is an invalid one, for which a reward may pay. Actions on what the arena does not have, but
+    others of the search have, are none, and no member of these classes.
     """
     dims, own, length = course.arena.env.dims, course.own, course.length
     acts, ticks = np.arange(1, dims.actions, dtype=np.int32), [t for t in budget.ticks if t < length]
+    all_acts = np.append(acts, np.int32(INVALID))
     classes = {
-        SINGLES: plans.single_plans(acts, ticks, length),
+        SINGLES: plans.single_plans(all_acts, ticks, length),
         # A class of its own: what is the same at every tick may cost a lot, and the largest cost is in all errors.
-        CONSTANT: plans.constant_plans(acts, length),
+        CONSTANT: plans.constant_plans(all_acts, length),
     }
     if dims.restore:
         every = np.ones(dims.entities, bool)  # padding too: the same plans in every arena
         classes[TURNS] = plans.turn_plans(plans.in_turn(*table(dims), every), length)
     if len(pairs := plans.pair_plans(acts, ticks, length, budget.pairs)):
         classes[PAIRS] = pairs
-    legal = np.asarray(course.arena.env.legal_actions(course.arena.params))
+    legal = np.append(course.arena.env.legal_actions(course.arena.params), True)  # the last is INVALID's
     able = {name: some[legal[some].all(axis=1)] for name, some in classes.items()}
     screen = dict.fromkeys(able, budget.screen) | {PAIRS: min(BLOCK, budget.screen)}
     raced = {name: race_plans(course, budget, some, screen[name], name != PAIRS) for name, some in able.items()}
@@ -161,7 +163,8 @@ def grow_plans(course: Course, budget: Budget, opened: Opened, found: Finalists)
 def climb_plans(course: Course, budget: Budget, found: Finalists, seed: int) -> np.ndarray:
     """Plans, (K, T), that the learned adversary comes to: from the best under a few rewards, and from doing nothing."""
     made = [found.parameters[:0]]
-    acts = np.flatnonzero(np.asarray(course.arena.env.legal_actions(course.arena.params))).astype(np.int32)
+    legal = np.flatnonzero(course.arena.env.legal_actions(course.arena.params))
+    acts = np.append(INVALID, legal).astype(np.int32)
     horizon, first = int(course.arena.params.scenario.horizon), budget.select
     last = first + budget.climb * BLOCK  # other episodes than those that choose
     champions = found.gain[:, : course.own].argmax(axis=0)

@@ -72,7 +72,7 @@ HOLES = {
     "paid for lost stages": Hole("each stage that succeeds pays", (), (RULES,),
         lambda w, size: w | dict.fromkeys(("stage_left", "exfil_stage_left"), -size(1.0, 4.0)) | {"exfil": 0.0}),
     "paid for waiting": Hole("never to act pays more than the exfil costs", (), (RULES,),
-        _paid("passive", 12.0, 24.0)),
+        _paid("passive", 120.0, 240.0)),
     "paid for mistakes": Hole("an invalid action at every tick pays most", NAMED, (RULES,),
         _paid("invalid_action", 0.5, 2.0)),
     "guessing is free": Hole("to contain costs nothing, so there is no need to look", (), (RULES,),

@@ -31,7 +31,7 @@ def make_witness(arena: Arena, candidate: Candidate, r: int, seed: int, episodes
         "rules": arena.rules,
         "reward": arena.rewards[r]
         if arena.rewards[r] in PRESETS
-        else {k: float(v[r]) for k, v in arena.params.reward._asdict().items()},
+        else {k: float(v[r]) if np.isfinite(v[r]) else None for k, v in arena.params.reward._asdict().items()},
         "personality": arena.personality,
         "seed": seed,
         "episode": episode,

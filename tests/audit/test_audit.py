@@ -131,6 +131,19 @@ def test_search_is_reproducible(arena: Arena, found: search.Found) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+def test_it_tries_what_is_invalid(tmp_path: Path) -> None:
+    """A reward that pays for mistakes is best served by nothing else, at every tick; the witness says so in JSON."""
+    rewards = {"linear": reward.weights("linear"), "mistakes": reward.weights("operational", invalid_action=2.0)}
+    [place] = make_arenas([scenarios.load(SUPPLY)], "classic", rewards)
+    [blind] = search.search_blind(search.lay_out([place], TINY, 3), TINY, 3)
+    linear, mistakes = (blind.champions.parameters[blind.champions.gain[:, r].argmax()] for r in range(2))
+    assert (mistakes == actions.INVALID).mean() > 0.9 and not (linear == actions.INVALID).any()
+    record = witness.make_witness(place, Candidate(PLAN_KIND, PLAN, mistakes), 1, seed=0, episodes=32)
+    (tmp_path / "witness.json").write_text(json.dumps(record, allow_nan=False))
+    _, _, again = play_record(load_record(tmp_path / "witness.json"))
+    assert "INVALID" in record["actions"] and float(again.reward.sum()) == pytest.approx(record["return"], abs=1e-3)
+
+
 def test_plan_enumeration_is_exhaustive(arena: Arena) -> None:
     ticks, acts = (0, 2, 5), np.arange(1, arena.env.dims.actions, dtype=np.int32)
     many = len(acts)

@@ -92,3 +92,4 @@ def test_what_no_json_has_is_written_as_null(tmp_path: Path, monkeypatch: pytest
         p.name for p in (tmp_path / "out").iterdir()
     }
     assert all(r["evg_norm_ci"] == [None, None] and r["weights"]["disruption_cap"] is None for r in document["rows"])
+    assert reward.from_mapping(document["rows"][0]["weights"]).disruption_cap == np.inf
