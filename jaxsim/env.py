@@ -237,5 +237,5 @@ def make_params(
             f"dims.restore = {dims.restore} does not fit rules {rules_name!r}; give Dims(restore={not dims.restore})"
         )
     table, probabilities = rules.personalities(personality)
-    arrays = jax.tree.map(jnp.asarray, compile_scenario(scenario, dims))
+    arrays = jax.device_put(compile_scenario(scenario, dims))
     return Params(arrays, rules.rules(rules_name), weights, table, probabilities)

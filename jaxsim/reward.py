@@ -3,7 +3,9 @@
 import math
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from chex import Array
 
 from jaxsim import check
@@ -107,7 +109,7 @@ def _weight(name: str, value: float | None) -> Array:
     low, high = (0.0, math.inf) if name in BOUNDS else (-MAX_POINTS, MAX_POINTS)
     if value is None and name in BOUNDS:
         value = math.inf
-    return jnp.float32(check.number(f"reward weight {name}", value, low, high))
+    return jax.device_put(np.float32(check.number(f"reward weight {name}", value, low, high)))
 
 
 def signals(

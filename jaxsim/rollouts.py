@@ -134,7 +134,7 @@ def _ahead(lanes: Array, tick: Array) -> Array:
 
 def _spread(tree: Any, shape: tuple[int, ...]) -> Any:
     """Leaves of one episode for a batch of them."""
-    return jax.tree.map(lambda x: jnp.asarray(np.broadcast_to(x, (*shape, *np.shape(x)))), tree)
+    return jax.device_put(jax.tree.map(lambda x: np.broadcast_to(x, (*shape, *np.shape(x))), tree))
 
 
 @partial(jax.jit, static_argnames=("dims", "policy", "episodes"))
@@ -331,8 +331,8 @@ def _play(
     weights = params.reward
     # Whatever the reward, one program.
     bare = jax.tree.map(np.asarray, params._replace(reward=None))  # type: ignore[arg-type]
-    given = jax.tree.map(jnp.asarray, pack(bare))
-    parameters, data, donor = jax.tree.map(jnp.asarray, (parameters, keys[0], swap))
+    # For each shape `jnp.asarray` compiles a program.
+    given, parameters, data, donor = jax.device_put((pack(bare), parameters, keys[0], swap))
     shape = data.shape[:2]
     began = _begin(dims, given, data, keys[1])
     same = {n: _spread(x, shape) for n, x in began._asdict().items() if n not in DRAWN}
@@ -392,7 +392,7 @@ def returns_many(env_: env.Env, params: Params, policy: Policy, parameters: Any,
     check.key("keys", keys, (None,))
     many = check.members("parameters", parameters, "those of `BASELINES` with a leading axis of policies")
     if policy not in IN_ONE:
-        return rollout_many(env_, params, policy, parameters, jnp.asarray(keys))[0].episode_return
+        return rollout_many(env_, params, policy, parameters, jax.device_put(keys))[0].episode_return
     _, impl = _key_data(keys[:1])
     parameters = jax.tree.map(np.asarray, parameters)
     size = min(WHOLE, key=lambda size: -(-many // size[0]) * -(-len(keys) // size[1]))

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from chex import Array
 
@@ -174,10 +174,10 @@ def rules(name: str) -> Rules:
 
 def _array(value: Value) -> Array:
     if isinstance(value, bool):
-        return jnp.bool_(value)
+        return jax.device_put(np.bool_(value))
     if isinstance(value, tuple):
-        return jnp.asarray(value, jnp.float32 if isinstance(value[0], float) else jnp.int32)
-    return jnp.float32(value)
+        return jax.device_put(np.asarray(value, np.float32 if isinstance(value[0], float) else np.int32))
+    return jax.device_put(np.float32(value))
 
 
 def personalities(name: str) -> tuple[Personality, Array]:
@@ -188,8 +188,8 @@ def personalities(name: str) -> tuple[Personality, Array]:
     known("personality", name, (*PERSONALITIES, ANY))
     rows = list(PERSONALITIES.values())
     table = {
-        k: jnp.asarray(np.asarray([r[k] for r in rows]), bool if k == "reroutes" else jnp.float32)
+        k: jax.device_put(np.asarray([r[k] for r in rows], bool if k == "reroutes" else np.float32))
         for k in Personality._fields
     }
     chosen = np.asarray([name in (p, ANY) for p in PERSONALITIES], np.float32)
-    return Personality(**table), jnp.asarray(chosen / chosen.sum())
+    return Personality(**table), jax.device_put(chosen / chosen.sum())

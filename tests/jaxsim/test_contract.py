@@ -112,7 +112,21 @@ def step_and_score(dims: Dims, state: State, action: chex.Array, block: chex.Arr
 
 
 step_jitted = jax.jit(step_and_score, static_argnums=0)
-step_all = jax.jit(jax.vmap(step_and_score, in_axes=(None, 0, None, None, None)), static_argnums=0)
+over_states = jax.vmap(step_and_score, in_axes=(None, 0, None, None, None))
+over_actions = jax.jit(jax.vmap(over_states, in_axes=(None, None, 0, None, None)), static_argnums=0)
+AT_ONCE = 8  # actions
+
+
+def step_each(case: Case, some: State, acts: np.ndarray, block: chex.Array) -> Any:
+    """What comes of each of the actions in each of the states, (A, S, ...)."""
+    asked = np.append(acts, np.zeros(-len(acts) % AT_ONCE, np.int32)).astype(np.int32).reshape(-1, AT_ONCE)
+    there, params = jax.device_put((some, params_of(case)))
+    told = [jax.device_get(over_actions(sizes(case), there, row, block, params)) for row in asked]
+    return jax.tree.map(lambda *x: np.concatenate(x)[: len(acts)], *told)
+
+
+def alike(tree: Any, many: int) -> Any:
+    return jax.tree.map(lambda x: np.broadcast_to(x, (many, *x.shape)), tree)
 
 
 # Op by op, a third of a second each: all that can be chosen by name, with every verb.
@@ -138,28 +152,26 @@ def test_jit_equals_eager(case: Case) -> None:
 @every_case
 def test_an_illegal_action_costs_and_does_nothing_else(case: Case) -> None:
     """It is MONITOR with a price: the attacker moves, noise comes, the tick passes, the defender has not acted."""
-    params, block, dims = jax.device_put(params_of(case)), tick_noise(KEYS[1], jnp.int32(7)), sizes(case)
-    some = jax.device_put(jax.tree.map(lambda x: x[-32:], running(case)))
-    state, signals, channels, total = jax.device_get(step_all(dims, some, jnp.int32(0), block, params))
-    price = np.float32(params.reward.invalid_action)
-    for action in illegal(EVERY[case.scenario], dims):
-        told = step_all(dims, some, jnp.int32(action), block, params)
-        after, illegal_signals, illegal_channels, paid = jax.device_get(told)
-        assert unequal(after, state) == [], action
-        assert unequal(illegal_signals, signals._replace(invalid=jnp.ones_like(signals.invalid))) == []
-        assert unequal(illegal_channels, channels._replace(invalid_action=np.full_like(paid, price))) == []
-        assert (paid < total).all()
+    acts = np.append(np.int32(0), illegal(EVERY[case.scenario], sizes(case)))  # MONITOR first
+    told = step_each(case, jax.tree.map(lambda x: x[-32:], running(case)), acts, tick_noise(KEYS[1], jnp.int32(7)))
+    (state, signals, channels, total), many = jax.tree.map(lambda x: x[0], told), len(acts) - 1
+    after, illegal_signals, illegal_channels, paid = jax.tree.map(lambda x: x[1:], told)
+    assert unequal(after, alike(state, many)) == []
+    priced = signals._replace(invalid=np.ones_like(signals.invalid))
+    assert unequal(illegal_signals, alike(priced, many)) == []
+    price = np.float32(params_of(case).reward.invalid_action)
+    priced = channels._replace(invalid_action=np.full_like(total, price))
+    assert unequal(illegal_channels, alike(priced, many)) == []
+    assert (paid < total).all()
 
 
 @every_case
 def test_a_finished_episode_stays_as_it_is(case: Case) -> None:
-    ended, dims = jax.tree.map(lambda x: x[:, -1], played(case).state), sizes(case)
-    params, block, there = jax.device_put(params_of(case)), tick_noise(KEYS[2], jnp.int32(9)), jax.device_put(ended)
-    for action in (-1, 0, *np.random.default_rng(1).integers(1, dims.actions, 5)):
-        told = step_all(dims, there, jnp.int32(action), block, params)
-        after, signals, channels, total = jax.device_get(told)
-        assert unequal(after, ended) == []
-        assert not np.any([*signals, *channels, total])
+    ended = jax.tree.map(lambda x: x[:, -1], played(case).state)
+    acts = np.append([-1, 0], np.random.default_rng(1).integers(1, sizes(case).actions, 5))
+    after, *paid = step_each(case, ended, acts, tick_noise(KEYS[2], jnp.int32(9)))
+    assert unequal(after, alike(ended, len(acts))) == []
+    assert not any(np.any(x) for x in jax.tree.leaves(paid))
 
 
 # --- padding ----------------------------------------------------------------------------------------------------------
