@@ -16,6 +16,7 @@ import pytest
 
 import jaxsim
 import prompting
+from jaxsim import rollouts
 from jaxsim.audit import budgets
 from jaxsim_soc import commands
 
@@ -45,6 +46,8 @@ def given(block: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         small = {"ticks": (0, 2), "depth": 1, "moves": 2, "kept": 2, "beam": 1, "prefix": 0, "family": 8}
         few = budgets.BUDGETS["tiny"]._replace(**small, screen=64, select=64, report=64)
         monkeypatch.setitem(budgets.BUDGETS, "tiny", few)
+        monkeypatch.setattr(rollouts, "GROUPS", (8,))
+        monkeypatch.setattr(rollouts, "WHOLE", ((32, 32),))
     if "models.load" not in block:
         return {}
     from grpo.model import decode, models

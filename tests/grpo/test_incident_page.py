@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 import scenarios
+from jaxsim import rollouts
 from jaxsim.audit import budgets
 from jaxsim_soc import commands
 
@@ -83,6 +84,8 @@ def test_it_is_played_and_audited_and_an_analyst_trained_in_it(
     less = {"ticks": (0, 2), "depth": 1, "moves": 2, "kept": 2, "beam": 1, "prefix": 0, "family": 8}
     few = budgets.BUDGETS["tiny"]._replace(**less, select=64, report=64)
     monkeypatch.setitem(budgets.BUDGETS, "tiny", few)
+    monkeypatch.setattr(rollouts, "GROUPS", (8,))  # a size of batch to compile for each
+    monkeypatch.setattr(rollouts, "WHOLE", ((32, 32),))
     assert ended(monkeypatch, *evaluate) == 0
     assert ended(monkeypatch, *audit) == 0
     [row] = json.loads((place / "out" / "incident" / "report.json").read_text())["verdicts"]
