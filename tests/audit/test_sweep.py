@@ -3,9 +3,12 @@
 import json
 import runpy
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -91,15 +94,27 @@ def test_a_bad_learned_policy_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert said.count("\n") == 1 and "classic-linear-masked.safetensors" in said and "train-policy" in said
 
 
+PROGRAMS = 90  # most that an audit of one network compiles: each that is more is time before a first verdict
+
+
 @pytest.mark.slow
 def test_sweep_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     less = BUDGETS["tiny"]._replace(ticks=(0, 1, 2), depth=2, family=64, select=128, report=512)
     monkeypatch.setitem(BUDGETS, "tiny", less)
     monkeypatch.setattr(sys, "argv", ["sweep_rewards.py", "--scenario", SUPPLY, "--rules", "classic", "--reward"])
     sys.argv += ["evidence", "--budget", "tiny", "--certify", "--out", str(tmp_path)]
+    compiled: list[str] = []
+
+    def count(event: str, _: float, **of: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(str(of.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(count)
     with pytest.raises(SystemExit) as ended:
         sweeping.main()
+    jax.monitoring.unregister_event_duration_listener(count)
     assert ended.value.code == 1
+    assert len(compiled) <= PROGRAMS, Counter(compiled)
     document = json.loads((tmp_path / "report.json").read_text())
     (row,) = document["verdicts"]
     assert row["verdict"] == "degenerate" and set(row["witness"]) == set(row["exploits"])
