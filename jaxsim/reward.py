@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,14 +102,13 @@ def from_mapping(values: Mapping[str, float | None]) -> RewardWeights:
             raise ValueError(f"reward weight {name!r} is unknown; a reward has {', '.join(known)}")
         if name not in values:
             raise ValueError(f"reward weight {name!r} is missing; give all of {', '.join(known)}")
-    return RewardWeights(**{name: _weight(name, values[name]) for name in known})
+    given: dict[str, Any] = {**values, **{name: math.inf for name in BOUNDS if values[name] is None}}
+    return RewardWeights(**{name: _weight(name, given[name]) for name in known})
 
 
-def _weight(name: str, value: float | None) -> Array:
+def _weight(name: str, value: float) -> Array:
     """() float32. Raises ValueError for what the formulas below do not allow."""
     low, high = (0.0, math.inf) if name in BOUNDS else (-MAX_POINTS, MAX_POINTS)
-    if value is None and name in BOUNDS:
-        value = math.inf
     return jax.device_put(np.float32(check.number(f"reward weight {name}", value, low, high)))
 
 

@@ -155,7 +155,7 @@ def test_returns_many_equals_rollout_many(arena: Arena, episodes: int) -> None:
 def test_actions_on_what_a_network_lacks_are_no_plans_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [scenarios.load(name) for name in ("supply_chain_token_drift", "supply_chain_token_drift_hardened")]
     smaller, _ = make_arenas(both, "hardened", {"operational": reward.weights("operational")})
-    legal = np.asarray(smaller.env.legal_actions(smaller.params))
+    legal = np.append(smaller.env.legal_actions(smaller.params), True)  # INVALID, the last, is an action everywhere
     worth = np.arange(len(legal), dtype=np.float32)
 
     def played(env: Any, params: Any, policy: Any, some: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ def test_actions_on_what_a_network_lacks_are_no_plans_of_it(monkeypatch: pytest.
 
     monkeypatch.setattr(course, "returns_many", played)
     laid = course.lay(smaller, np.zeros((64, 2), np.uint32), 30)
-    budget = BUDGETS["tiny"]._replace(select=64, pairs=len(legal) ** 2)
+    budget = BUDGETS["tiny"]._replace(select=64, pairs=(len(legal) - 1) ** 2)
     opened = open_loop.open_plans(laid, budget)
     within = np.where(legal[opened.plans], opened.plans, 0)
     assert 0 < (within != opened.plans).any(axis=1).mean() < 1
@@ -173,7 +173,7 @@ def test_actions_on_what_a_network_lacks_are_no_plans_of_it(monkeypatch: pytest.
     assert legal[opened.moves[:, 1]].all() and legal[opened.fills].all()
     acts, ticks = legal.sum() - 1, len(budget.ticks) - 1  # an episode of 30 ticks has none of that number
     assert opened.bounds[open_loop.SINGLES].members == 1 + acts * ticks
-    assert opened.bounds[open_loop.PAIRS].members == acts**2
+    assert opened.bounds[open_loop.PAIRS].members == (acts - 1) ** 2  # without INVALID
 
 
 def test_the_plain_search_of_a_short_network_stays_within_it(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:

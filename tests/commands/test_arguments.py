@@ -185,7 +185,7 @@ for _field in WEIGHTS:
             reward.from_mapping,
             f"reward weight {_field}",
             lambda x, f=_field: reward.from_mapping(WEIGHTS | {f: x}),
-            _bad,
+            [x for x in _bad if x is not None or _field not in reward.BOUNDS],  # None is no cap
         ),
         (reward.weights, f"reward weight {_field}", lambda x, f=_field: reward.weights("evidence", **{f: x}), _bad),
     ]
@@ -233,4 +233,5 @@ def test_what_is_right_stays_right() -> None:
         assert jaxsim.action_text(action, SCENARIO, ENV.dims) == "MONITOR"
     assert len(jaxsim.replay(ENV, PARAMS, KEY, np.uint32(2**32 - 1), [0, 1]).reward) == 2
     assert reward.from_mapping(WEIGHTS | {"clip": 0, "disruption_cap": math.inf}).clip == 0
+    assert reward.from_mapping(WEIGHTS | {"clip": None}).clip == math.inf
     assert noise.root(2**32 - 1) is not None
