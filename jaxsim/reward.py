@@ -86,7 +86,7 @@ def weights(name: str, **changes: float) -> RewardWeights:
     Raises ValueError for an unknown preset and a value as in `from_mapping`, TypeError for an unknown weight.
     """
     check.known("reward", name, PRESETS)
-    return RewardWeights(**{k: _weight(k, v) for k, v in (PRESETS[name] | changes).items()})
+    return _on_device(PRESETS[name] | changes)
 
 
 def from_mapping(values: Mapping[str, float | None]) -> RewardWeights:
@@ -102,14 +102,18 @@ def from_mapping(values: Mapping[str, float | None]) -> RewardWeights:
             raise ValueError(f"reward weight {name!r} is unknown; a reward has {', '.join(known)}")
         if name not in values:
             raise ValueError(f"reward weight {name!r} is missing; give all of {', '.join(known)}")
-    given: dict[str, Any] = {**values, **{name: math.inf for name in BOUNDS if values[name] is None}}
-    return RewardWeights(**{name: _weight(name, given[name]) for name in known})
+    return _on_device({**values, **{name: math.inf for name in BOUNDS if values[name] is None}})
 
 
-def _weight(name: str, value: float) -> Array:
-    """() float32. Raises ValueError for what the formulas below do not allow."""
-    low, high = (0.0, math.inf) if name in BOUNDS else (-MAX_POINTS, MAX_POINTS)
-    return jax.device_put(np.float32(check.number(f"reward weight {name}", value, low, high)))
+def _on_device(values: Mapping[str, Any]) -> RewardWeights:
+    """() float32 each. Raises ValueError for what the formulas below do not allow."""
+
+    def allowed(name: str, value: Any) -> np.float32:
+        low, high = (0.0, math.inf) if name in BOUNDS else (-MAX_POINTS, MAX_POINTS)
+        return np.float32(check.number(f"reward weight {name}", value, low, high))
+
+    weights: RewardWeights = jax.device_put(RewardWeights(**{k: allowed(k, v) for k, v in values.items()}))
+    return weights
 
 
 def signals(

@@ -1,7 +1,7 @@
 """Presets of rules, the switches they are made of, and attacker personalities, as plain values."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -169,15 +169,15 @@ def rules(name: str) -> Rules:
     values = dict(_CLASSIC)
     for switch in switches(name):
         values |= SWITCHES[switch].on
-    return Rules(**{k: _array(v) for k, v in values.items()})
+    return Rules(**jax.device_put({k: _plain(v) for k, v in values.items()}))
 
 
-def _array(value: Value) -> Array:
+def _plain(value: Value) -> Any:
     if isinstance(value, bool):
-        return jax.device_put(np.bool_(value))
+        return np.bool_(value)
     if isinstance(value, tuple):
-        return jax.device_put(np.asarray(value, np.float32 if isinstance(value[0], float) else np.int32))
-    return jax.device_put(np.float32(value))
+        return np.asarray(value, np.float32 if isinstance(value[0], float) else np.int32)
+    return np.float32(value)
 
 
 def personalities(name: str) -> tuple[Personality, Array]:
@@ -187,9 +187,7 @@ def personalities(name: str) -> tuple[Personality, Array]:
     """
     known("personality", name, (*PERSONALITIES, ANY))
     rows = list(PERSONALITIES.values())
-    table = {
-        k: jax.device_put(np.asarray([r[k] for r in rows], bool if k == "reroutes" else np.float32))
-        for k in Personality._fields
-    }
+    table = {k: np.asarray([r[k] for r in rows], bool if k == "reroutes" else np.float32) for k in Personality._fields}
     chosen = np.asarray([name in (p, ANY) for p in PERSONALITIES], np.float32)
-    return Personality(**table), jax.device_put(chosen / chosen.sum())
+    both: tuple[Personality, Array] = jax.device_put((Personality(**table), chosen / chosen.sum()))
+    return both

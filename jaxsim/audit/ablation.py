@@ -99,12 +99,12 @@ def judged(variant: str, many: list[Any], budget: Budget, keys: jax.Array, seed:
         for r, played in enumerate(verdict.play(arena, finals, keys)):
             row = verdict.judge(arena, played, r, seed, keys, found.bounds, others)
             kept = ("rules", "reward", "scenario", "verdict", "exploits", "evg", "evg_ci", "evg_norm", "evg_norm_ci")
-            more = ("farming_growth", "farming_surplus", "outcome_tau", "best_open_loop_name", "best_evidence_name")
-            investigating = ("voi_norm", "voi_norm_ci", "voi_of", "unmet")
+            more = ("farming_growth", "farming_surplus", "outcome_tau", "best_open_loop_name", "best_evidence_name",
+                    "voi_norm", "voi_norm_ci", "voi_of", "unmet")  # fmt: skip
             returns = {p["policy"]: p["return"] for p in row["policies"]}
             [looking] = (p for p in row["policies"] if p["policy"] == row["voi_of"][0])
             backed = {"evidence_backed_share": looking["tells"]["evidence_backed_share"]}
-            rows.append({k: row[k] for k in (*kept, *more, *investigating)} | backed | {"returns": returns})
+            rows.append({k: row[k] for k in (*kept, *more)} | backed | {"returns": returns})
     return [report.plain(row) for row in rows]
 
 

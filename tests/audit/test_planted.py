@@ -88,8 +88,7 @@ def test_what_no_json_has_is_written_as_null(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(planted, "judged", judged)
     planted.main(["--holes", "2", "--harmless", "1", "--out", str(tmp_path / "out")])
     document = json.loads((tmp_path / "out/planted.json").read_text())
-    assert len(document["rows"]) == 3 and {"planted.json", "planted.png"} == {
-        p.name for p in (tmp_path / "out").iterdir()
-    }
+    assert len(document["rows"]) == 3
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"planted.json", "planted.png"}
     assert all(r["evg_norm_ci"] == [None, None] and r["weights"]["disruption_cap"] is None for r in document["rows"])
     assert reward.from_mapping(document["rows"][0]["weights"]).disruption_cap == np.inf
