@@ -133,12 +133,23 @@ def run(name: str) -> NoReturn:
 
 def main() -> NoReturn:
     """The front door: the first word says which tool."""
-    first, *words = sys.argv[1:] or [""]
+    first, *words = meant(sys.argv[1:] or [""])
     if first in COMMANDS:
         sys.argv = [f"{NAME} {first}", *words]
         run(first)
     sys.argv[0] = NAME
     cli.run(lambda: run(parser().parse_args().command))  # help, the version, or what is wrong with the word
+
+
+def meant(words: list[str]) -> list[str]:
+    """The words, where an option belongs to a tool beside the one that was named: `audit --gymnasium ID`."""
+    first, *rest = words
+    options = {word.partition("=")[0] for word in rest}
+    if first == "audit" and "--gymnasium" in options:
+        return ["audit-gymnasium", *(x.removeprefix("--gymnasium=") for x in rest if x != "--gymnasium")]
+    if first == "evaluate" and "--model" in options:
+        return ["evaluate-model", *rest]
+    return words
 
 
 def parser() -> cli.Parser:

@@ -78,9 +78,9 @@ MAPS = Path("/proc/self/maps")  # on Linux
 
 # Their programs run for some ticks only: to compile them well takes longer than that saves.
 BRIEF = ("test_backend", "test_bank", "test_console", "test_credit", "test_exact", "test_golden", "test_gym")
-BRIEF += ("test_incident_page", "test_leaks", "test_learning", "test_live", "test_outward", "test_policy_training")
-BRIEF += ("test_prompt_leaks", "test_queues", "test_race", "test_readme", "test_remote", "test_rows", "test_serving")
-BRIEF += ("test_sub_steps", "test_throughput", "test_training", "test_voi", "test_x64")
+BRIEF += ("test_incident_page", "test_leaks", "test_learning", "test_live", "test_openenv", "test_outward")
+BRIEF += ("test_policy_training", "test_prompt_leaks", "test_queues", "test_race", "test_readme", "test_remote")
+BRIEF += ("test_rows", "test_serving", "test_sub_steps", "test_throughput", "test_training", "test_voi", "test_x64")
 
 
 @pytest.fixture(scope="module", autouse=True)

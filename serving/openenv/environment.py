@@ -74,7 +74,8 @@ class SocEnvironment(Environment):  # type: ignore[misc]
         """The view, and how the episode went."""
         outcome = observation.get("outcome") or {}
         rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in outcome.items())
-        return f"<pre>{escape(str(observation.get('text', '')))}</pre>" + (f"<table>{rows}</table>" if rows else "")
+        text = escape(str(observation.get("text", "")))
+        return f'<pre style="white-space: pre-wrap">{text}</pre>' + (f"<table>{rows}</table>" if rows else "")
 
     def web_actions(self, observation: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         """Waiting, and what can be done about whatever alerts and forensics name."""

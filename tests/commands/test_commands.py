@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxsim_soc import cli
-from jaxsim_soc.commands import COMMANDS, Command
+from jaxsim_soc.commands import COMMANDS, Command, meant
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,6 +38,15 @@ def test_help_names_every_command_and_the_version_is_that_of_the_package() -> No
 def test_what_is_wrong_is_one_line(words: list[str], said: str) -> None:
     code, shown, error = ended("-m", "jaxsim_soc", *words)
     assert (code, shown, error.count("\n")) == (2, "", 1) and error.startswith(said)
+
+
+def test_an_option_of_the_tool_beside_finds_it() -> None:
+    code, _, error = ended("-m", "jaxsim_soc", "audit", "--gymnasium", "X-v0", "--seed", "-1")
+    assert code == 2 and error.startswith("jaxsim-soc audit-gymnasium: error: --seed: '-1'"), error
+    assert meant(["audit", "--seed", "1", "--gymnasium=X-v0"]) == ["audit-gymnasium", "--seed", "1", "X-v0"]
+    assert meant(["evaluate", "--model", "openai:x"]) == ["evaluate-model", "--model", "openai:x"]
+    for own in (["audit", "--out", "gymnasium"], ["evaluate", "--policy", "model"], ["audit"], [""]):
+        assert meant(own) == own
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,36 @@ def test_gymnasiums_checker_finds_nothing(observation: str) -> None:
         check_env(gymnasium.make(ID, **HARDENED, observation=observation).unwrapped)
 
 
+class Lane(gymnasium.Env[Any, int]):
+    """The last of some lanes as an environment of its own, while random play goes on in the others."""
+
+    def __init__(self, lanes: Any) -> None:
+        self.lanes, self.rng = lanes, np.random.default_rng(0)
+        self.observation_space, self.action_space = lanes.single_observation_space, lanes.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return self.shown(self.lanes.reset(seed=seed, options=options)[0]), {}
+
+    def step(self, action: int) -> Any:
+        actions = self.rng.integers(0, self.action_space.n, self.lanes.num_envs)
+        actions[-1] = action
+        obs, reward, done, truncated, info = self.lanes.step(actions)
+        seen = info["final_obs"][-1] if done[-1] else self.shown(obs)
+        return seen, float(reward[-1]), bool(done[-1]), bool(truncated[-1]), {}
+
+    def shown(self, obs: Any) -> Any:
+        return jax.tree.map(lambda x: x[-1], obs)
+
+
+@pytest.mark.parametrize("observation", gym.OBSERVATIONS)
+def test_gymnasiums_checker_finds_nothing_in_a_lane_of_the_vector_environment(observation: str) -> None:
+    """Gymnasium has no checker of vector environments."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(Lane(many(**HARDENED, observation=observation)), skip_render_check=True)
+
+
 def one(**options: Any) -> Any:
     return gymnasium.make(ID, **options).unwrapped
 

@@ -189,6 +189,24 @@ def test_two_players_in_the_same_episode(opened: Page) -> None:
     assert opened.page.locator(".score").all_inner_texts() == scores
 
 
+@pytest.mark.parametrize("width", [390, 800, 1100, 1251, 1280, 1600])
+def test_no_choice_is_cut_off(opened: Page, width: int) -> None:
+    """A select is as wide as its longest choice, also where a model and its adapter are among the players."""
+    opened.page.set_viewport_size({"width": width, "height": 900})
+    for player in ("who", "beside"):
+        opened.page.locator(f"#{player}").evaluate("(x, name) => x.add(new Option(name))", "embedded + default")
+    wide = """() => [...document.querySelectorAll("#setup select")].map((x) => {
+        const free = x.cloneNode(true);
+        free.style.width = "max-content";
+        x.after(free);
+        const found = [x.id, x.getBoundingClientRect().width, free.getBoundingClientRect().width];
+        free.remove();
+        return found;
+    })"""
+    found = opened.page.evaluate(wide)
+    assert len(found) == 6 and [x for x in found if x[1] < x[2]] == []
+
+
 def test_what_goes_wrong_is_said(opened: Page) -> None:
     for fragment in ("#version=2", "#version=2&scenario=x&rules=r&personality=p&reward=r&seed=1&episode=0&actions=M"):
         opened.open(fragment)

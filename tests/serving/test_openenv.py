@@ -41,13 +41,14 @@ SCENARIO = "supply_chain_token_drift_hardened"
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A server in a process of its own, ready: it answers nothing before."""
+    """A server in a process of its own, ready: it answers nothing before. With the web interface, as in the Space."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = ["-m", "uvicorn", "serving.openenv.server.app:app", "--port", str(port), "--log-level", "warning"]
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=os.environ | {"PYTHONPATH": paths})
+    variables = {"PYTHONPATH": paths, "ENABLE_WEB_INTERFACE": "true", "GRADIO_ANALYTICS_ENABLED": "False"}
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=os.environ | variables)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(3000):
@@ -193,6 +194,19 @@ def test_the_client_of_the_docs(address: str, capsys: pytest.CaptureFixture[str]
     (block,) = [x for x in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "SocEnv(" in x]
     exec(block.replace("http://127.0.0.1:8001", address), {})
     assert re.search(r"^-?\d+\.\d+$", capsys.readouterr().out, re.M)
+
+
+def test_the_web_interface_is_there_and_plays(address: str) -> None:
+    def asked(path: str, **data: Any) -> Any:
+        sent = urllib.request.Request(address + path, json.dumps(data).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(sent, timeout=60) as reply:
+            return json.load(reply)
+
+    with urllib.request.urlopen(f"{address}/web/", timeout=60) as reply:
+        assert "gradio" in reply.read().decode()
+    first = asked("/web/reset", seed=3)
+    after = asked("/web/step", action={"action": "MONITOR"})
+    assert (first["observation"]["data"]["tick"], after["observation"]["data"]["tick"], after["done"]) == (0, 1, False)
 
 
 def test_the_page_of_the_web_interface_escapes_and_its_buttons_are_legal_actions() -> None:
