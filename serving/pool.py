@@ -49,7 +49,6 @@ class Pool:
         self.params: Params = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], slots, axis=0), example)
         self.seed, self.episode = np.zeros(slots, np.uint32), np.zeros(slots, np.uint32)
         self.on_device, self.lanes = self.params, None  # until it is compiled
-        self.ready = False
 
     def play(self, jobs: Sequence[Job]) -> list[Row]:
         """Do them all, each of a slot of its own."""
@@ -78,16 +77,13 @@ class Pool:
 
     def compile(self) -> None:
         """Every program; nothing is played before."""
-        try:
-            which = np.zeros(len(self.seed), bool)
-            self.on_device = jax.tree.map(jnp.array, self.params)
-            began = lanes.begin(self.dims, self.on_device, self.seed, self.episode)
-            self.lanes = lanes.begin(self.dims, self.on_device, self.seed, self.episode, began, which)
-            self._tick([])
-            jax.block_until_ready(lanes.observe(self.dims, self.on_device, self.lanes.state))
-            lanes.outcomes(self.on_device, self.lanes)
-        finally:
-            self.ready = True  # should it have failed, whoever plays is told so
+        which = np.zeros(len(self.seed), bool)
+        self.on_device = jax.tree.map(jnp.array, self.params)
+        began = lanes.begin(self.dims, self.on_device, self.seed, self.episode)
+        self.lanes = lanes.begin(self.dims, self.on_device, self.seed, self.episode, began, which)
+        self._tick([])
+        jax.block_until_ready(lanes.observe(self.dims, self.on_device, self.lanes.state))
+        lanes.outcomes(self.on_device, self.lanes)
 
     def _begin(self, jobs: Sequence[Job]) -> None:
         which = np.zeros(len(self.seed), bool)

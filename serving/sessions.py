@@ -1,7 +1,6 @@
 """Sessions: who plays what in which slot. Everything runs in one event loop but the simulator, which has a thread."""
 
 import asyncio
-import logging
 import math
 import secrets
 import time
@@ -101,8 +100,9 @@ class Sessions:
         }
 
     def compile(self) -> None:
-        """The programs of the default rules; `run` compiles the others while these are served already."""
-        next(iter(self.pools.values())).compile()
+        """All programs, of both sizes at once; nothing is served before."""
+        with ThreadPoolExecutor(len(self.pools)) as each:
+            list(each.map(Pool.compile, self.pools.values()))
 
     # --- what clients ask for -------------------------------------------------------------------------------------
 
@@ -240,15 +240,12 @@ class Sessions:
     async def run(self) -> None:
         """Serve who waits, and close who is idle, until cancelled."""
         loop = asyncio.get_running_loop()
-        for later in (x for x in self.pools.values() if not x.ready):
-            loop.run_in_executor(None, later.compile).add_done_callback(self._compiled)
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.wake.wait(), 1.0)
             self.wake.clear()
             self.expire()
-            batch = [x for x in self.waiting if x[0].ready]
-            self.waiting = [x for x in self.waiting if not x[0].ready]
+            batch, self.waiting = self.waiting, []
             for pool in self.pools.values():
                 its = [(job, future) for p, job, future in batch if p is pool]
                 if not its:
@@ -259,11 +256,6 @@ class Sessions:
                     _settle([future for _, future in its], lambda f, row: f.set_result(row), rows)
                 except Exception as error:  # a fault of ours: whoever waits is told, and the others go on
                     _settle([future for _, future in its], lambda f, e: f.set_exception(e), [error] * len(its))
-
-    def _compiled(self, done: asyncio.Future[None]) -> None:
-        self.wake.set()  # who waited for it can play
-        if not done.cancelled() and (error := done.exception()):
-            logging.getLogger("uvicorn.error").error("a size cannot be played: %s", error)
 
 
 def _settle(futures: list[asyncio.Future[Row]], how: Callable[[Any, Any], None], values: list[Any]) -> None:

@@ -73,7 +73,8 @@ def client_of(app: Any) -> Iterator[Client]:
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
     thread.start()
     found = Client(listening.getsockname()[1], app)
-    assert found.ask("GET", "/health") == {"status": "healthy"}  # it has compiled
+    assert found.ask("GET", "/health") == {"status": "healthy"}
+    assert all(pool.lanes is not None for pool in found.sessions.pools.values()), "it has not compiled all sizes"
     yield found
     running.should_exit = True
     thread.join(60)
