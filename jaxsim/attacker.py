@@ -8,7 +8,7 @@ from chex import Array
 
 from jaxsim import stages
 from jaxsim.noise import Noise, integer, scramble, unit
-from jaxsim.types import BLOCKED, FAILED, IDLE, IN_PROGRESS, SUCCEEDED, Dims, Params, State
+from jaxsim.types import Dims, Params, State
 
 SUCCESS_MIN, SUCCESS_MAX = 0.05, 0.99
 # `State.order` holds the stage's index in its low bits, so that one minimum finds the stage to start.
@@ -66,13 +66,8 @@ class Started(NamedTuple):
 
 
 def ready(state: State) -> Array:
-    """(S,) bool: idle stages that have what they need."""
-    return (state.status == IDLE) & stages.unpacked(state.supported, len(state.status))
-
-
-def contained(state: State) -> Array:
-    """(S,) bool: stages that a control in force blocks."""
-    return stages.unpacked(in_force(state), len(state.status))
+    """(W,) uint32: the set of the idle stages that have what they need."""
+    return state.idle & state.supported
 
 
 def in_force(state: State) -> Array:
@@ -81,11 +76,11 @@ def in_force(state: State) -> Array:
     return isolated | revoked | egress
 
 
-def gives(state: State, succeeded: Array, params: Params) -> Array:
-    """(W,) uint32: of the stages that `succeeded`, (W,), those that, under `foothold`, still give the attacker one."""
+def gives(state: State, params: Params) -> Array:
+    """(W,) uint32: of the stages that have succeeded those that, under `foothold`, still give the attacker one."""
     on_asset, on_identity = state.taken & ~state.controls[:2]
     compromises = stages.packed(jnp.any(params.scenario.stage_compromises, axis=1))
-    return jnp.where(params.rules.foothold, succeeded & (on_asset | on_identity | ~compromises), succeeded)
+    return jnp.where(params.rules.foothold, state.done & (on_asset | on_identity | ~compromises), state.done)
 
 
 def supported(given: Array, needs: Array, options: Array) -> Array:
@@ -101,17 +96,14 @@ def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params
     running = live & (state.stage >= 0)
     this = stages.only(k, dims.words)
     stopped = jnp.any(in_force(state) & this != 0)
-    succeeded = stages.packed(state.status == SUCCEEDED)
-    given = gives(state, succeeded, params)
-    blocked = running & (stopped | ~supported(given, scenario.needs[k], scenario.options[k]))
+    blocked = running & (stopped | ~supported(gives(state, params), scenario.needs[k], scenario.options[k]))
     over = running & ~blocked & (state.tick >= state.stage_end)
     p = jnp.clip(scenario.stage_success[k] + state.personality.success, SUCCESS_MIN, SUCCESS_MAX)
     p = jnp.where(jnp.any(state.patched & this != 0), jnp.maximum(p - rules.patch_penalty, SUCCESS_MIN), p)
     success = over & (noise[Noise.STAGE_SUCCESS] < p)
+    stopped, blocked, over, success = stages.once(stopped, blocked, over, success)
     ended = blocked | over
 
-    failure = jnp.where(rules.persistence, IDLE, FAILED)
-    outcome = jnp.where(blocked, jnp.where(stopped, BLOCKED, IDLE), jnp.where(success, SUCCEEDED, failure))
     at_k = jnp.arange(dims.stages, dtype=jnp.int32) == k
     # Nothing starts on the tick of a setback, so its draw of a dwell is free.
     setback = ended & ~success & rules.persistence
@@ -126,8 +118,14 @@ def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params
     again = jnp.where(state.personality.reroutes, state.order | LAST, (ahead << INDEX_BITS) + k)
     compromises = jnp.where(success & scenario.stage_compromises[k], state.targets[:, k], dims.entities)
     hit = (state.targets[:, : dims.stages] == compromises[:, None]) & scenario.stage_compromises.T
+
+    def also(if_so: Array) -> Array:
+        return jnp.where(if_so, this, jnp.uint32(0))
+
     state = state._replace(
-        status=jnp.where(ended & at_k, outcome, state.status),
+        idle=state.idle | also((blocked & ~stopped) | (over & ~success & rules.persistence)),
+        done=state.done | also(success),
+        blocked=state.blocked | also(blocked & stopped),
         taken=state.taken | stages.packed(hit),
         next_start=jnp.where(setback, state.tick + rest, state.next_start),
         order=jnp.where(setback & over & at_k, again, state.order),
@@ -136,7 +134,7 @@ def progress(dims: Dims, state: State, live: Array, noise: Array, params: Params
         succeeded=state.succeeded + success.astype(jnp.int32),
         compromised=state.compromised.at[compromises].set(True, mode="drop"),
     )
-    given = gives(state, succeeded | jnp.where(success, this, jnp.uint32(0)), params)
+    given = gives(state, params)
     state = state._replace(supported=stages.packed(supported(given[None], scenario.needs, scenario.options)))
     return state, blocked, success & scenario.stage_loss[k]
 
@@ -149,7 +147,8 @@ def start(dims: Dims, state: State, live: Array, acted: Array, noise: Array, par
     free = live & state.attack & ~over & (state.tick >= state.next_start) & (state.stage < 0) & ~paused
     # All conditions are within the minimum, so that what follows reads one number: compilers repeat what leads to a
     # number wherever it is read, but not a minimum.
-    first = jnp.min(jnp.where(free & ready(state) & ~contained(state), state.order, none))
+    able = stages.unpacked(jnp.where(free, ready(state) & ~in_force(state), jnp.uint32(0)), dims.stages)
+    first = jnp.min(jnp.where(able, state.order, none))
     begins = first < none
     k = jnp.where(begins, first & (2**INDEX_BITS - 1), 0)
 
@@ -158,14 +157,14 @@ def start(dims: Dims, state: State, live: Array, acted: Array, noise: Array, par
     lo = jnp.maximum(1, dwell[0].astype(jnp.int32))
     hi = jnp.maximum(lo, dwell[1].astype(jnp.int32))
     ticks, anew = integer(noise[Noise.DWELL], lo, hi), begins
-    this = begins & (jnp.arange(dims.stages, dtype=jnp.int32) == k)
     if dims.restore:
         # What goes on where it was stopped keeps its dwell, and is no event to be seen.
         left = state.left[k]
         ticks, anew = jnp.where(left > 0, left, ticks), begins & (left == 0)
+        this = begins & (jnp.arange(dims.stages, dtype=jnp.int32) == k)
         state = state._replace(left=jnp.where(this, 0, state.left))
     state = state._replace(
-        status=jnp.where(this, IN_PROGRESS, state.status),
+        idle=state.idle & ~jnp.where(begins, stages.only(k, dims.words), jnp.uint32(0)),
         stage=jnp.where(begins, k, state.stage),
         stage_end=jnp.where(begins, state.tick + ticks, state.stage_end),
     )
@@ -174,8 +173,8 @@ def start(dims: Dims, state: State, live: Array, acted: Array, noise: Array, par
 
 def block_contained(state: State, live: Array) -> tuple[State, Array]:
     """Sub-step d: idle stages with a contained target are blocked. Returns (state, (W,) uint32: which)."""
-    blocked = live & state.attack & (state.status == IDLE) & contained(state)
-    return state._replace(status=jnp.where(blocked, BLOCKED, state.status)), stages.packed(blocked)
+    which = jnp.where(live & state.attack, state.idle & in_force(state), jnp.uint32(0))
+    return state._replace(idle=state.idle & ~which, blocked=state.blocked | which), which
 
 
 def count(state: State, stage: Array, active: Array, idle: Array) -> tuple[State, Array, Array]:

@@ -8,15 +8,13 @@ from chex import Array
 
 from jaxsim import stages
 from jaxsim.actions import decode
-from jaxsim.attacker import contained
+from jaxsim.attacker import in_force
 from jaxsim.noise import Noise
 from jaxsim.types import (
     BLOCK_EGRESS,
-    BLOCKED,
     CONFIRMED,
     CUT_OFF,
     EGRESS_BLOCKED,
-    IDLE,
     INVESTIGATE,
     ISOLATE_ASSET,
     MONITOR,
@@ -72,6 +70,7 @@ def defend(
     truth = state.compromised[target]
     verdict, confidence = forensic(truth, noise, params)
     confirmed = investigates & verdict & truth & (confidence >= CONFIRM_AT) & ~was_confirmed
+    acted, investigates, containment, confirmed, valid = stages.once(acted, investigates, containment, confirmed, valid)
 
     row = jnp.asarray((CUT_OFF, CONFIRMED, CUT_OFF, EGRESS_BLOCKED, PATCHED, CUT_OFF, CUT_OFF), jnp.int32)[verb]
     changes = confirmed | (containment & ~state.marks[row, target])
@@ -153,5 +152,5 @@ def restore(dims: Dims, state: State, restores: Array, target: Array, params: Pa
         marks=marks,
         load=jnp.where(lifts, load, state.load),
     )
-    freed = stages.unpacked(here[0] | here[1], dims.stages) & (state.status == BLOCKED) & ~contained(state)
-    return state._replace(status=jnp.where(freed, IDLE, state.status))
+    freed = (here[0] | here[1]) & state.blocked & ~in_force(state)
+    return state._replace(idle=state.idle | freed, blocked=state.blocked & ~freed)

@@ -16,10 +16,8 @@ from jaxsim.defender import defend
 from jaxsim.rules import restores
 from jaxsim.types import (
     ATTACKER_DONE,
-    BLOCKED,
     EXFIL,
     HORIZON,
-    IDLE,
     RUNNING,
     AlertRing,
     Dims,
@@ -73,7 +71,9 @@ def begin(dims: Dims, drawn: Drawn, params: Params) -> State:
         order=dealt.order,
         exfil=jnp.zeros((), bool),
         earned=jnp.zeros((), bool),
-        status=jnp.where(scenario.stage_exists, i32(IDLE), i32(BLOCKED)),
+        idle=stages.packed(scenario.stage_exists),
+        done=jnp.zeros(dims.words, jnp.uint32),
+        blocked=stages.packed(~scenario.stage_exists),
         controls=jnp.zeros((3, dims.words), jnp.uint32),
         patched=jnp.zeros(dims.words, jnp.uint32),
         taken=jnp.zeros((2, dims.words), jnp.uint32),
@@ -121,7 +121,7 @@ def transition(dims: Dims, state: State, action: Array, block: Array, params: Pa
 
 def _end(state: State, params: Params) -> Array:
     """Why the episode is over at the end of a tick, or RUNNING, () int32."""
-    beaten = (state.stage < 0) & ~jnp.any(attacker.ready(state))
+    beaten = (state.stage < 0) & jnp.all(attacker.ready(state) == 0)
     at_horizon = state.tick >= params.scenario.horizon
     over = at_horizon | (~params.rules.run_to_horizon & (state.exfil | beaten))
     early = beaten & ~params.rules.run_to_horizon

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from jaxsim.attacker import contained, ready
+from jaxsim import stages
+from jaxsim.attacker import in_force, ready
 from jaxsim.policies import Policy
-from jaxsim.types import CONFIRMED, CUT_OFF, IDLE, RUNNING, Dims, Observation, State
+from jaxsim.types import CONFIRMED, CUT_OFF, RUNNING, Dims, Observation, State
 
 SEEING, ALERTS, MASKED, PRIVILEGED = "seeing", "alerts", "masked", "privileged"
 VIEWS = (SEEING, ALERTS, MASKED, PRIVILEGED)
@@ -163,14 +164,15 @@ def evidence_features(dims: Dims, obs: Observation) -> Array:
 def hidden_features(dims: Dims, state: State) -> tuple[Array, Array]:
     """(N, 4) and (7,): the truth that only a privileged policy gets, and the critic."""
     entity, targets = np.arange(dims.entities, dtype=np.int32), state.targets[:, : dims.stages]
-    possible = (state.status == IDLE) & ~contained(state) & state.attack
+    startable = jnp.where(state.attack, state.idle & ~in_force(state), jnp.uint32(0))
+    possible, at_once = (stages.unpacked(x, dims.stages) for x in (startable, startable & ready(state)))
     k = jnp.maximum(state.stage, 0)
 
-    def aimed(stages: Array) -> Array:
-        return jnp.any(stages[None, :, None] & (targets[:, :, None] == entity[None, None]), axis=(0, 1))
+    def aimed(which: Array) -> Array:
+        return jnp.any(which[None, :, None] & (targets[:, :, None] == entity[None, None]), axis=(0, 1))
 
     now = (state.stage >= 0) & jnp.any(targets[:, k][:, None] == entity[None], axis=0)
-    per_entity = jnp.stack([state.compromised, now, aimed(possible & ready(state)), aimed(possible)], axis=1)
+    per_entity = jnp.stack([state.compromised, now, aimed(at_once), aimed(possible)], axis=1)
     left = jnp.where(state.stage >= 0, (state.stage_end - state.tick).astype(jnp.float32) / 10.0, 0.0)
     wait = jnp.maximum(state.next_start - state.tick, 0).astype(jnp.float32) / 10.0
     gone = state.exfil | (state.end != RUNNING)

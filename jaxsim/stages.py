@@ -20,12 +20,12 @@ def packed(which: Any, xp: Any = jnp) -> Any:
     return xp.stack(words, axis=-1)
 
 
-def unpacked(words: Array, many: int) -> Array:
-    """(..., S) bool: which of `many` stages are in the set (..., W)."""
+def unpacked(words: Any, many: int, xp: Any = jnp) -> Any:
+    """(..., S) bool: which of `many` stages are in the set (..., W). `xp` is np where `words` are of NumPy."""
     shape = words.shape[:-1]
-    parts = [jnp.broadcast_to(words[..., i // BITS, None], (*shape, min(BITS, many - i))) for i in range(0, many, BITS)]
+    parts = [xp.broadcast_to(words[..., i // BITS, None], (*shape, min(BITS, many - i))) for i in range(0, many, BITS)]
     bit = np.arange(many, dtype=np.uint32) % BITS
-    return jnp.concatenate(parts, axis=-1) >> jnp.broadcast_to(bit, (*shape, many)) & 1 != 0
+    return xp.concatenate(parts, axis=-1) >> xp.broadcast_to(bit, (*shape, many)) & 1 != 0
 
 
 def only(stage: Array, words: int) -> Array:
@@ -37,3 +37,11 @@ def only(stage: Array, words: int) -> Array:
 def size(words: Array) -> Array:
     """() int32: how many stages are in the set (W,)."""
     return jnp.sum(jnp.bitwise_count(words), dtype=jnp.int32)
+
+
+def once(*flags: Array) -> tuple[Array, ...]:
+    """The same () bool values, at most 32, which a compiler works out once: it repeats what leads to a value wherever
+    that is read, but not a sum."""
+    bits = np.arange(len(flags), dtype=np.uint32)
+    word = jnp.sum(jnp.stack(flags).astype(jnp.uint32) << bits, dtype=jnp.uint32)
+    return tuple(word >> b & 1 != 0 for b in bits)

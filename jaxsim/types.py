@@ -7,7 +7,11 @@ view, F forensic results in view, P personalities. An entity is an int32 index i
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
 from chex import Array
+
+from jaxsim import stages
 
 # Verbs, in the order of the action table.
 MONITOR, INVESTIGATE, ISOLATE_ASSET, BLOCK_EGRESS, PATCH_ASSET, REVOKE_IDENTITY, RESTORE = range(7)
@@ -192,7 +196,9 @@ class State(NamedTuple):
     order: Array  # (S,) int32, of the stages that are ready the attacker starts the lowest, the first listed of equals
     exfil: Array  # () bool, the data is out, or another loss has come
     earned: Array  # () bool, a stage was blocked in progress or a containment was paid as evidence
-    status: Array  # (S,) int32, stage status; the next five are sets of stages, see `stages`
+    idle: Array  # (W,) uint32, may be started; this and the next seven are sets of stages, see `stages`
+    done: Array  # (W,) uint32, has succeeded
+    blocked: Array  # (W,) uint32, a control in force blocks it
     controls: Array  # (3, W) uint32, in force: its asset is isolated, its identity revoked, its egress (exfil) blocked
     patched: Array  # (W,) uint32, the stage's asset is patched
     taken: Array  # (2, W) uint32, its asset, its identity, where it compromises them, is compromised
@@ -209,6 +215,17 @@ class State(NamedTuple):
     pending: Pending
     alerts: AlertRing
     forensics: ForensicRing
+
+    @property
+    def status(self) -> Array:
+        """(..., S) int32, one of STATUSES for each stage; NumPy of a state of NumPy arrays."""
+        xp = np if isinstance(self.idle, np.ndarray) else jnp
+        many = self.order.shape[-1]
+        idle, done, blocked = (stages.unpacked(x, many, xp) for x in (self.idle, self.done, self.blocked))
+        stage = xp.broadcast_to(self.stage[..., None], idle.shape)
+        going = xp.broadcast_to(xp.arange(many, dtype=np.int32), idle.shape) == stage
+        sets = (idle, IDLE), (done, SUCCEEDED), (blocked, BLOCKED), (going, IN_PROGRESS)
+        return xp.select([x for x, _ in sets], [np.int32(x) for _, x in sets], np.int32(FAILED))
 
 
 class Alerts(NamedTuple):

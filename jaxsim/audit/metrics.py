@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from jaxsim import attacker
+from jaxsim import attacker, stages
 from jaxsim.audit import rescore
 from jaxsim.audit.arena import Arena, Candidate, returns_of
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
@@ -111,13 +111,13 @@ def one_more(dims: Dims, state: State, params: Params) -> tuple[State, Array]:
     It is the stage in progress that has succeeded on the spot, or else the stage that the attacker would start next.
     Not possible without an attack, once it is over, or if that stage is the loss.
     """
-    able = attacker.ready(state) & ~attacker.contained(state)
+    able = stages.unpacked(attacker.ready(state) & ~attacker.in_force(state), dims.stages)
     preferred = jnp.argmin(jnp.where(able, state.order, np.iinfo(np.int32).max)).astype(jnp.int32)
     stage = jnp.where(state.stage >= 0, state.stage, preferred)
     possible = (state.stage >= 0) | jnp.any(able)
     possible &= state.attack & (state.end == RUNNING) & ~state.exfil & ~params.scenario.stage_loss[stage]
     # Its dwell over and a draw of 0 is a certain success, for which the rules have the bookkeeping.
-    due = state._replace(stage=stage, stage_end=state.tick)
+    due = state._replace(stage=stage, stage_end=state.tick, idle=state.idle & ~stages.only(stage, dims.words))
     done, _, _ = attacker.progress(dims, due, jnp.bool_(True), jnp.zeros(len(Noise), jnp.float32), params)
     return done, possible
 

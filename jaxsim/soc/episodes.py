@@ -179,7 +179,7 @@ def episodes(
     data, impl = jax.random.key_data(keys), str(jax.random.key_impl(keys))
     chosen = jnp.asarray(plans, jnp.int32)
     played = jax.tree.map(np.asarray, _watch(dims, bare, data, impl, chosen))
-    idle = jax.tree.map(np.asarray, _watch(dims, bare, data, impl, jnp.full_like(chosen, MONITOR))[0].status)
+    idle = jax.tree.map(np.asarray, _watch(dims, bare, data, impl, jnp.full_like(chosen, MONITOR))[0]).status
     for e in range(len(plans)):
         last, response, ticks = jax.tree.map(lambda x, e=e: x[e], played)
         yield _episode(scenario, dims, first + e, last, response, ticks, idle[e])

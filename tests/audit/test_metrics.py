@@ -18,7 +18,7 @@ from jaxsim.names import parse_action
 from jaxsim.one_episode import episode_keys, start
 from jaxsim.policies import BASELINES, FARM, PLAN, FarmParams
 from jaxsim.rollouts import CHANNELS
-from jaxsim.types import HORIZON, IN_PROGRESS, SUCCEEDED, RewardWeights, ScenarioArrays, Signals, State
+from jaxsim.types import HORIZON, SUCCEEDED, RewardWeights, ScenarioArrays, Signals, State
 
 SCENARIO = scenarios.load("supply_chain_token_drift")
 REWARDS = ("linear", "evidence")
@@ -132,7 +132,7 @@ def test_one_more_success_is_kept_book_of_as_any_other() -> None:
     params = CLASSIC.params
     state = begun()
     running = state._replace(
-        stage=jnp.int32(0), status=state.status.at[0].set(IN_PROGRESS), tick=jnp.int32(2), stage_end=jnp.int32(9)
+        stage=jnp.int32(0), idle=state.idle & ~jnp.uint32(1), tick=jnp.int32(2), stage_end=jnp.int32(9)
     )
     assert state.stage == -1
     for before in (state, running):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from cells import DIMS, EDGE, END, REWARDS, STATUS, TOLERANCE, dims_for, scenario_of
+from cells import DIMS, EDGE, END, REWARDS, TOLERANCE, dims_for, scenario_of
 
 import scenarios
 from jaxsim import env, policies, reward, twin, twin_policies, twin_reward, twin_rules, twin_state
@@ -136,7 +136,7 @@ class Reader:
             criticality=self.fresh.criticality,
             privilege=self.fresh.privilege,
             named=self.fresh.named,
-            status={x: STATUS[k] for x, k in zip(self.stages, s.status, strict=False)},
+            status={x: status_of(s, k) for k, x in enumerate(self.stages)},
             tick=s.tick,
             done=s.end != RUNNING,
             end=END[s.end],
@@ -195,6 +195,14 @@ class Reader:
 def in_set(words: list[int], stage: int) -> bool:
     """Whether a stage is in a set as `jaxsim.stages` keeps it."""
     return bool(words[stage // 32] >> stage % 32 & 1)
+
+
+def status_of(state: State, stage: int) -> str:
+    """The status of a stage, by name, of a state in plain Python; of one in several sets, several."""
+    sets = {"idle": state.idle, "succeeded": state.done, "blocked": state.blocked}
+    found = [name for name, words in sets.items() if in_set(words, stage)]
+    found += ["in_progress"] * (state.stage == stage)
+    return " and ".join(found) or "failed"
 
 
 def rows(tree: Any, length: int) -> list[Any]:

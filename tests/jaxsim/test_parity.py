@@ -88,7 +88,7 @@ def is_noticed(name: str, switch: str, personality: str) -> bool:
 
 
 WATCHED = (
-    *("tick", "end", "acted", "status", "stage", "compromised", "marks", "load"),
+    *("tick", "end", "acted", "idle", "done", "blocked", "stage", "compromised", "marks", "load"),
     *("attack", "targets", "next_start", "exfil", "earned", "touched", "counted", "left"),
     *("alerts.code", "alerts.severity", "alerts.tick", "alerts.count"),
     *("forensics.entity", "forensics.compromised", "forensics.confidence", "forensics.tick", "forensics.count"),
@@ -126,7 +126,8 @@ def spoil(tree: Any, path: str, tick: int) -> Any:
     old = getattr(tree, head)
     x = old.copy().reshape(len(old), -1)
     # The low bits of an alert's code are its signal, one of five.
-    x[tick, 0] = not x[tick, 0] if x.dtype == bool else x[tick, 0] + (-1 if x[tick, 0] % 8 == 4 else 1)
+    old_one = x[tick, 0]
+    x[tick, 0] = not old_one if x.dtype == bool else old_one - 1 if old_one % 8 == 4 else old_one + 1
     return tree._replace(**{head: x.reshape(old.shape)})
 
 
