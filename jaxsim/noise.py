@@ -15,7 +15,8 @@ from jaxsim import check
 
 
 class Noise(IntEnum):
-    """Slot of each draw. Integer in [lo, hi] from u: lo + floor(u (hi - lo + 1))."""
+    """Slot of each draw; those before ALERT_1 are all that matters where nobody reads alerts. Integer in [lo, hi] from
+    u: lo + floor(u (hi - lo + 1))."""
 
     FORENSIC_ERROR = 0
     FORENSIC_CONFIDENCE = 1
@@ -44,9 +45,9 @@ def root(seed: int) -> Array:
     return jax.random.key(check.whole("seed", seed, 0, check.MAX_SEED))
 
 
-def draw(key: Array) -> Array:
-    """Uniforms in [0, 1) for one tick, (16,) float32, indexed by `Noise`."""
-    return uniform(key, len(Noise))
+def draw(key: Array, many: int = len(Noise)) -> Array:
+    """Uniforms in [0, 1) for one tick, (16,) float32, indexed by `Noise`; or the first `many` of them."""
+    return uniform(key, many if is_threefry(key) else len(Noise))[:many]
 
 
 def uniform(key: Array, many: int) -> Array:

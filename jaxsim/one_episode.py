@@ -39,9 +39,9 @@ def episode_keys(key: Array, episodes: int, first: int = 0) -> Array:
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(first, first + episodes, dtype=jnp.uint32))
 
 
-def tick_noise(episode_key: Array, tick: Array) -> Array:
-    """The (16,) noise block of a tick of an episode."""
-    return noise.draw(noise.fold_in(episode_key, tick))
+def tick_noise(episode_key: Array, tick: Array, many: int = len(noise.Noise)) -> Array:
+    """The (16,) noise block of a tick of an episode, or the first `many` of it."""
+    return noise.draw(noise.fold_in(episode_key, tick), many)
 
 
 def start(dims: Dims, episode_key: Array, params: Params) -> State:

@@ -299,6 +299,12 @@ class FarmParams(NamedTuple):
     repeats: Array  # () int32, so many actions at most; MONITOR after that
 
 
+def as_loops(plans: np.ndarray) -> FarmParams:
+    """Plans, (K, T) int32, as long as an episode at least, as loops that never begin: so one program plays both."""
+    nothing = np.zeros(len(plans), np.int32)
+    return FarmParams(plans, np.full(len(plans), plans.shape[1], np.int32), *[nothing] * 4)
+
+
 def init_repeats(dims: Dims, parameters: Any) -> Array:
     """() int32: how many actions of the loop have been taken."""
     return jnp.zeros((), jnp.int32)

@@ -28,10 +28,10 @@ from jaxsim.policies import Policy
 from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params, RewardWeights, Signals, State
 
 BLOCK = 32  # episodes of a policy in a batch
-GROUPS = (1, 8, 64)  # policies in a batch, as many as are needed; each size is compiled for itself
+GROUPS = (1, 8, 40)  # blocks in a batch, as many as are needed; each size is compiled for itself
 # Policies that read no alerts, so that a program for whole episodes need not raise any, and is soon compiled.
 IN_ONE = (policies.PLAN, policies.FARM)
-WHOLE = ((32, 32), (1, 1024))  # of these, policies x episodes in a batch, all of which play the same ones
+WHOLE = 1024  # of these, pairs of a policy and an episode in a batch
 LOOK = 8  # ticks that are drawn and paid together, after which a batch is asked whether all its episodes are over
 WORKERS = min(4, os.cpu_count() or 1)  # what is done side by side, in threads
 CHANNELS = ("alerts", "forensics", "controls")  # of an observation, that `exchange` can take from another episode
@@ -126,10 +126,10 @@ def _noise(keys: Array, impl: str, tick: Array) -> tuple[Array, ...]:
     return blocks
 
 
-def _ahead(lanes: Array, tick: Array) -> Array:
-    """(LOOK, B, 16): the noise of LOOK ticks, from `tick` on, of the episodes of keys (B,)."""
+def _ahead(lanes: Array, tick: Array, many: int = len(Noise)) -> Array:
+    """(LOOK, B, many): the noise of LOOK ticks, from `tick` on, of the episodes of keys (B,)."""
     ticks = tick + np.arange(LOOK, dtype=np.int32)
-    return jax.vmap(jax.vmap(tick_noise, in_axes=(0, None)), in_axes=(None, 0))(lanes, ticks)
+    return jax.vmap(jax.vmap(partial(tick_noise, many=many), in_axes=(0, None)), in_axes=(None, 0))(lanes, ticks)
 
 
 def _spread(tree: Any, shape: tuple[int, ...]) -> Any:
@@ -218,19 +218,15 @@ def _finish(given: Packed, lanes: Lane, points: tuple[Array, Channels], sums: Ar
 
 @partial(jax.jit, static_argnames=("dims", "policy", "impl"))
 def _returns(dims: Dims, policy: Policy, parameters: Any, params: Params, keys: Array, impl: str) -> Array:
-    """(G, B) or (G, B, R) returns of G policies in the same B whole episodes, (B, ...)."""
+    """(L,) or (L, R) returns of whole episodes, each with a policy and a key, (L, ...), of its own."""
     lanes = jax.random.wrap_key_data(keys, impl=impl)
     weights, several = params.reward, params.reward.clip.ndim
-    shape = len(jax.tree.leaves(parameters)[0]), *lanes.shape
-    began = jax.vmap(lambda key: start(dims, key, params))(lanes)
-    began = jax.tree.map(lambda x: jnp.broadcast_to(x, (shape[0], *x.shape)), began)
 
     def tick(p: Any, block: Array, memory: Any, state: State) -> tuple[Any, State, Signals]:
         seen = env.observe(dims, state, params)
+        block = jnp.concatenate([block, np.zeros(len(Noise) - len(block), np.float32)])
         action, memory = policy.act(dims, p, memory, seen, block[Noise.POLICY_VERB :])
         return memory, *env.transition(dims, state, action, block, params)
-
-    over_policies = jax.vmap(jax.vmap(tick, in_axes=(None, 0, 0, 0)), in_axes=(0, None, 0, 0))
 
     def pay(signals: Array, w: RewardWeights) -> Array:
         s = Signals(*signals)
@@ -240,21 +236,22 @@ def _returns(dims: Dims, policy: Policy, parameters: Any, params: Params, keys: 
     over_rewards = jax.vmap(pay, in_axes=(None, 0)) if several else pay
 
     def step(carry: Any) -> Any:
-        # An episode's noise is the same for all policies. It is drawn some ticks ahead, and a tick is paid in the next:
-        # what is carried over is not worked out again wherever it is read.
+        # Noise is drawn some ticks ahead, and a tick is paid in the next: what is carried over is not worked out again
+        # wherever it is read.
         t, blocks, memory, state, signals, points = carry
         points += over_rewards(signals, weights)
-        blocks = jax.lax.cond(t % LOOK == 0, lambda: _ahead(lanes, t + 1), lambda: blocks)
-        memory, state, happened = over_policies(parameters, blocks[t % LOOK], memory, state)
+        blocks = jax.lax.cond(t % LOOK == 0, lambda: _ahead(lanes, t + 1, Noise.ALERT_1), lambda: blocks)
+        memory, state, happened = jax.vmap(tick)(parameters, blocks[t % LOOK], memory, state)
         return t + 1, blocks, memory, state, jnp.stack(happened), points
 
     def going(carry: Any) -> Array:
         return jnp.any(carry[3].end == RUNNING)
 
-    blocks = jnp.zeros((LOOK, *lanes.shape, len(Noise)), jnp.float32)
-    memory = _remember(dims, policy, parameters, shape[1])
-    signals = jnp.zeros((len(Signals._fields), *shape), jnp.float32)
-    points = jnp.zeros((*weights.clip.shape, *shape), jnp.float32)
+    began = jax.vmap(lambda key: start(dims, key, params))(lanes)
+    memory = jax.vmap(partial(policy.init, dims))(parameters)
+    blocks = jnp.zeros((LOOK, *lanes.shape, Noise.ALERT_1), jnp.float32)
+    signals = jnp.zeros((len(Signals._fields), *lanes.shape), jnp.float32)
+    points = jnp.zeros((*weights.clip.shape, *lanes.shape), jnp.float32)
     *_, signals, points = jax.lax.while_loop(going, step, (jnp.int32(0), blocks, memory, began, signals, points))
     points += over_rewards(signals, weights)
     return jnp.moveaxis(points, 0, -1) if several else points
@@ -395,20 +392,15 @@ def returns_many(env_: env.Env, params: Params, policy: Policy, parameters: Any,
         return rollout_many(env_, params, policy, parameters, jax.device_put(keys))[0].episode_return
     _, impl = _key_data(keys[:1])
     parameters = jax.tree.map(np.asarray, parameters)
-    size = min(WHOLE, key=lambda size: -(-many // size[0]) * -(-len(keys) // size[1]))
-    batches = [(rows, lanes) for rows in _parts(many, size[0]) for lanes in _parts(len(keys), size[1])]
 
-    def play(batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        rows, lanes = batch
-        some = jax.tree.map(lambda x: x[rows], parameters)
-        return np.asarray(_returns(env_.dims, policy, some, params, keys[lanes], impl))
+    def play(pairs: np.ndarray) -> np.ndarray:
+        some = jax.tree.map(lambda x: x[pairs // len(keys)], parameters)
+        return np.asarray(_returns(env_.dims, policy, some, params, keys[pairs % len(keys)], impl))
 
     with _fitting(parameters):
-        parts = side_by_side(play, batches)
-    played = np.empty((many, len(keys), *parts[0].shape[2:]), np.float32)
-    for (rows, lanes), part in zip(batches, parts, strict=True):
-        played[rows[:, None], lanes] = part
-    return played
+        parts = side_by_side(play, _parts(many * len(keys), WHOLE))
+    played = np.concatenate(parts)[: many * len(keys)]
+    return played.reshape(many, len(keys), *played.shape[1:])
 
 
 def rollout_many(

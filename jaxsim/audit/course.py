@@ -1,5 +1,6 @@
 """An arena laid out for races: its episodes, what doing nothing earns in them, and how policies of a kind are raced."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +11,10 @@ from jaxsim import policies
 from jaxsim.audit.arena import Arena, take
 from jaxsim.audit.race import differences, race, rounds
 from jaxsim.one_episode import start
-from jaxsim.policies import Policy
+from jaxsim.policies import FarmParams, Policy
 from jaxsim.rollouts import returns_many
 from jaxsim.rules import PERSONALITIES
+from jaxsim.types import Dims, Params
 
 CHEAPER = (0.4, 0.15, 0.0)  # see `scout`
 
@@ -29,6 +31,7 @@ class Course(NamedTuple):
     length: int  # T, ticks of a plan, the same for all arenas of a search
     keys: np.ndarray  # (W, ...) uint32, key data of episodes: the first ones to choose on
     who: np.ndarray  # (W,) int, the attacker's personality where the rules show it; (0,) where they do not
+    attack: np.ndarray  # (W,) bool, there is an attack
     monitor: np.ndarray  # (W, C) float32, returns of doing nothing
 
 
@@ -57,17 +60,24 @@ def scout(arena: Arena) -> Arena:
 
 def lay(arena: Arena, keys: np.ndarray, length: int) -> Course:
     """The course of an arena over the episodes of `keys`, (W, ...) key data, for plans of `length` ticks."""
-    scouted, who = scout(arena), np.zeros(0, np.int32)
-    if not bool(arena.params.rules.hide_personality):
-        begin = jax.jit(jax.vmap(lambda key: start(arena.env.dims, jax.random.wrap_key_data(key), arena.params).who))
-        who = np.asarray(begin(keys))
-    course = Course(scouted, len(arena.rewards), length, keys, who, np.zeros((0, 0), np.float32))
+    who, attack = jax.tree.map(np.asarray, _drawn(arena.env.dims, arena.params, keys))
+    shown = who if not bool(arena.params.rules.hide_personality) else who[:0]
+    course = Course(scout(arena), len(arena.rewards), length, keys, shown, attack, np.zeros((0, 0), np.float32))
     idle = plan_returns(course, np.zeros((1, length), np.int32), 0, len(keys))
     return course._replace(monitor=idle[0])
 
 
+@partial(jax.jit, static_argnames=("dims",))
+def _drawn(dims: Dims, params: Params, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """((W,) int32 personality, (W,) bool there is an attack) of the episodes of `keys`, key data."""
+    drawn = jax.vmap(lambda key: start(dims, jax.random.wrap_key_data(key), params))(keys)
+    return drawn.who, drawn.attack
+
+
 def policy_returns(course: Course, policy: Policy, parameters: Any, first: int, last: int) -> np.ndarray:
     """(K, last - first, R) returns of policies in the episodes `first` to `last` - 1."""
+    if policy == policies.FARM:
+        return _blind_returns(course, parameters, first, last)[:, :, : course.own]
     params = course.arena.params
     own = params._replace(reward=jax.tree.map(lambda w: w[: course.own], params.reward))
     return returns_many(course.arena.env, own, policy, parameters, course.keys[first:last])
@@ -78,12 +88,26 @@ def plan_returns(course: Course, some: np.ndarray, first: int, last: int) -> np.
 
     What belongs to a personality is 0 in the episodes of the others, so its mean ranks plans against that one.
     """
-    arena = course.arena
-    returns = returns_many(arena.env, arena.params, policies.PLAN, some, course.keys[first:last])
+    returns = _blind_returns(course, policies.as_loops(some), first, last)
     if not len(course.who):
         return returns
     own, who = returns[:, :, : course.own], course.who[first:last]
     return np.concatenate([returns, *(own * (who == p)[:, None] for p in range(len(PERSONALITIES)))], axis=2)
+
+
+def _blind_returns(course: Course, loops: FarmParams, first: int, last: int) -> np.ndarray:
+    """(K, last - first, ...) returns of policies that read no alerts, under all rewards of the course.
+
+    Without an attack nothing that they do is a matter of luck: they are paid the same in all such episodes, and play
+    one of them.
+    """
+    alike = np.flatnonzero(~course.attack[first:last])
+    play = np.delete(np.arange(last - first), alike[1:])
+    returns = np.empty((len(loops.entity), last - first, len(course.arena.rewards)), np.float32)
+    keys = course.keys[first:last][play]
+    returns[:, play] = returns_many(course.arena.env, course.arena.params, policies.FARM, loops, keys)
+    returns[:, alike] = returns[:, alike[:1]]
+    return returns
 
 
 def race_policies(course: Course, policy: Policy, parameters: Any, screen: int, select: int, keep: int) -> Finalists:

@@ -38,7 +38,7 @@ from jaxsim.types import INVESTIGATE, RESTORE
 
 FOREVER = np.int32(2**30)
 WIDE = 8  # episodes of doing nothing for each that finalists play
-LONGEST_PREFIX = 8  # room for the prefix of a farming loop, so that all budgets share one program
+LONGEST_PREFIX = 8  # room for the prefix of a farming loop
 
 
 # --- farming loops --------------------------------------------------------------------------------------------------
@@ -79,7 +79,8 @@ def longer_prefixes(arena: Arena, farms: FarmParams) -> FarmParams:
 
 def search_farms(course: Course, budget: Budget) -> Finalists:
     """Loops without a prefix, then with longer and longer ones before the best."""
-    frontier = farm_loops(course.arena, np.zeros((1, 0), np.int32), LONGEST_PREFIX)
+    # As long as a plan, which is played by the same program.
+    frontier = farm_loops(course.arena, np.zeros((1, 0), np.int32), max(course.length, LONGEST_PREFIX))
     found = race_policies(course, policies.FARM, frontier, BLOCK, budget.select, 2 * budget.beam)
     best = best_of(found, 2 * budget.beam)
     for _ in range(budget.prefix):

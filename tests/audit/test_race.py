@@ -55,14 +55,15 @@ def test_a_needle_in_the_rules_is_found_by_the_whole_search(arena: Arena, monkey
     """Rules in which one secret action at one tick pays, all others nothing; every return under independent noise."""
     budget, length = BUDGETS["tiny"], 70
     keys = np.zeros((8 * budget.select, 2), np.uint32)
+    monkeypatch.setattr(course, "_drawn", lambda dims, params, keys: (np.zeros(len(keys), int), keys[:, 0] == 0))
     found = 0
     for trial in range(100):
         rng = np.random.default_rng(trial)
         tick, act = int(rng.choice(budget.ticks)), int(rng.integers(1, arena.env.dims.actions))
 
-        def rules(env: Any, params: Any, policy: Any, some: np.ndarray, keys: np.ndarray, **secret: Any) -> np.ndarray:
-            pays = PAYS * (some[:, secret["tick"]] == secret["act"])
-            noise = secret["rng"].normal(size=(len(some), len(keys))) * NOISE
+        def rules(env: Any, params: Any, policy: Any, loops: Any, keys: np.ndarray, **secret: Any) -> np.ndarray:
+            pays = PAYS * (loops.prefix[:, secret["tick"]] == secret["act"])
+            noise = secret["rng"].normal(size=(len(pays), len(keys))) * NOISE
             return np.repeat((pays[:, None] + noise)[:, :, None], 4, axis=2)
 
         monkeypatch.setattr(
@@ -152,14 +153,33 @@ def test_returns_many_equals_rollout_many(arena: Arena, episodes: int) -> None:
         np.testing.assert_allclose(together, stats.episode_return, atol=1e-5)
 
 
+@pytest.mark.parametrize("rules", ["classic", "hardened1", "hardened"])
+def test_what_reads_no_alerts_is_paid_the_same_in_every_episode_without_an_attack(rules: str) -> None:
+    """The search plays one of them for all: the returns are those of playing every episode."""
+    weights = {name: reward.weights(name) for name in ("evidence", "operational")}
+    [own] = make_arenas([scenarios.load("supply_chain_token_drift_hardened")], rules, weights)
+    laid = course.lay(own, np.asarray(jax.random.key_data(episode_keys(jax.random.key(3), 64))), 70)
+    assert laid.attack.all() if rules == "classic" else 0 < laid.attack.sum() < 60
+    acts = np.random.default_rng(0).integers(-1, own.env.dims.actions, (24, 70)).astype(np.int32)
+    loops = search.farm_loops(own, acts[:1, :2], 70)
+    for policy, parameters, found in (
+        (policies.PLAN, acts, course.plan_returns(laid, acts, 0, 64)[:, :, :2]),
+        (policies.FARM, loops, course.policy_returns(laid, policies.FARM, loops, 0, 64)),
+    ):
+        every = returns_many(own.env, own.params, policy, parameters, laid.keys)
+        np.testing.assert_array_equal(found, every)
+        assert rules == "classic" or (np.ptp(every, axis=1) > 0).all()
+
+
 def test_actions_on_what_a_network_lacks_are_no_plans_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [scenarios.load(name) for name in ("supply_chain_token_drift", "supply_chain_token_drift_hardened")]
     smaller, _ = make_arenas(both, "hardened", {"operational": reward.weights("operational")})
     legal = np.append(smaller.env.legal_actions(smaller.params), True)  # INVALID, the last, is an action everywhere
     worth = np.arange(len(legal), dtype=np.float32)
 
-    def played(env: Any, params: Any, policy: Any, some: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        assert legal[some].all()
+    def played(env: Any, params: Any, policy: Any, loops: policies.FarmParams, keys: np.ndarray) -> np.ndarray:
+        some = np.asarray(loops.prefix)
+        assert policy == policies.FARM and legal[some].all() and (loops.prefix_length == some.shape[1]).all()
         returns = (worth[some] * np.arange(1, 1 + some.shape[1])).sum(axis=1, dtype=np.float32)
         return np.broadcast_to(returns[:, None, None], (len(some), len(keys), 4))
 
@@ -169,7 +189,8 @@ def test_actions_on_what_a_network_lacks_are_no_plans_of_it(monkeypatch: pytest.
     opened = open_loop.open_plans(laid, budget)
     within = np.where(legal[opened.plans], opened.plans, 0)
     assert 0 < (within != opened.plans).any(axis=1).mean() < 1
-    np.testing.assert_array_equal(opened.first[:, 0], played(None, None, None, within, laid.keys)[:, 0, 0])
+    expected = played(None, None, policies.FARM, policies.as_loops(within), laid.keys)
+    np.testing.assert_array_equal(opened.first[:, 0], expected[:, 0, 0])
     assert legal[opened.moves[:, 1]].all() and legal[opened.fills].all()
     acts, ticks = legal.sum() - 1, len(budget.ticks) - 1  # an episode of 30 ticks has none of that number
     assert opened.bounds[open_loop.SINGLES].members == 1 + acts * ticks

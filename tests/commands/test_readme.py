@@ -47,7 +47,6 @@ def given(block: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         few = budgets.BUDGETS["tiny"]._replace(**small, screen=64, select=64, report=64)
         monkeypatch.setitem(budgets.BUDGETS, "tiny", few)
         monkeypatch.setattr(rollouts, "GROUPS", (8,))
-        monkeypatch.setattr(rollouts, "WHOLE", ((32, 32),))
     if "models.load" not in block:
         return {}
     from grpo.model import decode, models

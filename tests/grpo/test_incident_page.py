@@ -85,7 +85,6 @@ def test_it_is_played_and_audited_and_an_analyst_trained_in_it(
     few = budgets.BUDGETS["tiny"]._replace(**less, select=64, report=64)
     monkeypatch.setitem(budgets.BUDGETS, "tiny", few)
     monkeypatch.setattr(rollouts, "GROUPS", (8,))  # a size of batch to compile for each
-    monkeypatch.setattr(rollouts, "WHOLE", ((32, 32),))
     assert ended(monkeypatch, *evaluate) == 0
     assert ended(monkeypatch, *audit) == 0
     [row] = json.loads((place / "out" / "incident" / "report.json").read_text())["verdicts"]

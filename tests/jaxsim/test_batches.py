@@ -31,8 +31,8 @@ def test_results_lie_by_policy_and_episode(many: int, episodes: int) -> None:
 def test_returns_of_plans_lie_by_plan_and_episode(monkeypatch: pytest.MonkeyPatch, many: int, episodes: int) -> None:
     def played(dims: object, policy: Policy, plans: np.ndarray, params: object, keys: np.ndarray, impl: str) -> Any:
         assert policy is PLAN
-        assert (len(plans), len(keys)) in WHOLE
-        return np.stack(np.broadcast_arrays(plans[:, :1], keys[:, 1].astype(np.int32)), axis=-1)
+        assert len(plans) == len(keys) == WHOLE
+        return np.stack([plans[:, 0], keys[:, 1].astype(np.int32)], axis=-1)
 
     monkeypatch.setattr(rollouts, "_returns", played)
     plans = np.repeat(np.arange(many, dtype=np.int32)[:, None], 3, axis=1)

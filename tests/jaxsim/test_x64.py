@@ -63,7 +63,7 @@ def wide() -> list[str]:
     keys = one_episode.episode_keys(key, 2)
     played = [(policy, jax.tree.map(lambda x: np.asarray(x)[None], p)) for policy, p in jaxsim.BASELINES.values()]
     played += [(policy, network(key, restore=True)) for policy in recurrent.POLICIES.values()]
-    plans, batch, impl = np.zeros((1, 3), np.int32), jax.random.key_data(keys)[None], "threefry2x32"
+    plans, batch, impl = np.zeros((2, 3), np.int32), jax.random.key_data(keys)[None], "threefry2x32"
     swap = rollouts.donors(2)[None], rollouts.named_channels(("alerts",))
 
     given, none = pack(params._replace(reward=None)), one_episode.no_stats(params)
