@@ -26,7 +26,7 @@ from jaxsim.types import RUNNING, Dims, Observation, Params, State
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc.write import whole
 
-FORMAT = "jaxsim-soc state bank 2"
+FORMAT = "jaxsim-soc state bank 3"
 BLOCK = 64  # episodes, or rows, of a program at once: whatever their number, few programs are compiled
 SLOTS = 16  # the same of snapshots, where there are several
 CHOICE = 2**31 - 1  # folded into an episode's key for the choice of ticks; no tick is so late
