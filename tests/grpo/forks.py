@@ -13,14 +13,12 @@ from grpo.rows import credit as credits
 from grpo.rows import redeal as redeals
 from grpo.rows.bank import Bank
 from grpo.rows.credit import Credit
-from jaxsim import env
+from jaxsim import env, stages
 from jaxsim.actions import encode
 from jaxsim.compile import dims_of
 from jaxsim.policies import BASELINES
 from jaxsim.types import (
     BLOCK_EGRESS,
-    IN_PROGRESS,
-    SUCCEEDED,
     Params,
     State,
 )
@@ -74,12 +72,13 @@ def before_exfil() -> tuple[State, int]:
     state = jax.jit(partial(env.reset, DIMS))(KEY, rows_of(0))
     exfil = int(np.flatnonzero(HARDENED.scenario.stage_exfil[0])[0])
     there = np.asarray(HARDENED.scenario.stage_exists[0])
-    status = np.where(there, SUCCEEDED, np.asarray(state.status)).astype(np.int32)
-    status[exfil] = IN_PROGRESS
+    done = there.copy()
+    done[exfil] = False
     state = state._replace(
         tick=jnp.int32(40),
         attack=jnp.bool_(True),
-        status=jnp.asarray(status),
+        idle=jnp.zeros_like(state.idle),
+        done=stages.packed(jnp.asarray(done)),
         stage=jnp.int32(exfil),
         stage_end=jnp.int32(43),
         succeeded=jnp.int32(there.sum() - 1),
