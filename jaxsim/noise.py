@@ -15,8 +15,10 @@ from jaxsim import check
 
 
 class Noise(IntEnum):
-    """Slot of each draw; those before ALERT_1 are all that matters where nobody reads alerts. Integer in [lo, hi] from
-    u: lo + floor(u (hi - lo + 1))."""
+    """Slot of each draw. Where nobody reads alerts, and the policy draws nothing, only those before ALERT_1 matter.
+
+    Integer in [lo, hi] from u: lo + floor(u (hi - lo + 1)).
+    """
 
     FORENSIC_ERROR = 0
     FORENSIC_CONFIDENCE = 1

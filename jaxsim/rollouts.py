@@ -29,7 +29,8 @@ from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params
 
 BLOCK = 32  # episodes of a policy in a batch
 GROUPS = (1, 8, 40)  # blocks in a batch, as many as are needed; each size is compiled for itself
-# Policies that read no alerts, so that a program for whole episodes need not raise any, and is soon compiled.
+# Policies that read no alerts and draw nothing, so that a program for whole episodes need not raise any, nor draw what
+# only alerts and policies need, and is soon compiled.
 IN_ONE = (policies.PLAN, policies.FARM)
 WHOLE = 1024  # of these, pairs of a policy and an episode in a batch
 LOOK = 8  # ticks that are drawn and paid together, after which a batch is asked whether all its episodes are over
@@ -394,8 +395,9 @@ def returns_many(env_: env.Env, params: Params, policy: Policy, parameters: Any,
     parameters = jax.tree.map(np.asarray, parameters)
 
     def play(pairs: np.ndarray) -> np.ndarray:
-        some = jax.tree.map(lambda x: x[pairs // len(keys)], parameters)
-        return np.asarray(_returns(env_.dims, policy, some, params, keys[pairs % len(keys)], impl))
+        rows, lanes = np.divmod(pairs, len(keys))
+        some = jax.tree.map(lambda x: x[rows], parameters)
+        return np.asarray(_returns(env_.dims, policy, some, params, keys[lanes], impl))
 
     with _fitting(parameters):
         parts = side_by_side(play, _parts(many * len(keys), WHOLE))
