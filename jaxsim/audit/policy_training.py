@@ -58,13 +58,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         began = time.perf_counter()
         # A masked policy has nothing to copy from one that reads.
         taught = None if start or view == recurrent.MASKED else teachers(view != recurrent.ALERTS)
-        own = settings if taught or start else settings._replace(learning_rate=3e-3)
-        weights, log = trained(dims, view, params, own, args.seed, taught, start)
+        default = ppo.Settings().learning_rate * (1 if taught or start else 10)
+        rate = default if args.learning_rate is None else args.learning_rate
+        weights, log = trained(dims, view, params, settings._replace(learning_rate=rate), args.seed, taught, start)
         seconds = time.perf_counter() - began
         about = {
             "rules": args.rules, "reward": args.reward, "view": view, "simulator_version": SIMULATOR_VERSION,
             "seed": str(args.seed), "updates": str(args.updates), "lanes": str(args.lanes), "seconds": f"{seconds:.0f}",
-            "entropy": str(args.entropy), "start": start.about.get("updates", "") if start else "",
+            "entropy": str(args.entropy), "learning_rate": str(rate),
+            "start": start.about.get("updates", "") if start else "",
             "scenarios": " ".join(s.id for s in many),
         }  # fmt: skip
         made = checkpoint.Checkpoint(jax.tree.map(np.asarray, weights), about)
@@ -101,6 +103,10 @@ def parser() -> cli.Parser:
     p.add_argument(
         "--entropy", type=cli.fraction, default=0.001, metavar="WEIGHT", help="of the bonus on entropy (default: 0.001)"
     )
+    p.add_argument(
+        "--learning-rate", type=cli.fraction, metavar="RATE",
+        help="of PPO, falls to 0 (default: 0.0003, and 0.003 where a policy begins at random)",
+    )  # fmt: skip
     options.add_seed(p)
     p.add_argument(
         "--out", type=cli.output_folder, default=Path("out/policies"), metavar="DIR", help="folder of the checkpoints"
@@ -174,7 +180,8 @@ def trained(
 ) -> tuple[recurrent.Weights, str]:
     """Weights, and the log as CSV: one row an update."""
     rows: list[tuple[str, float, float, float]] = []
-    with cli.progress(settings.updates + (settings.clone_updates if taught else 0)) as step:
+    before = settings.clone_updates if taught else settings.critic_updates if start else 0
+    with cli.progress(settings.updates + before) as step:
 
         def advance(phase: str, report: ppo.Report) -> None:
             rows.append((phase, float(report.episode_return), float(report.entropy), float(report.loss)))

@@ -30,6 +30,7 @@ class Settings(NamedTuple):
 
     updates: int = 200
     clone_updates: int = 80  # before PPO; 0 without a teacher
+    critic_updates: int = 40  # before PPO, where the policy is not new: only the critic learns
     lanes: int = 128
     epochs: int = 3
     minibatches: int = 4
@@ -42,6 +43,9 @@ class Settings(NamedTuple):
     entropy: float = 0.001
     max_gradient: float = 0.5
     value_scale: float = 5.0  # points per unit of the value head
+
+
+CLONING, CRITIC, PPO = "cloning", "critic", "PPO"  # what is learned in a phase of training
 
 
 class Batch(NamedTuple):
@@ -142,10 +146,8 @@ def replay_network(dims: Dims, weights: Weights, seen: Features) -> Array:
     return log_p
 
 
-def loss(
-    dims: Dims, settings: Settings, cloning: bool, both: tuple[Weights, Critic], batch: Batch
-) -> tuple[Array, Array]:
-    """(loss, mean entropy) of PPO's clipped objective, or of cloning the actions of the batch, and of the critic."""
+def loss(dims: Dims, settings: Settings, phase: str, both: tuple[Weights, Critic], batch: Batch) -> tuple[Array, Array]:
+    """(loss, mean entropy) of the critic, and of PPO's clipped objective or of cloning the actions of the batch."""
     weights, critic = both
     log_p_all = replay_network(dims, weights, batch.features)
     log_p = jnp.take_along_axis(log_p_all, batch.action[..., None], axis=-1)[..., 0]
@@ -157,7 +159,9 @@ def loss(
     value = jax.vmap(jax.vmap(partial(recurrent.criticise, critic)))(batch.truth)
     error = mean(jnp.square(value - batch.target / settings.value_scale))
     entropy = mean(-jnp.sum(jnp.exp(log_p_all) * jnp.maximum(log_p_all, -50.0), axis=-1))
-    if cloning:
+    if phase == CRITIC:
+        return error, entropy
+    if phase == CLONING:
         return mean(-log_p) + error, entropy
     centred = batch.advantage - mean(batch.advantage)
     advantage = centred / (jnp.sqrt(mean(jnp.square(centred))) + 1e-6)
@@ -167,10 +171,11 @@ def loss(
     return error - gain - settings.entropy * entropy, entropy
 
 
-@partial(jax.jit, static_argnames=("dims", "view", "teacher", "ticks", "settings", "optimiser"))
+@partial(jax.jit, static_argnames=("dims", "view", "phase", "teacher", "ticks", "settings", "optimiser"))
 def update(
     dims: Dims,
     view: str,
+    phase: str,
     teacher: Policy | None,
     taught: Any,
     ticks: int,
@@ -191,7 +196,7 @@ def update(
     def learn(learner: Learner, rows: Array) -> Any:
         part = jax.tree.map(lambda x: x[:, rows], batch)
         both = learner.weights, learner.critic
-        slope = jax.value_and_grad(partial(loss, dims, settings, teacher is not None), has_aux=True)
+        slope = jax.value_and_grad(partial(loss, dims, settings, phase), has_aux=True)
         (value, entropy), gradient = slope(both, part)
         change, memory = optimiser.update(gradient, learner.memory, both)
         weights, critic = optax.apply_updates(both, change)
@@ -215,7 +220,7 @@ def train(
     """Train on the scenarios of `many`, Params with a leading axis. `advance(phase, report)` follows each update.
 
     A teacher's parameters have that axis, too: on each scenario it has its own. The policy starts from `start_weights`
-    if given. Raises ValueError when `lanes` is no multiple of `minibatches`.
+    if given, once the critic knows what it earns. Raises ValueError when `lanes` is no multiple of `minibatches`.
     """
     if settings.lanes % settings.minibatches:
         raise ValueError(f"lanes = {settings.lanes} is no multiple of minibatches = {settings.minibatches}")
@@ -224,17 +229,22 @@ def train(
     fresh = recurrent.init_weights(jax.random.fold_in(key, 2**31 - 1), settings.width, dims.restore)
     weights = fresh if start_weights is None else jax.tree.map(jnp.asarray, start_weights)
     critic = recurrent.init_critic(jax.random.fold_in(key, 2**31 - 2), settings.critic_width)
-    ppo: tuple[str, Policy | None, Any, int, float] = ("PPO", None, (), settings.updates, settings.learning_rate)
-    phases = [ppo]
+    phases: list[tuple[str, Policy | None, Any, int, float]] = []
+    if start_weights is not None:
+        # A new critic would lead a policy that is good already astray.
+        phases.append((CRITIC, None, (), settings.critic_updates, settings.clone_rate))
     if teacher:
-        phases.insert(0, ("cloning", teacher[0], teacher[1], settings.clone_updates, settings.clone_rate))
+        phases.append((CLONING, *teacher, settings.clone_updates, settings.clone_rate))
+    phases.append((PPO, None, (), settings.updates, settings.learning_rate))
     done = 0
     for phase, policy, taught, updates, rate in phases:
         optimiser = _optimiser(settings, rate, updates)
         learner = Learner(weights, critic, optimiser.init((weights, critic)))
         for _ in range(updates):
             drawn = jax.random.fold_in(key, done)
-            learner, report = update(dims, view, policy, taught, ticks, settings, optimiser, learner, many, drawn)
+            learner, report = update(
+                dims, view, phase, policy, taught, ticks, settings, optimiser, learner, many, drawn
+            )
             done += 1
             advance(phase, report)
         weights, critic = learner.weights, learner.critic

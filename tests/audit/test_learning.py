@@ -263,11 +263,11 @@ def test_what_was_played_is_what_the_network_would_play(batch: tuple[ppo.Learner
     np.testing.assert_allclose(taken, played.log_p, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("cloning", [False, True])
-def test_a_step_down_the_gradient_lowers_the_loss(batch: tuple[ppo.Learner, ppo.Batch], cloning: bool) -> None:
+@pytest.mark.parametrize("phase", [ppo.CLONING, ppo.CRITIC, ppo.PPO])
+def test_a_step_down_the_gradient_lowers_the_loss(batch: tuple[ppo.Learner, ppo.Batch], phase: str) -> None:
     learner, played = batch
     both = learner.weights, learner.critic
-    loss = jax.jit(jax.value_and_grad(partial(ppo.loss, TOY_DIMS, SETTINGS, cloning), has_aux=True))
+    loss = jax.jit(jax.value_and_grad(partial(ppo.loss, TOY_DIMS, SETTINGS, phase), has_aux=True))
     (before, entropy), slope = loss(both, played)
     steep = sum(float(jnp.sum(x * x)) for x in jax.tree.leaves(slope))
     step = 1e-3 / steep**0.5
@@ -318,6 +318,22 @@ def test_cloning_comes_first_and_learns_the_teacher() -> None:
     ppo.train(TOY_DIMS, SEEING, TOY_PARAMS, SETTINGS, 5, TEACHER, note)
     assert [phase for phase, _ in log] == ["cloning"] * SETTINGS.clone_updates + ["PPO"] * SETTINGS.updates
     assert log[SETTINGS.clone_updates - 1][1] < 0.7 * log[0][1]
+
+
+def test_going_on_teaches_a_new_critic_before_the_policy_changes() -> None:
+    start, log = weights_of(1, restore=False), []
+    settings = SETTINGS._replace(critic_updates=6, updates=0)
+
+    def go_on(settings: ppo.Settings) -> Weights:
+        log.clear()
+        return ppo.train(
+            TOY_DIMS, SEEING, TOY_PARAMS, settings, 5, None, lambda p, r: log.append((p, float(r.loss))), start
+        )
+
+    chex.assert_trees_all_equal(go_on(settings), start)
+    assert [phase for phase, _ in log] == ["critic"] * 6 and log[-1][1] < log[0][1]
+    assert not np.array_equal(go_on(settings._replace(updates=1)).embed, start.embed)
+    assert [phase for phase, _ in log] == ["critic"] * 6 + ["PPO"]
 
 
 @pytest.mark.parametrize("forensics", [True, False])

@@ -95,7 +95,7 @@ def wide() -> list[str]:
 
     def learn(many: Any, key: jax.Array) -> Any:
         batch = ppo.collect(dims, recurrent.SEEING, None, (), ppo.Learner(*both, ()), many, key, 5, SETTINGS)
-        return jax.grad(partial(ppo.loss, dims, SETTINGS, False), has_aux=True)(both, batch)
+        return jax.grad(partial(ppo.loss, dims, SETTINGS, ppo.PPO), has_aux=True)(both, batch)
 
     programs.append(jax.make_jaxpr(learn)(many, key))
     return [line.strip() for program in programs for line in re.findall(r".*:f64\[[^]]*\] = .*", str(program))]
