@@ -3,7 +3,7 @@
 One set of weights serves every entity: each has its own features and its own GRU memory, and all share a pooled
 summary, so what is learned on one enterprise can be played on another, and relabelling the entities relabels the
 actions (but for the place in the list, a feature that a positional plan would need). Views of the audit, each a
-`Policy`:
+`Policy` with a `Sight`:
 
     seeing      the observation
     alerts      the observation without forensics and what they confirmed; it never investigates
@@ -17,8 +17,7 @@ and one that the audit does not use, a teacher for what sees single observations
 GRU: Cho et al. 2014, arXiv:1406.1078. Pooling over a set: Zaheer et al. 2017, arXiv:1703.06114.
 """
 
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +40,7 @@ OVERALL_FEATURES = 18
 SEEN_OF_ENTITY, SEEN_OVERALL = ENTITY_FEATURES - 4, OVERALL_FEATURES - 7  # the others are the truth
 HEADS = 4  # logits of an entity: INVESTIGATE, cut off (isolate or revoke), BLOCK_EGRESS, PATCH_ASSET; one more: RESTORE
 ILLEGAL = np.float32(-1e9)
-FORENSIC_FEATURES = slice(8, 14)  # columns of `evidence_features`
+_OF_FORENSICS = np.arange(14) >= 8  # columns of `evidence_features`; the others are of alerts
 
 
 class Weights(NamedTuple):
@@ -76,11 +75,32 @@ class Critic(NamedTuple):
     out_bias: Array  # ()
 
 
+class Sight(NamedTuple):
+    """What a view leaves of an observation, and allows: data, so that one program plays all views without the truth."""
+
+    alerts: Array  # () bool, it sees alerts
+    forensics: Array  # () bool, it sees forensic results, and what they confirmed
+    looks: Array  # () bool, INVESTIGATE is among its actions
+    remembers: Array  # () bool, what it made of earlier ticks counts
+
+
+_ALL = Sight(*[np.bool_(True)] * len(Sight._fields))
+_NO = np.bool_(False)
+SIGHTS = {
+    SEEING: _ALL,
+    ALERTS: _ALL._replace(forensics=_NO, looks=_NO),
+    MASKED: _ALL._replace(alerts=_NO, forensics=_NO),
+    PRIVILEGED: _ALL,
+    MEMORYLESS: _ALL._replace(remembers=_NO),
+}
+
+
 class Learned(NamedTuple):
     """The parameters of a learned policy."""
 
     weights: Weights
     greedy: Array  # () bool, the likeliest action instead of a sampled one
+    sight: Sight
 
 
 class Features(NamedTuple):
@@ -89,8 +109,7 @@ class Features(NamedTuple):
     entity: Array  # (N, ENTITY_FEATURES) float32
     overall: Array  # (OVERALL_FEATURES,) float32
     exists: Array  # (N,) bool
-    looks: Array  # () bool, INVESTIGATE is among its actions
-    remembers: Array  # () bool, what it made of earlier ticks counts
+    sight: Sight
 
 
 def _draw(key: Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
@@ -181,9 +200,8 @@ def hidden_features(dims: Dims, state: State) -> tuple[Array, Array]:
     return per_entity.astype(jnp.float32), overall
 
 
-def features(dims: Dims, view: str, seen: Any) -> Features:
-    """What a view makes of an observation, or of (observation, state) when privileged; what it does not see is 0."""
-    obs, state = seen if view == PRIVILEGED else (seen, None)
+def features(dims: Dims, sight: Sight, obs: Observation, state: State | None = None) -> Features:
+    """What is made of an observation, and of the state for who is privileged; what is not seen is 0."""
     n = dims.entities
     asset = np.arange(n, dtype=np.int32) < dims.assets
     index = np.where(asset, np.arange(n, dtype=np.int32), np.arange(n, dtype=np.int32) - dims.assets)
@@ -191,15 +209,14 @@ def features(dims: Dims, view: str, seen: Any) -> Features:
     last = jnp.maximum(jnp.where(asset, of_a_kind[0], of_a_kind[1]) - 1, 1)
     place = index.astype(np.float32) / last.astype(jnp.float32)
     own = [obs.exists, asset, obs.value, place, index == 0, *obs.marks[:CONFIRMED]]
-    evidence = jnp.zeros((n, 14), jnp.float32) if view == MASKED else evidence_features(dims, obs)
-    if view == ALERTS:
-        evidence = evidence.at[:, FORENSIC_FEATURES].set(0.0)
+    evidence = evidence_features(dims, obs)
+    evidence = jnp.where(jnp.where(_OF_FORENSICS, sight.forensics, sight.alerts), evidence, 0.0)
     unseen = jnp.zeros((n, 4), jnp.float32), jnp.zeros(7, jnp.float32)
     hidden, truth = unseen if state is None else hidden_features(dims, state)
 
     horizon, tick = obs.horizon.astype(jnp.float32), obs.tick.astype(jnp.float32)
     cut_off = jnp.sum(obs.value * obs.marks[CUT_OFF].astype(jnp.float32))
-    shown = jnp.sum(obs.alerts.number >= 0, dtype=jnp.float32) / 12.0 * np.float32(view != MASKED)
+    shown = jnp.where(sight.alerts, jnp.sum(obs.alerts.number >= 0, dtype=jnp.float32) / 12.0, 0.0)
     size = [jnp.log2(1.0 + x.astype(jnp.float32)) / 10.0 for x in of_a_kind]
     clock = [tick / horizon, tick / 100.0, (horizon - tick) / 100.0, jnp.exp(tick / -5.0), cut_off, shown, *size]
     who = (obs.personality == np.arange(PERSONALITIES, dtype=np.int32)).astype(jnp.float32)
@@ -208,8 +225,7 @@ def features(dims: Dims, view: str, seen: Any) -> Features:
         entity=jnp.concatenate([own_columns, evidence, hidden], axis=1),
         overall=jnp.concatenate([jnp.stack(clock), who, truth]),
         exists=obs.exists,
-        looks=jnp.bool_(view != ALERTS),
-        remembers=jnp.bool_(view != MEMORYLESS),
+        sight=jax.tree.map(jnp.asarray, sight),
     )
 
 
@@ -223,7 +239,7 @@ def vector_size(dims: Dims) -> int:
 
 def vector(dims: Dims, obs: Observation) -> Array:
     """(F,) float32: the features of one episode's observation that are not the truth, for other people's trainers."""
-    entity, overall, *_ = features(dims, SEEING, obs)
+    entity, overall, *_ = features(dims, SIGHTS[SEEING], obs)
     return jnp.concatenate([entity[:, :SEEN_OF_ENTITY].reshape(-1), overall[:SEEN_OVERALL]])
 
 
@@ -236,7 +252,7 @@ def pool(x: Array, exists: Array) -> Array:
 
 def forward(dims: Dims, w: Weights, memory: Array, f: Features) -> tuple[Array, Array]:
     """One tick: ((dims.actions,) logits, (N, H) memory) from the (N, H) memory before it."""
-    memory = jnp.where(f.remembers, memory, 0.0)
+    memory = jnp.where(f.sight.remembers, memory, 0.0)
     embedded = jnp.tanh(f.entity @ w.embed + (f.overall @ w.embed_overall + w.embed_bias)[None])
     given = embedded @ w.gru_own + (pool(embedded, f.exists) @ w.gru_pooled + w.gru_bias)[None]
     u, r, c = jnp.split(given, 3, axis=1)
@@ -248,7 +264,7 @@ def forward(dims: Dims, w: Weights, memory: Array, f: Features) -> tuple[Array, 
     heads = embedded @ w.act_own + memory @ w.act_memory + (pooled @ w.act_pooled + w.act_bias)[None]
     heads = jnp.where(f.exists[:, None], heads, ILLEGAL)
     investigate, cut_off, egress, patch, *restore = heads.T
-    investigate = jnp.where(f.looks, investigate, ILLEGAL)
+    investigate = jnp.where(f.sight.looks, investigate, ILLEGAL)
     a = dims.assets
     wait = jnp.reshape(pooled @ w.wait_pooled + f.overall @ w.wait_overall + w.wait_bias, (1,))
     return jnp.concatenate([wait, investigate, cut_off[:a], egress[:a], patch[:a], cut_off[a:], *restore]), memory
@@ -278,16 +294,27 @@ def _init(dims: Dims, p: Learned) -> Array:
     return no_history(dims, p.weights)
 
 
-def _act(view: str, dims: Dims, p: Learned, memory: Array, seen: Any, noise: Array) -> tuple[Array, Array]:
-    logits, memory = forward(dims, p.weights, memory, features(dims, view, seen))
+def _choose(dims: Dims, p: Learned, memory: Array, seen: Features, noise: Array) -> tuple[Array, Array]:
+    logits, memory = forward(dims, p.weights, memory, seen)
     best = jax.lax.argmax(logits, 0, jnp.int32)
     return jnp.where(p.greedy, best, sample(logits, noise[0])), memory
 
 
-POLICIES = {view: Policy(_init, partial(_act, view), privileged=view == PRIVILEGED) for view in (*VIEWS, MEMORYLESS)}
+def _act(dims: Dims, p: Learned, memory: Array, obs: Observation, noise: Array) -> tuple[Array, Array]:
+    return _choose(dims, p, memory, features(dims, p.sight, obs), noise)
+
+
+def _act_on_truth(
+    dims: Dims, p: Learned, memory: Array, seen: tuple[Observation, State], noise: Array
+) -> tuple[Array, Array]:
+    return _choose(dims, p, memory, features(dims, p.sight, *seen), noise)
+
+
+_NETWORK = Policy(_init, _act)
+POLICIES = dict.fromkeys(SIGHTS, _NETWORK) | {PRIVILEGED: Policy(_init, _act_on_truth, privileged=True)}
 
 
 def chances(dims: Dims, w: Weights, obs: Observation) -> Array:
     """(dims.actions,) probability of every action, of a memoryless network that sees an observation; 0 if illegal."""
-    logits, _ = forward(dims, w, no_history(dims, w), features(dims, MEMORYLESS, obs))
+    logits, _ = forward(dims, w, no_history(dims, w), features(dims, SIGHTS[MEMORYLESS], obs))
     return jax.nn.softmax(logits)

@@ -113,7 +113,7 @@ def teacher_of(game: Campaigns, path: Path) -> Teacher:
         raise ValueError(f"{path}: view = {made.view!r} remembers what no prompt shows, or sees other things; {remedy}")
     if made.restores != game.dims.restore:
         raise ValueError(f"{path}: trained with{'' if made.restores else 'out'} RESTORE; {remedy}")
-    return recurrent.POLICIES[made.view], Learned(made.weights, np.bool_(False))
+    return recurrent.POLICIES[made.view], made.learned._replace(greedy=np.bool_(False))
 
 
 @partial(jax.jit, static_argnames=("dims",))

@@ -37,7 +37,7 @@ class Surrogate(NamedTuple):
 
 @partial(jax.jit, static_argnames=("dims",))
 def _features(dims: Dims, obs: Any) -> Features:
-    found: Features = jax.vmap(partial(recurrent.features, dims, MEMORYLESS))(obs)
+    found: Features = jax.vmap(partial(recurrent.features, dims, recurrent.SIGHTS[MEMORYLESS]))(obs)
     return found
 
 
@@ -86,7 +86,7 @@ def fit(
     with jax.numpy_dtype_promotion("standard"):  # optax mixes types
         fitted = _fit(dims, min(BATCH, len(shown)), STEPS, weights, mine, jnp.asarray(target[shown]), key)
     found = np.exp(np.asarray(_log_p(dims, fitted, jax.tree.map(lambda x: x[apart], seen))))
-    return Surrogate(Learned(fitted, np.bool_(False)), agreement(target[apart], found))
+    return Surrogate(Learned(fitted, np.bool_(False), recurrent.SIGHTS[MEMORYLESS]), agreement(target[apart], found))
 
 
 def agreement(own: Array, found: Array) -> dict[str, float]:

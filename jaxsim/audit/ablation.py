@@ -176,21 +176,35 @@ def show(console: Console, summaries: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+PANELS = (
+    ("evg", "evidence", "EVG, points; above 0 evidence pays"),
+    ("evg", "operational", "EVG, points; above 0 evidence pays"),
+    ("voi_norm", "operational", "VOI_norm, share of the gain; above 0 investigating pays"),
+)
+
+
 def picture(rows: list[dict[str, Any]], variants: list[str]) -> Any:
-    """EVG of every variant: a dot for each scenario, a bar for the mean."""
-    figure, axes = plt.subplots(1, len(REWARDS), figsize=(11, 0.34 * len(variants) + 1.4), sharey=True)
-    for axis, name in zip(axes, REWARDS, strict=True):
+    """EVG and VOI_norm of every variant: a dot for each scenario with its 95 % interval, a bar for the mean.
+
+    Where reading earns no more than waiting there is no gain to share out, and no dot for VOI_norm.
+    """
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(15, 0.34 * len(variants) + 1.4), sharey=True)
+    for axis, (quantity, name, label) in zip(axes, PANELS, strict=True):
         for y, variant in enumerate(variants):
-            mine = [r for r in rows if r["rules"] == variant and r["reward"] == name]
-            axis.barh(y, np.mean([r["evg"] for r in mine]), 0.62, color=COLOURS[name], alpha=0.35)
+            of_it = [r for r in rows if r["rules"] == variant and r["reward"] == name]
+            mine = [r for r in of_it if r[quantity] is not None]
+            if len(mine) == len(of_it):
+                axis.barh(y, np.mean([r[quantity] for r in mine]), 0.62, color=COLOURS[name], alpha=0.35)
             for k, r in enumerate(mine):
                 height = y + 0.16 * (k - (len(mine) - 1) / 2)
-                axis.plot(r["evg_ci"], [height, height], color=COLOURS[name], linewidth=1)
-                axis.plot(r["evg"], height, "o", color=COLOURS[name], markersize=3.5)
+                axis.plot(r[f"{quantity}_ci"], [height, height], color=COLOURS[name], linewidth=1)
+                axis.plot(r[quantity], height, "o", color=COLOURS[name], markersize=3.5)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_title(f"reward {name}", fontsize=10, loc="left")
-        axis.set_xlabel("EVG, points (95 % intervals); above 0 evidence pays")
+        axis.set_xlabel(f"{label} (95 % intervals)", fontsize=8.5)
         axis.spines[["top", "right"]].set_visible(False)
+    # A gain that is hardly above 0 makes shares of any size.
+    axes[-1].set_xlim(-0.5, 1.05)
     axes[0].set_yticks(range(len(variants)), variants, fontsize=8.5)
     axes[0].invert_yaxis()
     figure.tight_layout()

@@ -67,6 +67,15 @@ def take(parameters: Any, rows: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x)[rows], parameters)
 
 
+def alike(some: list[Candidate]) -> list[list[int]]:
+    """Indices of the candidates that can be played at once: of one policy, and networks of one size."""
+    groups: dict[Any, list[int]] = {}
+    for i, c in enumerate(some):
+        matrices = tuple(np.shape(x) for x in jax.tree.leaves(c.parameters) if np.ndim(x) > 1)
+        groups.setdefault((c.policy, matrices), []).append(i)
+    return list(groups.values())
+
+
 def stack_parameters(rows: list[Any]) -> Any:
     """Parameters of one policy function as one pytree with a leading axis.
 

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from jaxsim.recurrent import HEADS, POLICIES, Learned, Weights, init_weights
+from jaxsim.recurrent import HEADS, POLICIES, SIGHTS, Learned, Weights, init_weights
 from jaxsim.version import SIMULATOR_VERSION, is_kept, name_now
 
 FORMAT = "jaxsim-soc recurrent policy 1"
@@ -35,7 +35,7 @@ class Checkpoint(NamedTuple):
     @property
     def learned(self) -> Learned:
         """The policy's parameters; it plays its likeliest action."""
-        return Learned(self.weights, np.bool_(True))
+        return Learned(self.weights, np.bool_(True), SIGHTS[self.view])
 
 
 def own(rules: str, reward: str, view: str, folder: Path = OWN) -> Path:

@@ -90,7 +90,7 @@ def collect(
     index = jax.random.randint(which, (settings.lanes,), 0, scenarios, jnp.int32)
     params, taught = jax.tree.map(lambda x: x[index], (many, taught))
     keys = jax.random.split(luck, settings.lanes)
-    policy, weights = recurrent.POLICIES[view], learner.weights
+    weights, privileged = learner.weights, recurrent.POLICIES[view].privileged
 
     def begin(k: Array, p: Params, t: Any) -> Any:
         own = teacher.init(dims, t) if teacher else ()
@@ -100,8 +100,8 @@ def collect(
         state, memory, own = carry
         block = tick_noise(k, state.tick + 1)
         obs = env.observe(dims, state, p)
-        seen = recurrent.features(dims, view, (obs, state) if policy.privileged else obs)
-        truth = recurrent.features(dims, recurrent.PRIVILEGED, (obs, state))
+        seen = recurrent.features(dims, recurrent.SIGHTS[view], obs, state if privileged else None)
+        truth = recurrent.features(dims, recurrent.SIGHTS[recurrent.PRIVILEGED], obs, state)
         logits, memory = forward(dims, weights, memory, seen)
         value = recurrent.criticise(learner.critic, truth) * settings.value_scale
         action = played = recurrent.sample(logits, block[Noise.POLICY_VERB])

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from jaxsim import recurrent, reward
-from jaxsim.audit.arena import BRIEFED, EVIDENCE, PLAN, Arena, Candidate, stack_parameters
+from jaxsim.audit.arena import BRIEFED, EVIDENCE, PLAN, Arena, Candidate, alike, stack_parameters
 from jaxsim.rollouts import rollout_many
 from jaxsim.types import RewardWeights, Signals
 
@@ -55,12 +55,11 @@ class Ledger(NamedTuple):
 def record(arena: Arena, pool: list[Candidate], keys: jax.Array) -> Ledger:
     """Play the pool and count its signal rows; `pool[0]` must be MONITOR for ever."""
     blocks: list[tuple[int, np.ndarray]] = []
-    for policy in dict.fromkeys(c.policy for c in pool):
-        members = [i for i, c in enumerate(pool) if c.policy is policy]
+    for members in alike(pool):
         _, trajectory = rollout_many(
             arena.env,
             arena.params,
-            policy,
+            pool[members[0]].policy,
             stack_parameters([pool[i].parameters for i in members]),
             keys,
             record=True,

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxsim import recurrent
 from jaxsim.audit import metrics
-from jaxsim.audit.arena import FARM, Arena, Candidate, stack_parameters
+from jaxsim.audit.arena import FARM, Arena, Candidate, alike, stack_parameters
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
 from jaxsim.audit.open_loop import SINGLES
 from jaxsim.audit.race import Bound
@@ -54,11 +54,11 @@ def play(arena: Arena, finalists: list[dict[str, Candidate]], keys: jax.Array) -
     """Play the finalists of each reward on the report episodes; one that is a finalist of many is played once."""
     unique = {identity(c): c for named in finalists for c in named.values()}
     stats: dict[Hashable, EpisodeStats] = {}
-    for policy in dict.fromkeys(c.policy for c in unique.values()):
-        same = {i: c for i, c in unique.items() if c.policy is policy}
-        parameters = stack_parameters([c.parameters for c in same.values()])
-        played, _ = rollout_many(arena.env, arena.params, policy, parameters, keys)
-        stats |= {i: jax.tree.map(lambda x, m=m: x[m], played) for m, i in enumerate(same)}
+    names, candidates = list(unique), list(unique.values())
+    for members in alike(candidates):
+        parameters = stack_parameters([candidates[i].parameters for i in members])
+        played, _ = rollout_many(arena.env, arena.params, candidates[members[0]].policy, parameters, keys)
+        stats |= {names[i]: jax.tree.map(lambda x, m=m: x[m], played) for m, i in enumerate(members)}
     return [[Played(name, c, stats[identity(c)]) for name, c in named.items()] for named in finalists]
 
 

@@ -17,7 +17,7 @@ from jaxsim.audit import policy_training, ppo
 from jaxsim.compile import dims_of
 from jaxsim.one_episode import start
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE
-from jaxsim.recurrent import MASKED, MEMORYLESS, PRIVILEGED, SEEING, VIEWS, Learned, Weights
+from jaxsim.recurrent import MASKED, MEMORYLESS, PRIVILEGED, SEEING, SIGHTS, VIEWS, Learned, Weights
 from jaxsim.rollouts import rollout
 from jaxsim.types import CONFIRMED, Alerts, Dims, Forensics, Observation, Params
 
@@ -115,7 +115,7 @@ def play_observations(weights: Weights, view: str, many: list[Observation]) -> n
 
 
 FORWARD = jax.jit(partial(recurrent.forward, DIMS))
-FEATURES = {view: jax.jit(partial(recurrent.features, DIMS, view)) for view in (SEEING, MASKED, MEMORYLESS)}
+FEATURES = {view: jax.jit(partial(recurrent.features, DIMS, SIGHTS[view])) for view in (SEEING, MASKED, MEMORYLESS)}
 
 
 @pytest.mark.parametrize("view", [SEEING, MASKED])
@@ -171,8 +171,8 @@ def test_only_a_privileged_policy_sees_the_truth() -> None:
     state = jax.jit(start, static_argnums=0)(TOY_DIMS, jax.random.key(0), params)
     other = state._replace(compromised=~state.compromised, attack=~state.attack)
     obs = jax.jit(env.observe, static_argnums=0)(TOY_DIMS, state, params)
-    features = jax.jit(partial(recurrent.features, TOY_DIMS, PRIVILEGED))
-    true, false = (features((obs, s)) for s in (state, other))
+    features = jax.jit(partial(recurrent.features, TOY_DIMS, SIGHTS[PRIVILEGED]))
+    true, false = (features(obs, s) for s in (state, other))
     assert not np.array_equal(true.entity, false.entity) and not np.array_equal(true.overall, false.overall)
     assert {view for view in VIEWS if recurrent.POLICIES[view].privileged} == {PRIVILEGED}
 
@@ -194,7 +194,7 @@ def test_a_network_policy_plays_no_invalid_action(restore: bool) -> None:
     """In a padded scenario, sampling, and every verb that there is a target for."""
     dims = TOY_DIMS._replace(assets=4, identities=2, restore=restore)
     params = env.make_params(TOY, dims, "hardened1" + "+liftable" * restore, "operational", "any")
-    policy = Learned(weights_of(7, restore), np.bool_(False))
+    policy = Learned(weights_of(7, restore), np.bool_(False), SIGHTS[SEEING])
     stats = rollout(env.Env(dims), params, recurrent.POLICIES[SEEING], policy, jax.random.key(0), 64)
     assert stats.signals.invalid.sum() == 0 and (stats.length == TOY.horizon).all()
     assert (stats.verbs.sum(axis=0) > 0).tolist() == [True] * 5 + [False, restore], "there is nobody to revoke"
@@ -281,7 +281,7 @@ def test_a_step_down_the_gradient_lowers_the_loss(batch: tuple[ppo.Learner, ppo.
 def mean_return(weights: Weights) -> float:
     """Of the policy as it samples, on episodes that were not trained on."""
     params = env.make_params(TOY, TOY_DIMS, "classic", "linear", "any")
-    policy = Learned(weights, np.bool_(False))
+    policy = Learned(weights, np.bool_(False), SIGHTS[SEEING])
     stats = rollout(env.Env(TOY_DIMS), params, recurrent.POLICIES[SEEING], policy, jax.random.key(77), 512)
     return float(stats.episode_return.mean())
 

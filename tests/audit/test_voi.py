@@ -58,7 +58,9 @@ def test_a_policy_that_sees_alerts_only_is_told_nothing_of_forensics() -> None:
     memory = recurrent.no_history(ENV.dims, weights)
 
     def logits(view: str, o: Any) -> np.ndarray:
-        return np.asarray(recurrent.forward(ENV.dims, weights, memory, recurrent.features(ENV.dims, view, o))[0])
+        return np.asarray(
+            recurrent.forward(ENV.dims, weights, memory, recurrent.features(ENV.dims, recurrent.SIGHTS[view], o))[0]
+        )
 
     np.testing.assert_array_equal(logits(recurrent.ALERTS, obs), logits(recurrent.ALERTS, other))
     assert not np.array_equal(logits(recurrent.SEEING, obs), logits(recurrent.SEEING, other))

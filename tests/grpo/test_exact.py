@@ -171,7 +171,10 @@ def test_a_loop_without_samples(
 ) -> None:
     """From a teacher's probabilities to the check, whose answers are chosen among all legal ones; killed, the same."""
     weights = recurrent.init_weights(jax.random.key(3), 8, game.dims.restore)
-    teacher = recurrent.POLICIES[recurrent.MEMORYLESS], recurrent.Learned(weights, np.bool_(False))
+    teacher = (
+        recurrent.POLICIES[recurrent.MEMORYLESS],
+        recurrent.Learned(weights, np.bool_(False), recurrent.SIGHTS[recurrent.MEMORYLESS]),
+    )
     monkeypatch.setattr(loops.collect, "states", lambda *given: found.bank if given[-1] is who else None)
     monkeypatch.setattr(loops.collect, "credited", lambda *given: found)
     who: Any = teacher

@@ -30,7 +30,7 @@ def waiting(game: rows.Campaigns, many: int) -> np.ndarray:
 @pytest.mark.slow
 def test_it_acts_as_whoever_it_was_fitted_to(game: rows.Campaigns, looked: banks.Bank) -> None:
     bank, weights = looked, checkpoint.load(checkpoint.own("hardened", "operational", recurrent.MEMORYLESS)).weights
-    own = rows.chances(game, bank, recurrent.Learned(weights, np.bool_(False)))
+    own = rows.chances(game, bank, recurrent.Learned(weights, np.bool_(False), recurrent.SIGHTS[recurrent.MEMORYLESS]))
     found = surrogate.fit(game.dims, game.params, bank, own, seed=0)
     blind = np.broadcast_to(own.mean(axis=0), own.shape)
     assert found.agreement["rows"] == int(surrogate.APART * len(own))

@@ -147,7 +147,7 @@ def test_what_an_agent_is_given_changes_with_nothing_hidden() -> None:
     @jax.jit
     def both(at: Any) -> Any:
         obs = jax.tree.map(lambda x: x[0], at)
-        return recurrent.features(dims, recurrent.SEEING, obs), gym.shown(dims, gym.FEATURES, obs)
+        return recurrent.features(dims, recurrent.SIGHTS[recurrent.SEEING], obs), gym.shown(dims, gym.FEATURES, obs)
 
     (entity, overall, *_), kept = both(lanes_of.observe(dims, game.params, state))
     assert kept.size + 4 * dims.entities + 7 == entity.size + overall.size

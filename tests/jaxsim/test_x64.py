@@ -35,9 +35,9 @@ def digest(tree: Any) -> str:
     return hashlib.sha256(b"".join(str((x.dtype, x.shape)).encode() + x.tobytes() for x in leaves)).hexdigest()
 
 
-def network(key: jax.Array, restore: bool = False) -> recurrent.Learned:
+def network(key: jax.Array, view: str, restore: bool = False) -> recurrent.Learned:
     """Of one policy."""
-    learned = recurrent.Learned(recurrent.init_weights(key, restore=restore), np.bool_(False))
+    learned = recurrent.Learned(recurrent.init_weights(key, restore=restore), np.bool_(False), recurrent.SIGHTS[view])
     return jax.tree.map(lambda x: np.asarray(x)[None], learned)
 
 
@@ -50,7 +50,9 @@ def digests() -> dict[str, str]:
     states = bank.collect_heuristic(env, many, *evidence, key, 2, 2)
     return {
         "rollout": digest(jaxsim.rollout(*liftable, *jaxsim.BASELINES["random"], key, 16)),
-        "recurrent": digest(jaxsim.rollout_many(env, params, seeing, network(key), keys, record=True)),
+        "recurrent": digest(
+            jaxsim.rollout_many(env, params, seeing, network(key, recurrent.SEEING), keys, record=True)
+        ),
         "bank": digest(states),
         "fork": digest(credit.returns_to_go(env.dims, many, states, *evidence, futures=2, chunk=4)),
     }
@@ -62,7 +64,7 @@ def wide() -> list[str]:
     dims, key, many = env.dims, jax.random.key(3), bank.stack([params])
     keys = one_episode.episode_keys(key, 2)
     played = [(policy, jax.tree.map(lambda x: np.asarray(x)[None], p)) for policy, p in jaxsim.BASELINES.values()]
-    played += [(policy, network(key, restore=True)) for policy in recurrent.POLICIES.values()]
+    played += [(policy, network(key, view, restore=True)) for view, policy in recurrent.POLICIES.items()]
     plans, batch, impl = np.zeros((2, 3), np.int32), jax.random.key_data(keys)[None], "threefry2x32"
     swap = rollouts.donors(2)[None], rollouts.named_channels(("alerts",))
 
