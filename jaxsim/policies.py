@@ -222,9 +222,11 @@ def act_evidence(
     def target(open_to: Array) -> Array:
         """(K,) entity to act on for each alert, or -1; `open_to` (N,) bool says which entities are worth it."""
 
+        # An alert counts if it is later than this; one number an entity, so that it is looked up once.
+        after = jnp.where(open_to, jnp.where(cut_off, -1, handled.since), np.iinfo(np.int32).max)
+
         def worth(entity: Array) -> Array:
-            e = jnp.maximum(entity, 0)
-            return jnp.where(open_to[e] & (cut_off[e] | (alerts.tick > handled.since[e])), entity, -1)
+            return jnp.where(alerts.tick > after[jnp.maximum(entity, 0)], entity, -1)
 
         asset, identity = worth(alerts.asset), worth(alerts.identity)
         first, second = (
@@ -253,20 +255,18 @@ def act_evidence(
     action = jnp.where(recovers, recovery, action)
     action = jnp.where(direct, actions.encode(dims, verb, entity), action)
     action = jnp.where(confirmed, confirmed_action, action)
-    counted = jnp.where(looks, suspect[look], dims.entities)
-    handled = handled._replace(counts=counts.at[counted].add(1, mode="drop"))
+    # A mask over all entities costs less than a scatter.
+    each = np.arange(dims.entities, dtype=np.int32)
+    counts += (looks & (each == suspect[look])).astype(jnp.int32)
     if not dims.restore:
-        return action, handled
+        return action, handled._replace(counts=counts)
     verbs, entities = actions.table(dims)
-    does, to = jnp.asarray(verbs)[action], jnp.asarray(entities)[action]
-    moved = jnp.where((does == ISOLATE_ASSET) | (does == REVOKE_IDENTITY) | (does == RESTORE), to, dims.entities)
+    does, to = jnp.asarray(verbs)[action], each == jnp.asarray(entities)[action]
+    moved = to & ((does == ISOLATE_ASSET) | (does == REVOKE_IDENTITY) | (does == RESTORE))
     return action, Handled(
-        counts=handled.counts.at[moved].set(0, mode="drop"),
-        since=handled.since.at[moved].set(obs.tick, mode="drop"),
-        rebuilt=handled.rebuilt.at[moved]
-        .set(False, mode="drop")
-        .at[jnp.where(does == PATCH_ASSET, to, dims.entities)]
-        .set(True, mode="drop"),
+        counts=jnp.where(moved, 0, counts),
+        since=jnp.where(moved, obs.tick, handled.since),
+        rebuilt=(handled.rebuilt & ~moved) | (to & (does == PATCH_ASSET)),
     )
 
 
@@ -274,9 +274,8 @@ def _recovery(dims: Dims, p: EvidenceParams, handled: Handled, obs: Observation,
     """(action, any): rebuild what is confirmed and isolated, or restore what is rebuilt, found clean or held enough."""
     forensics, (cut_off, _, _, confirmed) = obs.forensics, obs.marks
     acquits = (forensics.number >= 0) & ~forensics.compromised & (forensics.confidence >= p.clean_at) & later
-    clean = (
-        jnp.zeros(dims.entities, bool).at[jnp.where(acquits, forensics.entity, dims.entities)].set(True, mode="drop")
-    )
+    each = np.arange(dims.entities, dtype=np.int32)
+    clean = jnp.any(acquits[:, None] & (forensics.entity[:, None] == each[None]), axis=0)
     held = obs.tick - handled.since >= p.hold
     restore, restores = first_where(cut_off & ~confirmed & (handled.rebuilt | clean | held))
     asset = np.arange(dims.entities, dtype=np.int32) < dims.assets

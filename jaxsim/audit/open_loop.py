@@ -68,9 +68,11 @@ def play_off(course: Course, budget: Budget, found: Finalists) -> Finalists:
     with many that differ from it in little.
     """
     best = take(found, best_rows(found.gain, budget.kept))
+    done = best.returns.shape[1]  # episodes that they have played
 
     def play(rows: np.ndarray, first: int, last: int) -> np.ndarray:
-        return plan_returns(course, best.parameters[rows], first, last)
+        new = plan_returns(course, best.parameters[rows], max(first, done), last)
+        return np.concatenate([best.returns[rows, first:last], new], axis=1)
 
     ends = rounds(2 * budget.select, len(course.keys))
     raced = race(play, course.monitor, len(best.parameters), ends, budget.beam)
