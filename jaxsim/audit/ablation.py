@@ -206,6 +206,6 @@ def picture(rows: list[dict[str, Any]], variants: list[str]) -> Any:
     # A gain that is hardly above 0 makes shares of any size.
     axes[-1].set_xlim(-0.5, 1.05)
     axes[0].set_yticks(range(len(variants)), variants, fontsize=8.5)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(variants) - 0.5, -0.5)
     figure.tight_layout()
     return figure
