@@ -119,6 +119,8 @@ def arguments(argv: Sequence[str] | None) -> Any:
     args = parser().parse_args(argv)
     if args.lanes % ppo.Settings().minibatches:
         cli.fail(f"--lanes {args.lanes} is no multiple of {ppo.Settings().minibatches}; give one that is")
+    if args.learning_rate == 0:
+        cli.fail("--learning-rate 0 learns nothing; give more, such as 0.0003")
     return args
 
 

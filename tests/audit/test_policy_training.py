@@ -140,6 +140,7 @@ HELD_OUT = [s.id for s in (scenarios.load(n) for g in scenarios.GROUPS for n in 
         (["--updates", "0"], ["--updates", "'0'", "whole number"]),
         (["--generated", "many"], ["--generated", "'many'"]),
         (["--width", "-1"], ["--width", "'-1'"]),
+        (["--learning-rate", "0"], ["--learning-rate 0", "give more"]),
     ],
 )
 def test_bad_input_is_one_line(
