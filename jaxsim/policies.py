@@ -255,7 +255,6 @@ def act_evidence(
     action = jnp.where(recovers, recovery, action)
     action = jnp.where(direct, actions.encode(dims, verb, entity), action)
     action = jnp.where(confirmed, confirmed_action, action)
-    # A mask over all entities costs less than a scatter.
     each = np.arange(dims.entities, dtype=np.int32)
     counts += (looks & (each == suspect[look])).astype(jnp.int32)
     if not dims.restore:

@@ -67,20 +67,18 @@ def take(parameters: Any, rows: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x)[rows], parameters)
 
 
-def alike(some: list[Candidate]) -> list[list[int]]:
-    """Indices of the candidates that can be played at once: of one policy, and networks of one size."""
+def alike(some: list[Candidate]) -> list[tuple[list[int], Policy, Any]]:
+    """The candidates by what can be played at once, of one policy, and networks of one size: their indices, the policy,
+    and their parameters with a leading axis."""
     groups: dict[Any, list[int]] = {}
     for i, c in enumerate(some):
         matrices = tuple(np.shape(x) for x in jax.tree.leaves(c.parameters) if np.ndim(x) > 1)
         groups.setdefault((c.policy, matrices), []).append(i)
-    return list(groups.values())
+    return [(rows, key[0], _stacked([some[i].parameters for i in rows])) for key, rows in groups.items()]
 
 
-def stack_parameters(rows: list[Any]) -> Any:
-    """Parameters of one policy function as one pytree with a leading axis.
-
-    A plan is MONITOR, action 0, after its end: shorter plans are filled up with it.
-    """
+def _stacked(rows: list[Any]) -> Any:
+    """A plan is MONITOR, action 0, after its end: shorter plans are filled up with it."""
 
     def join(*leaves: Any) -> np.ndarray:
         arrays = [np.asarray(x) for x in leaves]

@@ -58,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         began = time.perf_counter()
         # A masked policy has nothing to copy from one that reads.
         taught = None if start or view == recurrent.MASKED else teachers(view != recurrent.ALERTS)
-        default = ppo.Settings().learning_rate * (1 if taught or start else 10)
-        rate = default if args.learning_rate is None else args.learning_rate
+        rate = args.learning_rate or (3e-4 if taught or start else 3e-3)  # 0 is refused
         weights, log = trained(dims, view, params, settings._replace(learning_rate=rate), args.seed, taught, start)
         seconds = time.perf_counter() - began
         about = {

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from jaxsim import recurrent, reward
-from jaxsim.audit.arena import BRIEFED, EVIDENCE, PLAN, Arena, Candidate, alike, stack_parameters
+from jaxsim.audit.arena import BRIEFED, EVIDENCE, PLAN, Arena, Candidate, alike
 from jaxsim.rollouts import rollout_many
 from jaxsim.types import RewardWeights, Signals
 
@@ -55,15 +55,8 @@ class Ledger(NamedTuple):
 def record(arena: Arena, pool: list[Candidate], keys: jax.Array) -> Ledger:
     """Play the pool and count its signal rows; `pool[0]` must be MONITOR for ever."""
     blocks: list[tuple[int, np.ndarray]] = []
-    for members in alike(pool):
-        _, trajectory = rollout_many(
-            arena.env,
-            arena.params,
-            pool[members[0]].policy,
-            stack_parameters([pool[i].parameters for i in members]),
-            keys,
-            record=True,
-        )
+    for members, policy, parameters in alike(pool):
+        _, trajectory = rollout_many(arena.env, arena.params, policy, parameters, keys, record=True)
         assert trajectory is not None
         signals = np.stack(trajectory.signals, axis=-1).reshape(len(members), -1, len(Signals._fields))
         blocks += [(i, signals[m]) for m, i in enumerate(members)]

@@ -34,7 +34,7 @@ import scenarios
 from jaxsim import recurrent, reward
 from jaxsim.audit import checkpoint, search, verdict
 from jaxsim.audit.arena import EVIDENCE as FAMILY
-from jaxsim.audit.arena import Arena, Candidate, alike, make_arenas, stack_parameters, take
+from jaxsim.audit.arena import Arena, Candidate, alike, make_arenas, take
 from jaxsim.audit.budgets import BUDGETS
 from jaxsim.audit.rescore import CERTIFIED_EVG_NORM, CERTIFIED_VOI_NORM, is_blind, is_seeing
 from jaxsim.one_episode import episode_keys
@@ -238,9 +238,8 @@ def ground(arena: Arena, found: search.Found, learned: list[Candidate], seed: in
     keys = episode_keys(jax.random.fold_in(jax.random.key(seed), 77), 512)
     signals: dict[int, np.ndarray] = {}
     outcomes: dict[int, np.ndarray] = {}
-    for members in alike(pool):
-        parameters = stack_parameters([pool[i].parameters for i in members])
-        stats, _ = rollout_many(arena.env, arena.params, pool[members[0]].policy, parameters, keys)
+    for members, policy, parameters in alike(pool):
+        stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys)
         sums = np.stack(stats.signals, axis=-1)
         for m, i in enumerate(members):
             one = jax.tree.map(lambda x, m=m: x[m, 256:], stats)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxsim import recurrent
 from jaxsim.audit import metrics
-from jaxsim.audit.arena import FARM, Arena, Candidate, alike, stack_parameters
+from jaxsim.audit.arena import FARM, Arena, Candidate, alike
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
 from jaxsim.audit.open_loop import SINGLES
 from jaxsim.audit.race import Bound
@@ -54,10 +54,9 @@ def play(arena: Arena, finalists: list[dict[str, Candidate]], keys: jax.Array) -
     """Play the finalists of each reward on the report episodes; one that is a finalist of many is played once."""
     unique = {identity(c): c for named in finalists for c in named.values()}
     stats: dict[Hashable, EpisodeStats] = {}
-    names, candidates = list(unique), list(unique.values())
-    for members in alike(candidates):
-        parameters = stack_parameters([candidates[i].parameters for i in members])
-        played, _ = rollout_many(arena.env, arena.params, candidates[members[0]].policy, parameters, keys)
+    names = list(unique)
+    for members, policy, parameters in alike(list(unique.values())):
+        played, _ = rollout_many(arena.env, arena.params, policy, parameters, keys)
         stats |= {names[i]: jax.tree.map(lambda x, m=m: x[m], played) for m, i in enumerate(members)}
     return [[Played(name, c, stats[identity(c)]) for name, c in named.items()] for named in finalists]
 

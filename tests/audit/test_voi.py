@@ -11,7 +11,7 @@ import pytest
 import jaxsim
 from jaxsim import actions, noise, policies, recurrent
 from jaxsim.audit import evaluation, reward_search, search, verdict
-from jaxsim.audit.arena import Candidate
+from jaxsim.audit.arena import Candidate, alike
 from jaxsim.audit.report import runs
 from jaxsim.compile import dims_of
 from jaxsim.one_episode import EpisodeStats, episode_keys
@@ -29,8 +29,8 @@ def test_members_without_forensics_are_all_different(restore: bool) -> None:
     quiet = search.without_forensics(family)
     rows = {tuple(float(x) for x in row) for row in zip(*quiet, strict=True)}
     assert len(rows) == len(quiet.repeats) <= 64
-    alike = {(float(c), int(w)) for c, w in zip(family.contain_at, family.window, strict=True)}
-    assert {(float(c), int(w)) for c, w in zip(quiet.contain_at, quiet.window, strict=True)} == alike
+    same = {(float(c), int(w)) for c, w in zip(family.contain_at, family.window, strict=True)}
+    assert {(float(c), int(w)) for c, w in zip(quiet.contain_at, quiet.window, strict=True)} == same
 
 
 def test_they_never_investigate_and_still_contain() -> None:
@@ -68,6 +68,32 @@ def test_a_policy_that_sees_alerts_only_is_told_nothing_of_forensics() -> None:
     looks = actions.table(ENV.dims)[0] == INVESTIGATE
     assert (logits(recurrent.ALERTS, obs)[looks] == recurrent.ILLEGAL).all()
     assert (logits(recurrent.SEEING, obs)[looks] > recurrent.ILLEGAL).any()
+
+
+def test_what_is_played_at_once_plays_as_each_does_alone() -> None:
+    """Views share a program, networks of other sizes do not, and shorter plans are filled up."""
+
+    def network(view: str, width: int) -> Candidate:
+        weights = recurrent.init_weights(jax.random.key(width), width, restore=True)
+        parameters = recurrent.Learned(weights, np.bool_(True), recurrent.SIGHTS[view])
+        return Candidate(view, recurrent.POLICIES[view], jax.tree.map(np.asarray, parameters))
+
+    plans = [Candidate("plan", policies.PLAN, np.asarray(p, np.int32)) for p in ([1, 2], [3])]
+    pool = [
+        network(recurrent.SEEING, 4),
+        plans[0],
+        network(recurrent.ALERTS, 4),
+        network(recurrent.MASKED, 6),
+        plans[1],
+    ]
+    groups = alike(pool)
+    assert [rows for rows, *_ in groups] == [[0, 2], [1, 4], [3]]
+    for rows, policy, parameters in groups:
+        stats, _ = rollout_many(ENV, PARAMS, policy, parameters, KEYS[:8])
+        for k, i in enumerate(rows):
+            one = jax.tree.map(lambda x: np.asarray(x)[None], pool[i].parameters)
+            alone, _ = rollout_many(ENV, PARAMS, pool[i].policy, one, KEYS[:8])
+            np.testing.assert_array_equal(stats.verbs[k], alone.verbs[0])
 
 
 def played(name: str, returns: np.ndarray) -> verdict.Played:
