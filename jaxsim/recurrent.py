@@ -34,7 +34,7 @@ VIEWS = (SEEING, ALERTS, MASKED, PRIVILEGED)
 MEMORYLESS = "memoryless"
 SIGNALS = 5
 PERSONALITIES = 3
-FADE = 4.0  # ticks in which the newest alert or result fades to 1/e
+FADE = 4.0  # ticks in which how new the newest alert or result is, 1 now, fades to 1/e
 ENTITY_FEATURES = 26
 OVERALL_FEATURES = 18
 SEEN_OF_ENTITY, SEEN_OVERALL = ENTITY_FEATURES - 4, OVERALL_FEATURES - 7  # the others are the truth
@@ -150,34 +150,36 @@ def init_critic(key: Array, width: int = 32) -> Critic:
 # --- features -------------------------------------------------------------------------------------------------------
 
 
-def _newest(tick: Array, ticks: Array, hits: Array) -> Array:
-    """(N,) freshness of the newest of the events `hits`, (events, N) bool, 1 now and fading; 0 if none."""
-    age = jnp.where(hits, (tick - ticks)[:, None], 10_000).min(axis=0)
-    return jnp.exp(age.astype(jnp.float32) / -FADE)
-
-
 def evidence_features(dims: Dims, obs: Observation) -> Array:
-    """(N, 14): what the alerts and forensic results in view say of each entity."""
+    """(N, 14): what the alerts and forensic results in view say of each entity.
+
+    One at a time, because that takes half as long as a table of all alerts by all entities.
+    """
     alerts, forensics, entity = obs.alerts, obs.forensics, np.arange(dims.entities, dtype=np.int32)
-    shown = alerts.number >= 0
-    names = shown[:, None] & ((alerts.asset[:, None] == entity[None]) | (alerts.identity[:, None] == entity[None]))
-    severity = jnp.where(names, alerts.severity[:, None], 0.0)
-    by_signal = [jnp.max(jnp.where((alerts.signal == s)[:, None], severity, 0.0), axis=0) for s in range(SIGNALS)]
-    now = (alerts.tick == obs.tick)[:, None]
-    results = (forensics.number >= 0)[:, None] & (forensics.entity[:, None] == entity[None])
-    columns = [
-        *by_signal,
-        jnp.sum(names, axis=0, dtype=jnp.float32) / 4.0,
-        _newest(obs.tick, alerts.tick, names),
-        jnp.max(jnp.where(now, severity, 0.0), axis=0),
-    ]
-    for verdict in (forensics.compromised, ~forensics.compromised):
-        its = results & verdict[:, None]
-        columns.append(jnp.max(jnp.where(its, forensics.confidence[:, None], 0.0), axis=0))
-        columns.append(jnp.sum(its, axis=0, dtype=jnp.float32) / 2.0)
-    columns.append(_newest(obs.tick, forensics.tick, results))
-    columns.append(obs.marks[CONFIRMED].astype(jnp.float32))
-    return jnp.stack(columns, axis=1)
+    none, long_ago = jnp.zeros(dims.entities, jnp.float32), jnp.full(dims.entities, 10_000, jnp.int32)
+    many, now, newest, severest = none, none, long_ago, [none] * SIGNALS
+    for k in range(dims.alerts):
+        names = (alerts.number[k] >= 0) & ((alerts.asset[k] == entity) | (alerts.identity[k] == entity))
+        severity = jnp.where(names, alerts.severity[k], 0.0)
+        severest = [jnp.maximum(x, jnp.where(alerts.signal[k] == s, severity, 0.0)) for s, x in enumerate(severest)]
+        many += names.astype(jnp.float32)
+        newest = jnp.where(names, jnp.minimum(newest, obs.tick - alerts.tick[k]), newest)
+        now = jnp.where(alerts.tick[k] == obs.tick, jnp.maximum(now, severity), now)
+    # Of "compromised" verdicts, then of "clean" ones.
+    results, surest, latest = [none] * 2, [none] * 2, long_ago
+    for k in range(dims.forensics):
+        names = (forensics.number[k] >= 0) & (forensics.entity[k] == entity)
+        its = [names & forensics.compromised[k], names & ~forensics.compromised[k]]
+        results = [x + i.astype(jnp.float32) for x, i in zip(results, its, strict=True)]
+        surest = [jnp.where(i, jnp.maximum(x, forensics.confidence[k]), x) for x, i in zip(surest, its, strict=True)]
+        latest = jnp.where(names, jnp.minimum(latest, obs.tick - forensics.tick[k]), latest)
+
+    def fresh(age: Array) -> Array:
+        return jnp.exp(age.astype(jnp.float32) / -FADE)
+
+    of_verdicts = [x for both in zip(surest, (r / 2.0 for r in results), strict=True) for x in both]
+    confirmed = obs.marks[CONFIRMED].astype(jnp.float32)
+    return jnp.stack([*severest, many / 4.0, fresh(newest), now, *of_verdicts, fresh(latest), confirmed], axis=1)
 
 
 def hidden_features(dims: Dims, state: State) -> tuple[Array, Array]:

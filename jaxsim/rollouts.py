@@ -4,8 +4,8 @@ An episode is that of `one_episode`, whatever the batch that it is played in.
 
 A batch is some policies in BLOCK episodes each, and a tick of it is two small programs, the policy acts and the
 simulator advances; two more draw the noise of LOOK ticks and pay the reward of as many. So whatever is played, with any
-number of policies and episodes and under any rewards, the simulator is compiled once a size of batch. Plans and farming
-loops, of which a search plays millions, have a program for whole episodes.
+number of policies and episodes and under any rewards, the simulator is compiled once a size of batch. Where returns are
+all that matters, of which a search asks for millions, there is a program for whole episodes, one a policy.
 """
 
 import os
@@ -30,9 +30,9 @@ from jaxsim.types import CONFIRMED, RUNNING, Channels, Dims, Observation, Params
 BLOCK = 32  # episodes of a policy in a batch
 GROUPS = (1, 8, 40)  # blocks in a batch, as many as are needed; each size is compiled for itself
 # Policies that read no alerts and draw nothing, so that a program for whole episodes need not raise any, nor draw what
-# only alerts and policies need, and is soon compiled.
-IN_ONE = (policies.PLAN, policies.FARM)
-WHOLE = 1024  # of these, pairs of a policy and an episode in a batch
+# only alerts and policies need: it takes a third of the time, and is soon compiled.
+BLIND = (policies.PLAN, policies.FARM)
+WHOLE = 1024  # pairs of a policy and an episode in a batch of whole episodes
 LOOK = 8  # ticks that are drawn and paid together, after which a batch is asked whether all its episodes are over
 WORKERS = min(4, os.cpu_count() or 1)  # what is done side by side, in threads
 CHANNELS = ("alerts", "forensics", "controls")  # of an observation, that `exchange` can take from another episode
@@ -222,11 +222,13 @@ def _returns(dims: Dims, policy: Policy, parameters: Any, params: Params, keys: 
     """(L,) or (L, R) returns of whole episodes, each with a policy and a key, (L, ...), of its own."""
     lanes = jax.random.wrap_key_data(keys, impl=impl)
     weights, several = params.reward, params.reward.clip.ndim
+    drawn = Noise.ALERT_1 if policy in BLIND else len(Noise)
 
     def tick(p: Any, block: Array, memory: Any, state: State) -> tuple[Any, State, Signals]:
         seen = env.observe(dims, state, params)
         block = jnp.concatenate([block, np.zeros(len(Noise) - len(block), np.float32)])
-        action, memory = policy.act(dims, p, memory, seen, block[Noise.POLICY_VERB :])
+        given = (seen, state) if policy.privileged else seen
+        action, memory = policy.act(dims, p, memory, given, block[Noise.POLICY_VERB :])
         return memory, *env.transition(dims, state, action, block, params)
 
     def pay(signals: Array, w: RewardWeights) -> Array:
@@ -241,7 +243,7 @@ def _returns(dims: Dims, policy: Policy, parameters: Any, params: Params, keys: 
         # wherever it is read.
         t, blocks, memory, state, signals, points = carry
         points += over_rewards(signals, weights)
-        blocks = jax.lax.cond(t % LOOK == 0, lambda: _ahead(lanes, t + 1, Noise.ALERT_1), lambda: blocks)
+        blocks = jax.lax.cond(t % LOOK == 0, lambda: _ahead(lanes, t + 1, drawn), lambda: blocks)
         memory, state, happened = jax.vmap(tick)(parameters, blocks[t % LOOK], memory, state)
         return t + 1, blocks, memory, state, jnp.stack(happened), points
 
@@ -250,7 +252,7 @@ def _returns(dims: Dims, policy: Policy, parameters: Any, params: Params, keys: 
 
     began = jax.vmap(lambda key: start(dims, key, params))(lanes)
     memory = jax.vmap(partial(policy.init, dims))(parameters)
-    blocks = jnp.zeros((LOOK, *lanes.shape, Noise.ALERT_1), jnp.float32)
+    blocks = jnp.zeros((LOOK, *lanes.shape, drawn), jnp.float32)
     signals = jnp.zeros((len(Signals._fields), *lanes.shape), jnp.float32)
     points = jnp.zeros((*weights.clip.shape, *lanes.shape), jnp.float32)
     *_, signals, points = jax.lax.while_loop(going, step, (jnp.int32(0), blocks, memory, began, signals, points))
@@ -381,7 +383,8 @@ def _fitting(parameters: Any) -> Iterator[None]:
 
 
 def returns_many(env_: env.Env, params: Params, policy: Policy, parameters: Any, keys: np.ndarray) -> np.ndarray:
-    """Returns of M policies (leading axis of every leaf of `parameters`) in E episodes, as `rollout_many` has them.
+    """Returns of M policies (leading axis of every leaf of `parameters`) in E episodes, as `rollout_many` has them but
+    for rounding: by a program for whole episodes, which takes half of the time and some seconds more to compile.
 
     `keys` (E, ...) uint32 is the key data of the episodes. Returns (M, E) float32, or (M, E, R) where the reward
     weights are (R,).
@@ -389,8 +392,6 @@ def returns_many(env_: env.Env, params: Params, policy: Policy, parameters: Any,
     check.kind("keys", keys, np.ndarray, "jax.random.key_data of the episodes' keys, as NumPy")
     check.key("keys", keys, (None,))
     many = check.members("parameters", parameters, "those of `BASELINES` with a leading axis of policies")
-    if policy not in IN_ONE:
-        return rollout_many(env_, params, policy, parameters, jax.device_put(keys))[0].episode_return
     _, impl = _key_data(keys[:1])
     parameters = jax.tree.map(np.asarray, parameters)
 

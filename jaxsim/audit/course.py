@@ -12,7 +12,7 @@ from jaxsim.audit.arena import Arena, take
 from jaxsim.audit.race import differences, race, rounds
 from jaxsim.one_episode import start
 from jaxsim.policies import FarmParams, Policy
-from jaxsim.rollouts import returns_many
+from jaxsim.rollouts import returns_many, rollout_many
 from jaxsim.rules import PERSONALITIES
 from jaxsim.types import Dims, Params
 
@@ -32,6 +32,7 @@ class Course(NamedTuple):
     keys: np.ndarray  # (W, ...) uint32, key data of episodes: the first ones to choose on
     who: np.ndarray  # (W,) int, the attacker's personality where the rules show it; (0,) where they do not
     attack: np.ndarray  # (W,) bool, there is an attack
+    whole: bool  # what reads alerts is played by a program for whole episodes, which is worth compiling for many
     monitor: np.ndarray  # (W, C) float32, returns of doing nothing
 
 
@@ -58,11 +59,11 @@ def scout(arena: Arena) -> Arena:
     return arena._replace(params=arena.params._replace(reward=rewards), rewards=names)
 
 
-def lay(arena: Arena, keys: np.ndarray, length: int) -> Course:
+def lay(arena: Arena, keys: np.ndarray, length: int, whole: bool = False) -> Course:
     """The course of an arena over the episodes of `keys`, (W, ...) key data, for plans of `length` ticks."""
     who, attack = jax.tree.map(np.asarray, _drawn(arena.env.dims, arena.params, keys))
     shown = who if not bool(arena.params.rules.hide_personality) else who[:0]
-    course = Course(scout(arena), len(arena.rewards), length, keys, shown, attack, np.zeros((0, 0), np.float32))
+    course = Course(scout(arena), len(arena.rewards), length, keys, shown, attack, whole, np.zeros((0, 0), np.float32))
     idle = plan_returns(course, np.zeros((1, length), np.int32), 0, len(keys))
     return course._replace(monitor=idle[0])
 
@@ -80,7 +81,10 @@ def policy_returns(course: Course, policy: Policy, parameters: Any, first: int, 
         return _blind_returns(course, parameters, first, last)[:, :, : course.own]
     params = course.arena.params
     own = params._replace(reward=jax.tree.map(lambda w: w[: course.own], params.reward))
-    return returns_many(course.arena.env, own, policy, parameters, course.keys[first:last])
+    keys = course.keys[first:last]
+    if course.whole:
+        return returns_many(course.arena.env, own, policy, parameters, keys)
+    return rollout_many(course.arena.env, own, policy, parameters, jax.device_put(keys))[0].episode_return
 
 
 def plan_returns(course: Course, some: np.ndarray, first: int, last: int) -> np.ndarray:
@@ -141,6 +145,7 @@ def best_of(found: Finalists, keep: int) -> Finalists:
     return best
 
 
-def best_rows(returns: np.ndarray, many: int) -> np.ndarray:
-    """Indices of the `many` best rows of each column of (M, C) means, ascending, without repeats."""
-    return np.unique(np.argsort(-returns, axis=0, kind="stable")[:many])
+def best_rows(returns: np.ndarray, many: int | np.ndarray) -> np.ndarray:
+    """Indices of the `many` best rows, () or (C,), of each column of (M, C) means, ascending, without repeats."""
+    order = np.argsort(-returns, axis=0, kind="stable")
+    return np.unique(order[np.arange(len(order))[:, None] < np.broadcast_to(many, returns.shape[1])])

@@ -20,7 +20,6 @@ from jaxsim.audit.arena import Arena, Candidate, returns_of
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
 from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
 from jaxsim.noise import Noise
-from jaxsim.policies import BASELINES
 from jaxsim.rollouts import CHANNELS, Batch, Change, rollout_many
 from jaxsim.types import RUNNING, Dims, Params, RewardWeights, ScenarioArrays, State
 
@@ -50,7 +49,8 @@ def shuffle_drop(
     candidate: Candidate,
     keys: Array,
     r: int,
-    monitor: np.ndarray | None = None,
+    own: np.ndarray,
+    idle: np.ndarray,
     ways: Mapping[str, tuple[str, ...]] = WAYS,
 ) -> dict[str, Estimate]:
     """Share of a policy's gain that is lost on another episode's observations: (J - J_shuffled) / (J - J(monitor)).
@@ -58,14 +58,12 @@ def shuffle_drop(
     One share for each of `ways`: a name for some of `rollouts.CHANNELS`, exchanged together. By default each channel
     alone, and "all" of them. The share is 0 for a policy that does not read, and above 1 for one that, misled, does
     worse than MONITOR for ever. A share of the gain over MONITOR for ever, not of the return, because returns may be
-    negative; NaN where that gain is not significant. `monitor`: (E,) returns of MONITOR for ever, played here if not
-    given. The donor of an episode is a neighbour, see `rollouts.donors`; that neighbours so share luck is left out of
-    the interval. Raises ValueError for fewer than two keys and for an unknown channel.
+    negative; NaN where that gain is not significant. `own` and `idle` are the (E,) returns of the policy and of MONITOR
+    for ever in the same episodes. The donor of an episode is a neighbour, see `rollouts.donors`; that neighbours so
+    share luck is left out of the interval. Raises ValueError for fewer than two keys and for an unknown channel.
     """
     if len(keys) < 2:
         raise ValueError(f"{len(keys)} episode has no other to exchange observations with; give at least 2")
-    own = _returns(arena, candidate, keys, r)
-    idle = _returns(arena, Candidate("monitor", *BASELINES["monitor"]), keys, r) if monitor is None else monitor
     lost = [own - _returns(arena, candidate, keys, r, shuffle) for shuffle in ways.values()]
     samples = np.stack([own - idle, *lost], axis=1)
     mean, boot = samples.mean(axis=0), resampled_means(samples, np.random.default_rng(0))
@@ -90,16 +88,17 @@ def relist(scenario: ScenarioArrays, dims: Dims, seed: int) -> ScenarioArrays:
     )
 
 
-def relisting_gap(arena: Arena, candidate: Candidate, keys: Array, r: int) -> Estimate:
+def relisting_gap(arena: Arena, candidate: Candidate, keys: Array, r: int, own: np.ndarray) -> Estimate:
     """J with the scenario's entities listed in another order, less J on the scenario as it is, in points.
 
+    `own` are the (E,) returns on the scenario as it is.
     The mean over RELISTINGS random orders, always the same ones: the interval is over episodes only. About 0 for a
     policy that reads; far below 0 for one that has learned the list by heart.
     """
     orders = [relist(arena.params.scenario, arena.env.dims, seed) for seed in range(RELISTINGS)]
     others = [arena._replace(params=arena.params._replace(scenario=o)) for o in orders]
     relisted = np.mean([_returns(other, candidate, keys, r) for other in others], axis=0)
-    return _mean(relisted - _returns(arena, candidate, keys, r))
+    return _mean(relisted - own)
 
 
 # --- does it pay for harm? ------------------------------------------------------------------------------------------
@@ -137,35 +136,40 @@ def _harm(dims: Dims, params: Params, state: State, parts: Array) -> tuple[State
 def forked_returns(
     arena: Arena, candidate: Candidate, keys: Array, r: int, fork_at: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """((2, E) returns as it is and with one more success at tick `fork_at`, (E,) int; (E,) bool, there is a fork)."""
-    params = arena.params._replace(reward=jax.tree.map(lambda w: w[r], arena.params.reward))
-    forked = np.zeros(len(keys), bool)
+    """((F, E) returns with one more success at tick `fork_at`, (F, E) int; (F, E) bool, there is a fork)."""
+    forked = np.zeros(fork_at.shape, bool)
 
     def meddle(batch: Batch, tick: int) -> Change | None:
-        # Both forks are played from tick 0 on: until they part they are the same, so the difference is all to come.
-        parts = (batch.policy == 1)[:, None] & (fork_at[batch.episode] == tick)
+        # Played from tick 0 on: until it parts it is the episode as it is, so the difference is all to come.
+        fork = np.broadcast_to(batch.policy[:, None], batch.episode.shape)
+        parts = fork_at[fork, batch.episode] == tick
 
         def harm(state: State) -> State:
-            state, parted = _harm(arena.env.dims, params, state, parts)
-            forked[batch.episode[np.asarray(parted)]] = True
+            state, parted = _harm(arena.env.dims, arena.params, state, parts)
+            parted = np.asarray(parted)
+            forked[fork[parted], batch.episode[parted]] = True
             return state
 
         return harm if parts.any() else None
 
-    both = jax.tree.map(lambda x: np.stack([x, x]), candidate.parameters)
-    stats, _ = rollout_many(arena.env, params, candidate.policy, both, keys, meddle=meddle)
-    return stats.episode_return, forked
+    every = jax.tree.map(lambda x: np.stack([x] * len(fork_at)), candidate.parameters)
+    stats, _ = rollout_many(arena.env, arena.params, candidate.policy, every, keys, meddle=meddle)
+    return stats.episode_return[:, :, r], forked
 
 
-def harm_monotonicity(arena: Arena, candidate: Candidate, keys: Array, r: int, ticks: int) -> Estimate:
+def harm_monotonicity(
+    arena: Arena, candidate: Candidate, keys: Array, r: int, own: np.ndarray, ticks: tuple[int, ...]
+) -> list[Estimate]:
     """What one more success of the attacker is worth to a policy: V(one more) - V(as is), in points; must not be > 0.
 
-    V is the return to come. Each episode is played up to a tick of its own (0 .. ticks - 1 in turn) and forked: in one
-    fork the attacker has succeeded once more, see `one_more`. Both go on to the end with the same policy, its memory of
-    before, and the same noise. The mean is over the episodes in which that was possible; NaN if there is none.
+    V is the return to come. Each episode is played up to a tick of its own (0 .. t - 1 in turn, for each t of `ticks`)
+    and forked: the attacker has succeeded once more, see `one_more`, and it goes on to the end with the same policy,
+    its memory of before, and the same noise. `own` are the (E,) returns without that. The mean is over the episodes in
+    which that was possible; NaN if there is none.
     """
-    (as_is, harmed), forked = forked_returns(arena, candidate, keys, r, np.arange(len(keys)) % ticks)
-    return _mean((harmed - as_is)[forked]) if forked.any() else NONE
+    fork_at = np.arange(len(keys)) % np.asarray(ticks)[:, None]
+    harmed, forked = forked_returns(arena, candidate, keys, r, fork_at)
+    return [_mean((h - own)[f]) if f.any() else NONE for h, f in zip(harmed, forked, strict=True)]
 
 
 def farming_slope(

@@ -50,10 +50,18 @@ def race_plans(course: Course, budget: Budget, some: np.ndarray, screen: int, bo
         course.monitor,
         len(some),
         rounds(screen, budget.select),
-        budget.kept,
+        finalists_of(course, budget),
         course.own if bounded else 0,
         steady,
     )
+
+
+def finalists_of(course: Course, budget: Budget) -> np.ndarray:
+    """(C,) int: how many plans are left for each criterion at the end of a race: those of `scout` only become parents,
+    for which `beam` are enough."""
+    kept = np.full(course.monitor.shape[1], budget.kept)
+    kept[course.own : len(course.arena.rewards)] = budget.beam
+    return kept
 
 
 def finalists(some: np.ndarray, raced: Raced) -> Finalists:
@@ -67,7 +75,7 @@ def play_off(course: Course, budget: Budget, found: Finalists) -> Finalists:
     Plans that contain different entities may be nearer to each other than few episodes can tell, and each of them comes
     with many that differ from it in little.
     """
-    best = take(found, best_rows(found.gain, budget.kept))
+    best = take(found, best_rows(found.gain, finalists_of(course, budget)))
     done = best.returns.shape[1]  # episodes that they have played
 
     def play(rows: np.ndarray, first: int, last: int) -> np.ndarray:

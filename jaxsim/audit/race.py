@@ -74,11 +74,12 @@ def race(
     reference: np.ndarray,
     arms: int,
     ends: tuple[int, ...],
-    keep: int,
+    keep: int | np.ndarray,
     bounded: int = 0,
     protect: Protect | None = None,
 ) -> Raced:
-    """Race `arms` arms over rounds that end after `ends` episodes; at the end `keep` are left for each criterion.
+    """Race `arms` arms over rounds that end after `ends` episodes; at the end `keep`, () or (C,), are left for each
+    criterion.
 
     `reference` (E, C) are the returns of the policy that differences are taken to, in the same episodes and as many
     more as there are. From round to round the number of arms falls by the same factor. Those are kept as well that may
@@ -99,19 +100,21 @@ def race(
             first = kept.mean(axis=1)
             protected = protect(kept) if protect else protected
         if look < looks - 1:
-            most = int(np.ceil(keep * (max(arms, keep) / keep) ** ((looks - 2 - look) / (looks - 1))))
+            most = np.ceil(keep * np.maximum(arms / keep, 1) ** ((looks - 2 - look) / (looks - 1)))
             stay = survivors(mean[alive], error[alive], z, most) | np.isin(alive, protected)
             stay |= may_exceed(mean[alive, :bounded], error[alive, :bounded], z, end / ends[-1])
             alive, kept = alive[stay], kept[stay]
     return Raced(alive, kept, first, mean, error, episodes, looks)
 
 
-def survivors(mean: np.ndarray, error: np.ndarray, z: float, most: int) -> np.ndarray:
-    """(K,) bool: for each criterion the best `most` arms, less those that the leader beats by more than `z` errors."""
+def survivors(mean: np.ndarray, error: np.ndarray, z: float, most: np.ndarray) -> np.ndarray:
+    """(K,) bool: for each criterion the best `most` arms, () or (C,), less those that the leader beats by more than `z`
+    errors."""
     column = np.arange(mean.shape[1])
     leader, upper = mean.argmax(axis=0), mean + z * error
     top = np.zeros(mean.shape, bool)
-    np.put_along_axis(top, np.argsort(-mean, axis=0, kind="stable")[:most], True, axis=0)
+    among = np.arange(len(mean))[:, None] < np.broadcast_to(most, mean.shape[1])
+    np.put_along_axis(top, np.argsort(-mean, axis=0, kind="stable"), among, axis=0)
     stay: np.ndarray = (top & (upper >= mean[leader, column] - z * error[leader, column])).any(axis=1)
     return stay
 

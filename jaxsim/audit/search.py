@@ -38,6 +38,9 @@ from jaxsim.types import INVESTIGATE, RESTORE
 
 FOREVER = np.int32(2**30)
 WIDE = 8  # episodes of doing nothing for each that finalists play
+ENOUGH = (
+    512  # members of the family to race in all networks together, for which a program of their own is worth compiling
+)
 LONGEST_PREFIX = 8  # room for the prefix of a farming loop
 
 
@@ -210,10 +213,11 @@ def lay_out(arenas: list[Arena], budget: Budget, seed: int) -> list[list[Course]
     """The courses of the arenas, for every budget of the lineage; a smaller one has the first episodes of a larger."""
     key = jax.random.fold_in(noise.root(seed), 1)
     length = max(int(a.params.scenario.horizon) for a in arenas)
+    whole = len(arenas) * sum(level.family for level in lineage(budget)) >= ENOUGH
     courses = []
     for level in lineage(budget):
         keys = np.asarray(jax.random.key_data(episode_keys(key, WIDE * level.select)))
-        courses.append([lay(arena, keys, length) for arena in arenas])
+        courses.append([lay(arena, keys, length, whole) for arena in arenas])
     return courses
 
 

@@ -183,7 +183,7 @@ def sweep(
                 row["moved"] = summary_of_moves(row, shifted, args.move) if shifted else None
                 # Of a degenerate reward the witnesses say enough.
                 skipped = args.brief or row["verdict"] == verdict.DEGENERATE
-                row["metrics"] = None if skipped else measured(row, arena, finals[r], r, keys[:METRIC_EPISODES])
+                row["metrics"] = None if skipped else measured(row, arena, played[r], r, keys[:METRIC_EPISODES])
             if args.brief:
                 return judged[: len(names)], []
             advance(f"{arena.scenario.id}: re-scoring")
@@ -237,20 +237,34 @@ def summary_of_moves(row: dict[str, Any], others: list[dict[str, Any]], share: f
     }
 
 
-def measured(row: dict[str, Any], arena: Arena, named: dict[str, Candidate], r: int, keys: jax.Array) -> dict[str, Any]:
-    """What tells a policy that reads, of the best evidence-using policy; and how far the open-loop one is from it."""
-    best, plan = named[row["best_evidence_name"]], named["open-loop"]
+def measured(
+    row: dict[str, Any], arena: Arena, played: list[verdict.Played], r: int, keys: jax.Array
+) -> dict[str, Any]:
+    """What tells a policy that reads, of the best evidence-using policy; and how far the open-loop one is from it.
+
+    `keys` are the first episodes of `played`.
+    """
+    by_name = {p.name: p for p in played}
+    best, plan = by_name[row["best_evidence_name"]], by_name["open-loop"]
+
+    def own(p: verdict.Played) -> np.ndarray:
+        returns: np.ndarray = p.stats.episode_return[: len(keys), r]
+        return returns
+
+    def gap(p: verdict.Played) -> list[float]:
+        return plain(metrics.relisting_gap(arena, p.candidate, keys, r, own(p)))
 
     def plain(e: Estimate) -> list[float]:
         return [float(x) for x in e]
 
+    drops = metrics.shuffle_drop(arena, best.candidate, keys, r, own(best), own(by_name["monitor"]))
     return {
-        "policy": row["best_evidence_name"],
-        "shuffle_drop": {k: plain(e) for k, e in metrics.shuffle_drop(arena, best, keys, r).items()},
-        "harm_monotonicity": {t: plain(metrics.harm_monotonicity(arena, best, keys, r, t)) for t in verdict.HARM_TICKS},
-        "relisting_gap": plain(metrics.relisting_gap(arena, best, keys, r)),
-        "relisting_gap_open_loop": plain(metrics.relisting_gap(arena, plan, keys, r)) if plan.kind == "plan" else None,
-        "farming_slope": plain(metrics.farming_slope(arena, named["farming"], keys, r)),
+        "policy": best.name,
+        "shuffle_drop": {k: plain(e) for k, e in drops.items()},
+        "harm_monotonicity": {t: plain(e) for t, e in verdict.harm_worth(arena, best, keys, r).items()},
+        "relisting_gap": gap(best),
+        "relisting_gap_open_loop": gap(plan) if plan.candidate.kind == "plan" else None,
+        "farming_slope": plain(metrics.farming_slope(arena, by_name["farming"].candidate, keys, r)),
     }
 
 

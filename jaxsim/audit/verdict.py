@@ -259,15 +259,11 @@ def judge(
     keys = keys[-len(played[0].stats.length) :]
     c = compare(played, r, seed, *choose(choosing, r))
     farms = c.farming_growth.low > 0
-    harm_pays = [
-        (ticks, metrics.harm_monotonicity(arena, played[harmful].candidate, keys[:HARM_EPISODES], r, ticks))
-        for harmful in (c.harm or ())[:1]
-        for ticks in HARM_TICKS
-    ]
+    harm_pays = harm_worth(arena, played[c.harm[0]], keys[:HARM_EPISODES], r) if c.harm else {}
     shown = {
         OPEN_LOOP: c.evg.high <= 0,
         FARMING: farms and c.farming_surplus.low > 0,
-        HARM_SEEKING: any(h.low > 0 for _, h in harm_pays),
+        HARM_SEEKING: any(h.low > 0 for h in harm_pays.values()),
     }
     exploits = [name for name, is_shown in shown.items() if is_shown]
     outcomes = [outcome(p.stats) for p in played]
@@ -322,7 +318,7 @@ def judge(
         "farming_surplus_ci": list(c.farming_surplus[1:]),
         "learned_gain": c.learned_gain.value,
         "learned_gain_ci": list(c.learned_gain[1:]),
-        "harm_monotonicity": [{"ticks": t, "value": h.value, "ci": list(h[1:])} for t, h in harm_pays],
+        "harm_monotonicity": [{"ticks": t, "value": h.value, "ci": list(h[1:])} for t, h in harm_pays.items()],
         "outcome_tau": float(rank),
         "outcome_pairs": pairs,
         "best_open_loop_name": played[c.blind].name,
@@ -342,6 +338,12 @@ def judge(
             for i, p in enumerate(played)
         ],
     }
+
+
+def harm_worth(arena: Arena, p: Played, keys: jax.Array, r: int) -> dict[int, Estimate]:
+    """`metrics.harm_monotonicity` of a policy for each of HARM_TICKS; `keys` are the first episodes that it played."""
+    own = p.stats.episode_return[: len(keys), r]
+    return dict(zip(HARM_TICKS, metrics.harm_monotonicity(arena, p.candidate, keys, r, own, HARM_TICKS), strict=True))
 
 
 def _harm_seeking(

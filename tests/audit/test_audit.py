@@ -103,7 +103,7 @@ def test_harm_seeking_needs_that_harm_itself_pays(
     arena: Arena, found: search.Found, played: list[list[verdict.Played]], crowd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A policy that earns more and stops less is not enough: that may be because controls cost."""
-    monkeypatch.setattr(verdict.metrics, "harm_monotonicity", lambda *args: bootstrap.Estimate(0.1, -0.1, 0.3))
+    monkeypatch.setattr(verdict.metrics, "harm_monotonicity", lambda *args: [bootstrap.Estimate(0.1, -0.1, 0.3)] * 2)
     row = verdict.judge(arena, played[1], 1, 0, REPORT_KEYS, found.bounds, crowd)
     assert row["harm_seeker"] is not None and verdict.HARM_SEEKING not in row["exploits"]
     assert [(h["ticks"], h["ci"]) for h in row["harm_monotonicity"]] == [(t, [-0.1, 0.3]) for t in verdict.HARM_TICKS]

@@ -13,6 +13,7 @@ from jaxsim.audit import metrics, rescore, search
 from jaxsim.audit.arena import FARM as FARM_KIND
 from jaxsim.audit.arena import PLAN as PLAN_KIND
 from jaxsim.audit.arena import Arena, Candidate, make_arenas
+from jaxsim.audit.bootstrap import Estimate
 from jaxsim.compile import compile_scenario, dims_of
 from jaxsim.names import parse_action
 from jaxsim.one_episode import episode_keys, start
@@ -55,15 +56,18 @@ LOOP = Candidate(
 )
 
 
+returns = metrics._returns
+
 # --- shuffled observations ------------------------------------------------------------------------------------------
 
 
 def test_shuffling_costs_a_plan_nothing_and_a_reader_its_gain() -> None:
-    idle = metrics._returns(CLASSIC, MONITOR, KEYS, LINEAR)
-    blind = metrics.shuffle_drop(CLASSIC, BLIND, KEYS, LINEAR, idle, {"all": CHANNELS})
+    own, idle = (returns(CLASSIC, p, KEYS, LINEAR) for p in (BLIND, MONITOR))
+    blind = metrics.shuffle_drop(CLASSIC, BLIND, KEYS, LINEAR, own, idle, {"all": CHANNELS})
     assert blind == {"all": (0.0, 0.0, 0.0)}
     some = {"alerts": ("alerts",), "all": CHANNELS}  # not all, because each is a program to compile
-    reads = metrics.shuffle_drop(HARDENED, READER, KEYS, EVIDENCE, ways=some)
+    own, idle = (returns(HARDENED, p, KEYS, EVIDENCE) for p in (READER, MONITOR))
+    reads = metrics.shuffle_drop(HARDENED, READER, KEYS, EVIDENCE, own, idle, some)
     assert list(reads) == ["alerts", "all"]
     for share in reads.values():
         assert 0 < share.low < share.value < share.high
@@ -72,9 +76,10 @@ def test_shuffling_costs_a_plan_nothing_and_a_reader_its_gain() -> None:
 
 
 def test_no_share_of_a_gain_that_is_none() -> None:
-    assert np.isnan(metrics.shuffle_drop(HARDENED, MONITOR, KEYS, EVIDENCE, ways={"all": CHANNELS})["all"]).all()
+    idle = returns(HARDENED, MONITOR, KEYS, EVIDENCE)
+    assert np.isnan(metrics.shuffle_drop(HARDENED, MONITOR, KEYS, EVIDENCE, idle, idle, {"all": CHANNELS})["all"]).all()
     with pytest.raises(ValueError, match="1 episode"):
-        metrics.shuffle_drop(HARDENED, BLIND, KEYS[:1], EVIDENCE)
+        metrics.shuffle_drop(HARDENED, BLIND, KEYS[:1], EVIDENCE, idle[:1], idle[:1])
 
 
 # --- relisting ------------------------------------------------------------------------------------------------------
@@ -112,9 +117,10 @@ def alike(scenario: ScenarioArrays) -> list[tuple[bool, list[float]]]:
 
 
 def test_relisting_ruins_what_knows_the_list_by_heart() -> None:
-    assert metrics.relisting_gap(CLASSIC, BLIND, KEYS, EVIDENCE).high < -3
+    own = returns(CLASSIC, BLIND, KEYS, EVIDENCE)
+    assert metrics.relisting_gap(CLASSIC, BLIND, KEYS, EVIDENCE, own).high < -3
     for rules in (CLASSIC, HARDENED):
-        gap = metrics.relisting_gap(rules, READER, KEYS, EVIDENCE)
+        gap = metrics.relisting_gap(rules, READER, KEYS, EVIDENCE, returns(rules, READER, KEYS, EVIDENCE))
         assert gap.low < 0 < gap.high and gap.high - gap.low < 0.6
 
 
@@ -171,28 +177,40 @@ def test_the_next_success_is_of_the_stage_that_the_attacker_prefers() -> None:
     assert not one_more(contained, free)[1], "then it would be the exfil"
 
 
+def worth(arena: Arena, candidate: Candidate, r: int, *ticks: int) -> list[Estimate]:
+    """`harm_monotonicity` over the ticks."""
+    return metrics.harm_monotonicity(arena, candidate, KEYS, r, returns(arena, candidate, KEYS, r), ticks)
+
+
 def test_more_harm_pays_the_farmer_only() -> None:
-    assert metrics.harm_monotonicity(CLASSIC, LOOP, KEYS, EVIDENCE, 4).low > 0
-    assert metrics.harm_monotonicity(CLASSIC, LOOP, KEYS, LINEAR, 4).high < 0
+    assert worth(CLASSIC, LOOP, EVIDENCE, 4)[0].low > 0
+    assert worth(CLASSIC, LOOP, LINEAR, 4)[0].high < 0
     once = LOOP._replace(parameters=LOOP.parameters._replace(repeats=np.int32(1)))
-    assert metrics.harm_monotonicity(HARDENED, once, KEYS, EVIDENCE, 20).high < 0
-    assert metrics.harm_monotonicity(CLASSIC, MONITOR, KEYS, LINEAR, 20).high < 0
+    assert worth(HARDENED, once, EVIDENCE, 20)[0].high < 0
+    assert worth(CLASSIC, MONITOR, LINEAR, 20)[0].high < 0
+
+
+def test_forks_are_played_side_by_side_as_each_alone() -> None:
+    assert worth(CLASSIC, LOOP, EVIDENCE, 4, 20) == [
+        *worth(CLASSIC, LOOP, EVIDENCE, 4),
+        *worth(CLASSIC, LOOP, EVIDENCE, 20),
+    ]
 
 
 def test_forks_part_at_their_tick_only() -> None:
-    play = partial(metrics.forked_returns, CLASSIC, MONITOR, KEYS, LINEAR)
-    total, forked = play(np.zeros(len(KEYS), int))
-    assert forked.all() and (total[0] != total[1]).any()
-    np.testing.assert_allclose(total[0], metrics._returns(CLASSIC, MONITOR, KEYS, LINEAR), atol=1e-5)
-    total, forked = play(np.full(len(KEYS), SCENARIO.horizon))
-    assert not forked.any()
-    np.testing.assert_array_equal(total[0], total[1])
+    never = np.full(len(KEYS), SCENARIO.horizon)
+    fork_at = np.stack([np.zeros(len(KEYS), int), never])
+    (at_once, not_at_all), (forked, none) = metrics.forked_returns(CLASSIC, MONITOR, KEYS, LINEAR, fork_at)
+    assert forked.all() and not none.any()
+    own = returns(CLASSIC, MONITOR, KEYS, LINEAR)
+    np.testing.assert_array_equal(not_at_all, own)
+    assert (at_once != own).any()
 
 
 def test_no_fork_without_an_attack() -> None:
     none = CLASSIC.params.rules._replace(attack_probability=jnp.float32(0))
     peace = CLASSIC._replace(params=CLASSIC.params._replace(rules=none))
-    assert np.isnan(metrics.harm_monotonicity(peace, MONITOR, KEYS, LINEAR, 20)).all()
+    assert np.isnan(worth(peace, MONITOR, LINEAR, 20)).all()
 
 
 # --- farming --------------------------------------------------------------------------------------------------------
