@@ -33,6 +33,8 @@ GROUPS = (1, 8, 40)  # blocks in a batch, as many as are needed; each size is co
 # only alerts and policies need: it takes a third of the time, and is soon compiled.
 BLIND = (policies.PLAN, policies.FARM)
 WHOLE = 1024  # pairs of a policy and an episode in a batch of whole episodes
+# What a program for whole episodes leaves out of EpisodeStats.
+LEFT_OUT: dict[str, Any] = dict.fromkeys(("channels", "verbs", "first_containment", "blind"))
 LOOK = 8  # ticks that are drawn and paid together, after which a batch is asked whether all its episodes are over
 WORKERS = min(4, os.cpu_count() or 1)  # what is done side by side, in threads
 CHANNELS = ("alerts", "forensics", "controls")  # of an observation, that `exchange` can take from another episode
@@ -217,9 +219,11 @@ def _finish(given: Packed, lanes: Lane, points: tuple[Array, Channels], sums: Ar
     return done
 
 
-@partial(jax.jit, static_argnames=("dims", "policy", "impl"))
-def _returns(dims: Dims, policy: Policy, parameters: Any, params: Params, keys: Array, impl: str) -> Array:
-    """(L,) or (L, R) returns of whole episodes, each with a policy and a key, (L, ...), of its own."""
+@partial(jax.jit, static_argnames=("dims", "policy", "impl", "returns_only"))
+def _whole(
+    dims: Dims, policy: Policy, parameters: Any, params: Params, keys: Array, impl: str, returns_only: bool
+) -> Array | EpisodeStats:
+    """Whole episodes, each with a policy and a key, (L, ...), of its own: returns, (L,) or (L, R), or all outcomes."""
     lanes = jax.random.wrap_key_data(keys, impl=impl)
     weights, several = params.reward, params.reward.clip.ndim
     drawn = Noise.ALERT_1 if policy in BLIND else len(Noise)
@@ -241,11 +245,12 @@ def _returns(dims: Dims, policy: Policy, parameters: Any, params: Params, keys: 
     def step(carry: Any) -> Any:
         # Noise is drawn some ticks ahead, and a tick is paid in the next: what is carried over is not worked out again
         # wherever it is read.
-        t, blocks, memory, state, signals, points = carry
+        t, blocks, memory, state, signals, points, sums = carry
         points += over_rewards(signals, weights)
+        sums = None if returns_only else sums + signals
         blocks = jax.lax.cond(t % LOOK == 0, lambda: _ahead(lanes, t + 1, drawn), lambda: blocks)
         memory, state, happened = jax.vmap(tick)(parameters, blocks[t % LOOK], memory, state)
-        return t + 1, blocks, memory, state, jnp.stack(happened), points
+        return t + 1, blocks, memory, state, jnp.stack(happened), points, sums
 
     def going(carry: Any) -> Array:
         return jnp.any(carry[3].end == RUNNING)
@@ -255,9 +260,19 @@ def _returns(dims: Dims, policy: Policy, parameters: Any, params: Params, keys: 
     blocks = jnp.zeros((LOOK, *lanes.shape, drawn), jnp.float32)
     signals = jnp.zeros((len(Signals._fields), *lanes.shape), jnp.float32)
     points = jnp.zeros((*weights.clip.shape, *lanes.shape), jnp.float32)
-    *_, signals, points = jax.lax.while_loop(going, step, (jnp.int32(0), blocks, memory, began, signals, points))
-    points += over_rewards(signals, weights)
-    return jnp.moveaxis(points, 0, -1) if several else points
+    first = (jnp.int32(0), blocks, memory, began, signals, points, None if returns_only else signals)
+    last: Any = jax.lax.while_loop(going, step, first)
+    *_, state, signals, points, sums = last
+    points = jnp.moveaxis(points + over_rewards(signals, weights), -1, 0)
+    if returns_only:
+        return points
+
+    def over(s: State, p: Array, total: Array) -> EpisodeStats:
+        known = no_stats(params)._replace(episode_return=p, signals=Signals(*total))
+        return finish(s, known._replace(**LEFT_OUT), params)
+
+    done: EpisodeStats = jax.vmap(over, in_axes=(0, 0, 1))(state, points, sums + signals)
+    return done
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -382,28 +397,43 @@ def _fitting(parameters: Any) -> Iterator[None]:
         raise ValueError(message) from error
 
 
-def returns_many(env_: env.Env, params: Params, policy: Policy, parameters: Any, keys: np.ndarray) -> np.ndarray:
-    """Returns of M policies (leading axis of every leaf of `parameters`) in E episodes, as `rollout_many` has them but
+def outcomes_many(env_: env.Env, params: Params, policy: Policy, parameters: Any, keys: np.ndarray) -> EpisodeStats:
+    """What M policies (leading axis of every leaf of `parameters`) come to in E episodes, as `rollout_many` has it but
     for rounding: by a program for whole episodes, which takes half of the time and some seconds more to compile.
 
-    `keys` (E, ...) uint32 is the key data of the episodes. Returns (M, E) float32, or (M, E, R) where the reward
-    weights are (R,).
+    `keys` (E, ...) uint32 is the key data of the episodes. Returns NumPy arrays with axes (M, E); LEFT_OUT are None.
     """
+    played: EpisodeStats = _in_one(env_, params, policy, parameters, keys, returns_only=False)
+    return played
+
+
+def returns_many(env_: env.Env, params: Params, policy: Policy, parameters: Any, keys: np.ndarray) -> np.ndarray:
+    """(M, E) float32 returns, or (M, E, R) where the reward weights are (R,), of `outcomes_many`, in less time."""
+    returns: np.ndarray = _in_one(env_, params, policy, parameters, keys, returns_only=True)
+    return returns
+
+
+def _in_one(
+    env_: env.Env, params: Params, policy: Policy, parameters: Any, keys: np.ndarray, returns_only: bool
+) -> Any:
     check.kind("keys", keys, np.ndarray, "jax.random.key_data of the episodes' keys, as NumPy")
     check.key("keys", keys, (None,))
     many = check.members("parameters", parameters, "those of `BASELINES` with a leading axis of policies")
     _, impl = _key_data(keys[:1])
     parameters = jax.tree.map(np.asarray, parameters)
 
-    def play(pairs: np.ndarray) -> np.ndarray:
+    def play(pairs: np.ndarray) -> Any:
         rows, lanes = np.divmod(pairs, len(keys))
         some = jax.tree.map(lambda x: x[rows], parameters)
-        return np.asarray(_returns(env_.dims, policy, some, params, keys[lanes], impl))
+        return jax.device_get(_whole(env_.dims, policy, some, params, keys[lanes], impl, returns_only))
+
+    def join(*leaves: np.ndarray) -> np.ndarray:
+        whole = np.concatenate(leaves)[: many * len(keys)]
+        return whole.reshape(many, len(keys), *whole.shape[1:])
 
     with _fitting(parameters):
         parts = side_by_side(play, _parts(many * len(keys), WHOLE))
-    played = np.concatenate(parts)[: many * len(keys)]
-    return played.reshape(many, len(keys), *played.shape[1:])
+    return jax.tree.map(join, *parts)
 
 
 def rollout_many(

@@ -93,9 +93,10 @@ def parser() -> cli.Parser:
 def judged(variant: str, many: list[Any], budget: Budget, keys: jax.Array, seed: int) -> list[dict[str, Any]]:
     """A row for every scenario and reward under one variant of the rules."""
     arenas = make_arenas(many, variant, {n: reward.weights(n) for n in REWARDS})
-    rows = []
+    rows, whole = [], search.in_one(arenas, budget)
     for arena, found in zip(arenas, search.search(arenas, budget, seed), strict=True):
-        finals, others = [verdict.finalists(found, r) for r in range(len(REWARDS))], verdict.crowd(arena, seed, keys)
+        finals = [verdict.finalists(found, r) for r in range(len(REWARDS))]
+        others = verdict.crowd(arena, seed, keys, whole)
         for r, played in enumerate(verdict.play(arena, finals, keys)):
             row = verdict.judge(arena, played, r, seed, keys, found.bounds, others)
             kept = ("rules", "reward", "scenario", "verdict", "exploits", "evg", "evg_ci", "evg_norm", "evg_norm_ci")

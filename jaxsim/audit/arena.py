@@ -9,8 +9,9 @@ import numpy as np
 import scenarios
 from jaxsim import env
 from jaxsim.compile import dims_of
+from jaxsim.one_episode import EpisodeStats
 from jaxsim.policies import Policy
-from jaxsim.rollouts import rollout_many
+from jaxsim.rollouts import outcomes_many, rollout_many
 from jaxsim.rules import restores
 from jaxsim.types import Params, RewardWeights
 
@@ -55,6 +56,13 @@ def returns_of(
     """(M, E, R) returns of M policies in the E episodes of `keys`; `shuffle` as in `rollout_many`."""
     stats, _ = rollout_many(arena.env, arena.params, policy, parameters, keys, shuffle=shuffle)
     return stats.episode_return
+
+
+def outcomes_of(arena: Arena, policy: Policy, parameters: Any, keys: np.ndarray, whole: bool) -> EpisodeStats:
+    """What M policies come to in the E episodes of `keys`, key data: by a program of `whole` episodes, or of ticks."""
+    if whole:
+        return outcomes_many(arena.env, arena.params, policy, parameters, keys)
+    return rollout_many(arena.env, arena.params, policy, parameters, jax.device_put(keys))[0]
 
 
 def mean_returns(arena: Arena, policy: Policy, parameters: Any, keys: jax.Array) -> np.ndarray:

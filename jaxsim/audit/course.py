@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsim import policies
-from jaxsim.audit.arena import Arena, take
+from jaxsim.audit.arena import Arena, outcomes_of, take
 from jaxsim.audit.race import differences, race, rounds
 from jaxsim.one_episode import start
 from jaxsim.policies import FarmParams, Policy
-from jaxsim.rollouts import returns_many, rollout_many
+from jaxsim.rollouts import returns_many
 from jaxsim.rules import PERSONALITIES
 from jaxsim.types import Dims, Params
 
@@ -79,12 +79,11 @@ def policy_returns(course: Course, policy: Policy, parameters: Any, first: int, 
     """(K, last - first, R) returns of policies in the episodes `first` to `last` - 1."""
     if policy == policies.FARM:
         return _blind_returns(course, parameters, first, last)[:, :, : course.own]
-    params = course.arena.params
-    own = params._replace(reward=jax.tree.map(lambda w: w[: course.own], params.reward))
-    keys = course.keys[first:last]
-    if course.whole:
-        return returns_many(course.arena.env, own, policy, parameters, keys)
-    return rollout_many(course.arena.env, own, policy, parameters, jax.device_put(keys))[0].episode_return
+    arena = course.arena
+    weights = jax.tree.map(lambda w: w[: course.own], arena.params.reward)
+    own = arena._replace(params=arena.params._replace(reward=weights))
+    returns: np.ndarray = outcomes_of(own, policy, parameters, course.keys[first:last], course.whole).episode_return
+    return returns
 
 
 def plan_returns(course: Course, some: np.ndarray, first: int, last: int) -> np.ndarray:

@@ -163,7 +163,7 @@ def judged(games: list[Game], budget: Budget, seed: int) -> list[dict[str, Any]]
     keys = verdict.report_keys(noise.root(cli.another(seed, 1_000_003)), budget.report)
     [found] = search.search([arena], budget, seed)
     played = verdict.play(arena, [verdict.finalists(found, r) for r in range(len(games))], keys)
-    rows, others = [], verdict.crowd(arena, seed, keys)
+    rows, others = [], verdict.crowd(arena, seed, keys, search.in_one([arena], budget))
     for r, game in enumerate(games):
         row = verdict.judge(arena, played[r], r, seed, keys, found.bounds, others)
         old = [need for need in row["unmet"] if need.startswith(OF_SIMULATOR_1)]

@@ -213,12 +213,16 @@ def lay_out(arenas: list[Arena], budget: Budget, seed: int) -> list[list[Course]
     """The courses of the arenas, for every budget of the lineage; a smaller one has the first episodes of a larger."""
     key = jax.random.fold_in(noise.root(seed), 1)
     length = max(int(a.params.scenario.horizon) for a in arenas)
-    whole = len(arenas) * sum(level.family for level in lineage(budget)) >= ENOUGH
-    courses = []
+    whole, courses = in_one(arenas, budget), []
     for level in lineage(budget):
         keys = np.asarray(jax.random.key_data(episode_keys(key, WIDE * level.select)))
         courses.append([lay(arena, keys, length, whole) for arena in arenas])
     return courses
+
+
+def in_one(arenas: list[Arena], budget: Budget) -> bool:
+    """Whether a program for whole episodes of the evidence family is worth compiling."""
+    return len(arenas) * sum(level.family for level in lineage(budget)) >= ENOUGH
 
 
 def search_blind(courses: list[list[Course]], budget: Budget, seed: int, advance: Advance = silent) -> list[Blind]:

@@ -174,7 +174,7 @@ def sweep(
             advance(f"{arena.scenario.id}: verdict")
             finals = [verdict.finalists(best, r, known[name]) for r, name in enumerate(owner)]
             played = verdict.play(arena, finals, keys)
-            others = verdict.crowd(arena, args.seed, keys)
+            others = verdict.crowd(arena, args.seed, keys, search.in_one(arenas, budget))
             judged = [verdict.judge(arena, p, r, args.seed, keys, best.bounds, others) for r, p in enumerate(played)]
             for r, name in enumerate(names):
                 row = judged[r]

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxsim import recurrent
 from jaxsim.audit import metrics
-from jaxsim.audit.arena import FARM, Arena, Candidate, alike
+from jaxsim.audit.arena import FARM, Arena, Candidate, alike, outcomes_of
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
 from jaxsim.audit.open_loop import SINGLES
 from jaxsim.audit.race import Bound
@@ -141,12 +141,16 @@ def tells(played: Played, r: int, horizon: int) -> dict[str, float | bool]:
     }
 
 
-def crowd(arena: Arena, seed: int, keys: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+def crowd(arena: Arena, seed: int, keys: jax.Array, whole: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Good and bad policies to rank beside the finalists, few of whom are comparable: members of the evidence family,
-    and those as they would play if they never investigated. ((C, R) mean returns, (C, 5) mean `costs`)."""
+    and those as they would play if they never investigated. ((C, R) mean returns, (C, 5) mean `costs`).
+
+    `whole` as in `course.Course`.
+    """
     members = sample_family(CROWD, seed, arena.env.dims.restore)
     both = jax.tree.map(lambda *x: np.concatenate(x), members, without_forensics(members))
-    stats, _ = rollout_many(arena.env, arena.params, EVIDENCE, both, keys[-CROWD_EPISODES:])
+    some = np.asarray(jax.random.key_data(keys))[-CROWD_EPISODES:]
+    stats = outcomes_of(arena, EVIDENCE, both, some, whole)
     return np.asarray(stats.episode_return.mean(axis=1)), costs(stats)
 
 

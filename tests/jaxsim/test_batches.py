@@ -29,12 +29,12 @@ def test_results_lie_by_policy_and_episode(many: int, episodes: int) -> None:
 @pytest.mark.parametrize("many", [1, 33, 130])
 @pytest.mark.parametrize("episodes", [1, 32, 33, 1025])
 def test_returns_of_plans_lie_by_plan_and_episode(monkeypatch: pytest.MonkeyPatch, many: int, episodes: int) -> None:
-    def played(dims: object, policy: Policy, plans: np.ndarray, params: object, keys: np.ndarray, impl: str) -> Any:
+    def played(dims: object, policy: Policy, plans: np.ndarray, params: object, keys: np.ndarray, *static: Any) -> Any:
         assert policy is PLAN
         assert len(plans) == len(keys) == WHOLE
         return np.stack([plans[:, 0], keys[:, 1].astype(np.int32)], axis=-1)
 
-    monkeypatch.setattr(rollouts, "_returns", played)
+    monkeypatch.setattr(rollouts, "_whole", played)
     plans = np.repeat(np.arange(many, dtype=np.int32)[:, None], 3, axis=1)
     keys = np.stack([np.zeros(episodes, np.uint32), np.arange(episodes, dtype=np.uint32)], axis=1)
     returns = rollouts.returns_many(*make("supply_chain_token_drift"), PLAN, plans, keys)

@@ -92,7 +92,9 @@ def wide() -> list[str]:
     programs = [first, *(program for program, _ in chosen)]
     programs += [jax.make_jaxpr(tick)(lanes, action, batch) for action in {action for _, (action, _) in chosen}]
     programs.append(jax.make_jaxpr(lambda k: rollouts._begin(dims, given, k, impl))(batch))
-    programs.append(jax.make_jaxpr(lambda k: rollouts._returns(dims, policies.PLAN, plans, params, k, impl))(batch[0]))
+    programs.append(
+        jax.make_jaxpr(lambda k: rollouts._whole(dims, policies.PLAN, plans, params, k, impl, False))(batch[0])
+    )
     both = recurrent.init_weights(key, restore=True), recurrent.init_critic(key)
 
     def learn(many: Any, key: jax.Array) -> Any:
