@@ -4,7 +4,9 @@ The project's own verdicts come from reports of the sweep, later ones replacing 
 
     jaxsim-soc gate out/classic/report.json out/hardened/report.json > jaxsim/audit/verdicts.json
 
-A verdict is about a network, not about its name: rows are found by the digest of the scenario's content.
+A verdict is about a network, not about its name: rows are found by the digest of the scenario's content. What is
+certified passes, and so does what lacks nothing but that investigating pays, see `lacks_only_investigating`: alerts are
+evidence, too.
 """
 
 import json
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import scenarios
+from jaxsim.audit import verdict
 from jaxsim.rules import ANY
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli
@@ -44,15 +47,23 @@ def verdicts(path: Path, rules: str, reward: str, campaigns: Sequence[str]) -> t
         digest = scenarios.digest(scenario)
         row = keyed.get((digest, rules, reward))
         if row is not None:
-            found.append({k: row[k] for k in KEPT} | {"digest": digest})
-            objections += [_objection(row)] if row["verdict"] != "certified" else []
+            found.append({k: row[k] for k in KEPT} | {"digest": digest, "unmet": row.get("unmet")})
+            passes = row["verdict"] == verdict.CERTIFIED or lacks_only_investigating(row)
+            objections += [] if passes else [_objection(row)]
             continue
         gaps: Row = dict.fromkeys(KEPT) | {"scenario": scenario.id, "rules": rules, "reward": reward, "exploits": []}
-        found.append(gaps | {"verdict": NOT_AUDITED, "digest": digest})
+        found.append(gaps | {"verdict": NOT_AUDITED, "digest": digest, "unmet": None})
         text = f"reward {reward!r} under rules {rules!r} on {_in_words(scenario.id, name)} has not been audited"
         other = called.get((scenario.id, rules, reward))
         objections.append(text + (f": {_difference(other, digest)}" if other else ""))
     return found, objections
+
+
+def lacks_only_investigating(row: Row) -> bool:
+    """Whether a network is undecided for want of nothing but what investigating is worth over reading alerts."""
+    unmet = set(row.get("unmet") or ())
+    wants = unmet <= {verdict.PAYS_TO_INVESTIGATE, verdict.CONTAINS_THE_CONFIRMED}
+    return row["verdict"] == verdict.UNDECIDED and bool(unmet) and wants
 
 
 def remedy(rules: str, reward: str, found: Sequence[Row], campaigns: Sequence[str]) -> str:
@@ -124,7 +135,7 @@ def collection(reports: Sequence[Path]) -> Row:
             about = {"budget": document["budget"]["name"], "seed": document["seed"]}
             for row in document["verdicts"]:
                 best = {k: row[k] and {f: row[k][f] for f in fields if f in row[k]} for k in BEST}
-                kept = {k: row[k] for k in (*KEPT, "digest", "personality")}
+                kept = {k: row[k] for k in (*KEPT, "unmet", "digest", "personality")}
                 rows[row["digest"], row["rules"], row["reward"]] = kept | best | about
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}: not the report of this version's sweep ({error}); audit again") from None

@@ -55,7 +55,7 @@ def parser() -> cli.Parser:
         metavar="DIR",
         help="of everything (default: out/train)",
     )
-    p.add_argument("--force", action="store_true", help="train though the audit has not certified what is paid")
+    p.add_argument("--force", action="store_true", help="train though what is paid does not pass the audit")
     p.add_argument(
         "--audit",
         type=cli.input_file,
@@ -116,7 +116,7 @@ def default_preset() -> str:
 
 
 def passed(chosen: Settings, args: Any) -> list[dict[str, Any]]:
-    """The audit's verdicts for the training campaigns. Fails when what is paid is not certified, unless forced."""
+    """The audit's verdicts for the training campaigns. Fails when what is paid does not pass, unless forced."""
     try:
         found, objections = audit_gate.verdicts(
             args.audit or audit_gate.OWN, chosen.rules, chosen.reward, chosen.campaigns
@@ -132,4 +132,6 @@ def passed(chosen: Settings, args: Any) -> list[dict[str, Any]]:
         cli.fail(f"{objections[0]}; {what_to_do}, or train on it anyway with --force")
     for objection in objections:
         print(f"warning: {objection} (--force)", file=sys.stderr)
+    for row in filter(audit_gate.lacks_only_investigating, found):
+        print(f"note: {row['scenario']} is undecided for want of {', '.join(row['unmet'])}", file=sys.stderr)
     return found

@@ -39,6 +39,9 @@ WITHOUT_FORENSICS = ("alerts only", recurrent.ALERTS)  # finalists that read ale
 HAND_MADE = ("evidence", "heuristic", "alerts only")  # finalists that read their evidence, learned ones apart
 READING = (*HAND_MADE, recurrent.SEEING, recurrent.ALERTS)
 OPEN_LOOP, FARMING, HARM_SEEKING = "open-loop", "farming", "harm-seeking"
+# What a certificate asks of investigating, beside what it asks of reading at all.
+PAYS_TO_INVESTIGATE = f"VOI_norm ≥ {CERTIFIED_VOI_NORM}"
+CONTAINS_THE_CONFIRMED = f"{CERTIFIED_BACKED:.0%} of containments evidence-backed"
 DEGENERATE, CERTIFIED, UNDECIDED = "degenerate", "certified", "undecided"
 
 
@@ -283,9 +286,8 @@ def judge(
         f"EVG_norm ≥ {CERTIFIED_EVG_NORM} against the bound on single actions": left[SINGLES] >= CERTIFIED_EVG_NORM,
         "no farming loop near the best honest policy": not near,
         f"τ ≥ {CERTIFIED_TAU}": rank >= CERTIFIED_TAU,
-        f"VOI_norm ≥ {CERTIFIED_VOI_NORM}": c.voi_norm.low >= CERTIFIED_VOI_NORM,
-        f"{CERTIFIED_BACKED:.0%} of containments evidence-backed": told[c.looking]["evidence_backed_share"]
-        >= CERTIFIED_BACKED,
+        PAYS_TO_INVESTIGATE: c.voi_norm.low >= CERTIFIED_VOI_NORM,
+        CONTAINS_THE_CONFIRMED: told[c.looking]["evidence_backed_share"] >= CERTIFIED_BACKED,
     }
     unmet = [name for name, met in needs.items() if not met]
     return {

@@ -7,6 +7,7 @@ import pytest
 
 import scenarios
 from grpo.training import audit_gate, settings
+from jaxsim.audit import verdict
 from jaxsim.version import SIMULATOR_VERSION
 
 SUPPLY = "supply_chain_token_drift"
@@ -153,7 +154,27 @@ CAMPAIGNS = ("supply_chain_token_drift", "federated_identity_takeover", "insider
 
 def test_the_projects_own_reward_passes_the_gate() -> None:
     found, objections = audit_gate.verdicts(audit_gate.OWN, "hardened", "operational", CAMPAIGNS)
-    assert [r["verdict"] for r in found] == ["certified"] * 3 and not objections
+    assert [r["verdict"] for r in found] == ["certified", "certified", "undecided"] and not objections
+    assert [r["unmet"] for r in found] == [[], [], [verdict.PAYS_TO_INVESTIGATE]]
+
+
+@pytest.mark.parametrize(
+    ("unmet", "passes"),
+    [
+        ([verdict.PAYS_TO_INVESTIGATE, verdict.CONTAINS_THE_CONFIRMED], True),
+        ([verdict.PAYS_TO_INVESTIGATE, "τ ≥ 0.7"], False),
+        ([], False),
+        (None, False),  # a report of before
+    ],
+)
+def test_what_lacks_more_than_that_investigating_pays_does_not_pass(
+    tmp_path: Path, unmet: list[str] | None, passes: bool
+) -> None:
+    one = a_network(tmp_path / "mine.yaml")
+    report = a_report(tmp_path / "report.json", one, verdict="undecided", **({} if unmet is None else {"unmet": unmet}))
+    found, objections = audit_gate.verdicts(report, "hardened", "operational", [str(tmp_path / "mine.yaml")])
+    assert bool(objections) != passes
+    assert audit_gate.lacks_only_investigating(found[0]) == passes
 
 
 @pytest.mark.parametrize("reward", ["capped", "linear", "evidence"])
@@ -255,7 +276,9 @@ def test_reports_become_a_collection_by_content(tmp_path: Path, monkeypatch: pyt
     one, best = a_network(tmp_path / "mine.yaml"), {"plan": ["MONITOR"], "return": 1.0, "std": 0.0}
     paths = []
     for i, audited in enumerate((one, one.model_copy(update={"noise_rate": 0.9}))):
-        more = {"personality": "any"} | dict.fromkeys(audit_gate.BEST, best) | {"best_open_loop_std0": None}
+        more = (
+            {"personality": "any", "unmet": []} | dict.fromkeys(audit_gate.BEST, best) | {"best_open_loop_std0": None}
+        )
         paths.append(a_report(tmp_path / f"{i}.json", audited, **more))
         document = json.loads(paths[i].read_text()) | {"budget": {"name": "tiny"}, "seed": 0}
         paths[i].write_text(json.dumps(document))
