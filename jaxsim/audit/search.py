@@ -38,9 +38,8 @@ from jaxsim.types import INVESTIGATE, RESTORE
 
 FOREVER = np.int32(2**30)
 WIDE = 8  # episodes of doing nothing for each that finalists play
-ENOUGH = (
-    512  # members of the family to race in all networks together, for which a program of their own is worth compiling
-)
+# Members of the family, in all networks together, for whose races a program of their own is worth compiling.
+ENOUGH = 512
 LONGEST_PREFIX = 8  # room for the prefix of a farming loop
 
 
