@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import scenarios
-from jaxsim.audit import verdict
+from jaxsim.audit import needs
 from jaxsim.rules import ANY
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli
@@ -48,7 +48,7 @@ def verdicts(path: Path, rules: str, reward: str, campaigns: Sequence[str]) -> t
         row = keyed.get((digest, rules, reward))
         if row is not None:
             found.append({k: row[k] for k in KEPT} | {"digest": digest, "unmet": row.get("unmet")})
-            passes = row["verdict"] == verdict.CERTIFIED or lacks_only_investigating(row)
+            passes = row["verdict"] == "certified" or lacks_only_investigating(row)
             objections += [] if passes else [_objection(row)]
             continue
         gaps: Row = dict.fromkeys(KEPT) | {"scenario": scenario.id, "rules": rules, "reward": reward, "exploits": []}
@@ -62,8 +62,8 @@ def verdicts(path: Path, rules: str, reward: str, campaigns: Sequence[str]) -> t
 def lacks_only_investigating(row: Row) -> bool:
     """Whether a network is undecided for want of nothing but what investigating is worth over reading alerts."""
     unmet = set(row.get("unmet") or ())
-    wants = unmet <= {verdict.PAYS_TO_INVESTIGATE, verdict.CONTAINS_THE_CONFIRMED}
-    return row["verdict"] == verdict.UNDECIDED and bool(unmet) and wants
+    wants = unmet <= {needs.PAYS_TO_INVESTIGATE, needs.CONTAINS_THE_CONFIRMED}
+    return row["verdict"] == "undecided" and bool(unmet) and wants
 
 
 def remedy(rules: str, reward: str, found: Sequence[Row], campaigns: Sequence[str]) -> str:

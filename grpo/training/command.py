@@ -132,6 +132,4 @@ def passed(chosen: Settings, args: Any) -> list[dict[str, Any]]:
         cli.fail(f"{objections[0]}; {what_to_do}, or train on it anyway with --force")
     for objection in objections:
         print(f"warning: {objection} (--force)", file=sys.stderr)
-    for row in filter(audit_gate.lacks_only_investigating, found):
-        print(f"note: {row['scenario']} is undecided for want of {', '.join(row['unmet'])}", file=sys.stderr)
     return found

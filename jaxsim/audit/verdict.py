@@ -16,9 +16,10 @@ from jaxsim import recurrent
 from jaxsim.audit import metrics
 from jaxsim.audit.arena import FARM, Arena, Candidate, alike, outcomes_of
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
+from jaxsim.audit.needs import CERTIFIED_BACKED, CERTIFIED_VOI_NORM, CONTAINS_THE_CONFIRMED, PAYS_TO_INVESTIGATE
 from jaxsim.audit.open_loop import SINGLES
 from jaxsim.audit.race import Bound
-from jaxsim.audit.rescore import CERTIFIED_EVG_NORM, CERTIFIED_VOI_NORM
+from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
 from jaxsim.audit.search import Found, sample_family, without_forensics
 from jaxsim.one_episode import EpisodeStats, episode_keys
 from jaxsim.policies import BASELINES, EVIDENCE
@@ -27,7 +28,6 @@ from jaxsim.types import EXFIL, INVESTIGATE, RESTORE
 
 STD_ZERO = 1e-3  # points; float32 sums of equal terms differ by less
 CERTIFIED_TAU = 0.7
-CERTIFIED_BACKED = 0.5  # share of the containments of the best reading policy that are evidence-backed
 HARM_STEP = 0.5  # stages; less is not "more harm"
 CROWD, CROWD_EPISODES = 32, 256
 LEAST = np.asarray([0.02, 0.1, 2.0, 0.05, 3.0])  # of `costs`: means that differ less are held to be the same
@@ -39,9 +39,6 @@ WITHOUT_FORENSICS = ("alerts only", recurrent.ALERTS)  # finalists that read ale
 HAND_MADE = ("evidence", "heuristic", "alerts only")  # finalists that read their evidence, learned ones apart
 READING = (*HAND_MADE, recurrent.SEEING, recurrent.ALERTS)
 OPEN_LOOP, FARMING, HARM_SEEKING = "open-loop", "farming", "harm-seeking"
-# What a certificate asks of investigating, beside what it asks of reading at all.
-PAYS_TO_INVESTIGATE = f"VOI_norm ≥ {CERTIFIED_VOI_NORM}"
-CONTAINS_THE_CONFIRMED = f"{CERTIFIED_BACKED:.0%} of containments evidence-backed"
 DEGENERATE, CERTIFIED, UNDECIDED = "degenerate", "certified", "undecided"
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import scenarios
 from grpo.training import audit_gate, settings
-from jaxsim.audit import verdict
+from jaxsim.audit import needs
 from jaxsim.version import SIMULATOR_VERSION
 
 SUPPLY = "supply_chain_token_drift"
@@ -155,14 +155,14 @@ CAMPAIGNS = ("supply_chain_token_drift", "federated_identity_takeover", "insider
 def test_the_projects_own_reward_passes_the_gate() -> None:
     found, objections = audit_gate.verdicts(audit_gate.OWN, "hardened", "operational", CAMPAIGNS)
     assert [r["verdict"] for r in found] == ["certified", "certified", "undecided"] and not objections
-    assert [r["unmet"] for r in found] == [[], [], [verdict.PAYS_TO_INVESTIGATE]]
+    assert [r["unmet"] for r in found] == [[], [], [needs.PAYS_TO_INVESTIGATE]]
 
 
 @pytest.mark.parametrize(
     ("unmet", "passes"),
     [
-        ([verdict.PAYS_TO_INVESTIGATE, verdict.CONTAINS_THE_CONFIRMED], True),
-        ([verdict.PAYS_TO_INVESTIGATE, "τ ≥ 0.7"], False),
+        ([needs.PAYS_TO_INVESTIGATE, needs.CONTAINS_THE_CONFIRMED], True),
+        ([needs.PAYS_TO_INVESTIGATE, "τ ≥ 0.7"], False),
         ([], False),
         (None, False),  # a report of before
     ],
