@@ -4,8 +4,8 @@ An episode is that of `one_episode`, whatever the batch that it is played in.
 
 A batch is some policies in BLOCK episodes each, and a tick of it is two small programs, the policy acts and the
 simulator advances; two more draw the noise of LOOK ticks and pay the reward of as many. So whatever is played, with any
-number of policies and episodes and under any rewards, the simulator is compiled once a size of batch. Where returns are
-all that matters, of which a search asks for millions, there is a program for whole episodes, one a policy.
+number of policies and episodes and under any rewards, the simulator is compiled once a size of batch. Where it
+is enough to know what episodes come to, as in a search of millions, each policy has a program for whole episodes.
 """
 
 import os

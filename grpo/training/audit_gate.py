@@ -61,9 +61,7 @@ def verdicts(path: Path, rules: str, reward: str, campaigns: Sequence[str]) -> t
 
 def lacks_only_investigating(row: Row) -> bool:
     """Whether a network is undecided for want of nothing but what investigating is worth over reading alerts."""
-    unmet = set(row.get("unmet") or ())
-    wants = unmet <= {needs.PAYS_TO_INVESTIGATE, needs.CONTAINS_THE_CONFIRMED}
-    return row["verdict"] == "undecided" and bool(unmet) and wants
+    return row["verdict"] == "undecided" and row.get("unmet") == [needs.PAYS_TO_INVESTIGATE]
 
 
 def remedy(rules: str, reward: str, found: Sequence[Row], campaigns: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from jaxsim import recurrent
 from jaxsim.audit import metrics
 from jaxsim.audit.arena import FARM, Arena, Candidate, alike, outcomes_of
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
-from jaxsim.audit.needs import CERTIFIED_BACKED, CERTIFIED_VOI_NORM, CONTAINS_THE_CONFIRMED, PAYS_TO_INVESTIGATE
+from jaxsim.audit.needs import CERTIFIED_VOI_NORM, PAYS_TO_INVESTIGATE
 from jaxsim.audit.open_loop import SINGLES
 from jaxsim.audit.race import Bound
 from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
@@ -28,6 +28,7 @@ from jaxsim.types import EXFIL, INVESTIGATE, RESTORE
 
 STD_ZERO = 1e-3  # points; float32 sums of equal terms differ by less
 CERTIFIED_TAU = 0.7
+CERTIFIED_BACKED = 0.5  # share of the containments of the best reading policy that are evidence-backed
 HARM_STEP = 0.5  # stages; less is not "more harm"
 CROWD, CROWD_EPISODES = 32, 256
 LEAST = np.asarray([0.02, 0.1, 2.0, 0.05, 3.0])  # of `costs`: means that differ less are held to be the same
@@ -284,7 +285,8 @@ def judge(
         "no farming loop near the best honest policy": not near,
         f"τ ≥ {CERTIFIED_TAU}": rank >= CERTIFIED_TAU,
         PAYS_TO_INVESTIGATE: c.voi_norm.low >= CERTIFIED_VOI_NORM,
-        CONTAINS_THE_CONFIRMED: told[c.looking]["evidence_backed_share"] >= CERTIFIED_BACKED,
+        f"{CERTIFIED_BACKED:.0%} of containments evidence-backed": told[c.looking]["evidence_backed_share"]
+        >= CERTIFIED_BACKED,
     }
     unmet = [name for name, met in needs.items() if not met]
     return {

@@ -161,7 +161,8 @@ def test_the_projects_own_reward_passes_the_gate() -> None:
 @pytest.mark.parametrize(
     ("unmet", "passes"),
     [
-        ([needs.PAYS_TO_INVESTIGATE, needs.CONTAINS_THE_CONFIRMED], True),
+        ([needs.PAYS_TO_INVESTIGATE], True),
+        ([needs.PAYS_TO_INVESTIGATE, "50% of containments evidence-backed"], False),
         ([needs.PAYS_TO_INVESTIGATE, "τ ≥ 0.7"], False),
         ([], False),
         (None, False),  # a report of before
