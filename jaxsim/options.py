@@ -10,7 +10,7 @@ from jaxsim.rules import ANY, PERSONALITIES
 from jaxsim_soc import cli
 
 MAX_EPISODES = 1_000_000  # of one row: all their outcomes are held in memory
-RULES_HELP = "classic, hardened1 or hardened, with any +switch or -switch, as in hardened-persistence"
+RULES_HELP = "classic, hardened1, hardened2 or hardened, with any +switch or -switch, as in hardened-persistence"
 
 
 def scenario(text: str) -> list[scenarios.Scenario]:

@@ -43,6 +43,7 @@ _CLASSIC: dict[str, Value] = {
     "believable_paths": 0.0,
     "resumption": False,
     "background_severity": (0.10, 0.45),
+    "background_paired": 0.0,
 }
 SWITCHES: dict[str, Switch] = {
     "run_to_horizon": Switch(
@@ -111,6 +112,12 @@ SWITCHES: dict[str, Switch] = {
         "a severe alert is of an attack, or of benign activity where the network has some, and needs no second look",
         "severity says nothing of background alerts, where a tuned sensor would rank them lower",
     ),
+    "paired_background": Switch(
+        {"background_paired": 0.5},
+        "an alert that names two, an asset and an identity, is of an attack, or of benign activity where the network "
+        "has some, and needs no second look",
+        "any identity is seen at any asset, where in a real network each has its own",
+    ),
 }
 # The default until simulator 1; witnesses, policies and adapters of that game keep a home.
 _HARDENED1 = (
@@ -122,10 +129,13 @@ _HARDENED1 = (
     "evidence_once",
     "earned_clean",
 )
+# The default until simulator 2, likewise.
+_HARDENED2 = (*_HARDENED1, "foothold", "liftable", "eradication", "resumption")
 PRESETS: dict[str, tuple[str, ...]] = {
     "classic": (),
     "hardened1": _HARDENED1,
-    "hardened": (*_HARDENED1, "foothold", "liftable", "eradication", "resumption"),
+    "hardened2": _HARDENED2,
+    "hardened": (*_HARDENED2, "severe_background", "paired_background"),
 }
 
 PERSONALITIES: dict[str, dict[str, float | bool]] = {

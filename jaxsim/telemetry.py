@@ -57,13 +57,19 @@ def background(dims: Dims, state: State, live: Array, noise: Array, params: Para
 
     share = params.rules.background_named
     named = noise[Noise.BACKGROUND_ENTITY] < share
-    w = 2.0 * noise[Noise.BACKGROUND_ENTITY] / jnp.where(named, share, 1.0)
-    # Half assets, half identities; all of one kind where there is none of the other.
+    v = noise[Noise.BACKGROUND_ENTITY] / jnp.where(named, share, 1.0)
+    # Some name two; of the others half an asset and half an identity, all one kind where there is none of the other.
+    both = (scenario.asset_count > 0) & (scenario.identity_count > 0)
+    two = jnp.where(both, params.rules.background_paired, 0.0)
+    paired = named & (v < two)
+    pair = integer(v / jnp.where(paired, two, 1.0), zero, scenario.asset_count * scenario.identity_count - 1)
+    w = 2.0 * (v - two) / (1.0 - jnp.where(paired, 0.0, two))
     is_asset = (w < 1.0) & (scenario.asset_count > 0) | (scenario.identity_count == 0)
     count = jnp.where(is_asset, scenario.asset_count, scenario.identity_count)
     index = integer(jnp.where(w < 1.0, w, w - 1.0), zero, count - 1)
-    asset = jnp.where(named & is_asset, index, -1)
-    identity = jnp.where(named & ~is_asset, index + dims.assets, -1)
+    many = jnp.maximum(scenario.identity_count, 1)
+    asset = jnp.where(paired, pair // many, jnp.where(named & is_asset, index, -1))
+    identity = jnp.where(paired, pair % many, jnp.where(named & ~is_asset, index, -1 - dims.assets)) + dims.assets
     code = pack(dims, signal, asset, identity)
     least, most = params.rules.background_severity[0], params.rules.background_severity[1]
     severity = least + noise[Noise.BACKGROUND_SEVERITY] * (most - least)

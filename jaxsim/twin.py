@@ -322,13 +322,18 @@ def show_routine(state: State, alert: Alert) -> None:
 
 
 def background_entity(state: State, u: float) -> tuple[str | None, str | None]:
-    """An asset, an identity or neither; a kind of which there is none leaves its share to the other."""
+    """An asset, an identity, both or neither; a kind of which there is none leaves its share to the other."""
     if u >= 0.7:
         return None, None
     w = u / 0.7
+    assets, identities = state.scenario.assets, state.scenario.identities
+    two = state.rules.background_paired if assets and identities else 0.0
+    if w < two:
+        asset, identity = pick(w / two, [(a.id, i.id) for a in assets for i in identities])
+        return asset, identity
+    w = (w - two) / (1 - two)
     first_half = w < 0.5
     within = 2 * w if first_half else 2 * w - 1
-    assets, identities = state.scenario.assets, state.scenario.identities
     if assets and (first_half or not identities):
         return pick(within, assets).id, None
     if identities:

@@ -62,6 +62,7 @@ class Rules(NamedTuple):
     believable_paths: float  # chance that under unknown_path only like plays like
     resumption: bool  # with RESTORE, a stage that was stopped in progress goes on where it was
     background_severity: tuple[float, float]  # least and most of a background alert
+    background_paired: float  # share of those that name anyone that name an asset and an identity
 
 
 CLASSIC = Rules(
@@ -80,6 +81,7 @@ CLASSIC = Rules(
     believable_paths=0.0,
     resumption=False,
     background_severity=(0.10, 0.45),
+    background_paired=0.0,
 )
 HARDENED1 = CLASSIC._replace(
     run_to_horizon=True,
@@ -92,7 +94,8 @@ HARDENED1 = CLASSIC._replace(
     evidence_once=True,
     earned_clean=True,
 )
-HARDENED = HARDENED1._replace(foothold=True, liftable=True, eradication=True, resumption=True)
+HARDENED2 = HARDENED1._replace(foothold=True, liftable=True, eradication=True, resumption=True)
+HARDENED = HARDENED2._replace(background_severity=(0.10, 0.90), background_paired=0.5)
 
 Target = tuple[str | None, str | None]  # an asset and an identity
 

@@ -122,6 +122,7 @@ class Rules(NamedTuple):
     believable_paths: Array  # () float32, share of episodes that deal roles among entities of one `group` only
     resumption: Array  # () bool, where there is RESTORE, a stage stopped in progress goes on where it was
     background_severity: Array  # (2,) float32, range of the severity of a background alert
+    background_paired: Array  # () float32, share of those that name anyone that name an asset and an identity
 
 
 class RewardWeights(NamedTuple):

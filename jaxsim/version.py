@@ -2,9 +2,9 @@
 
 import re
 
-SIMULATOR_VERSION = "2"
+SIMULATOR_VERSION = "3"
 # What presets of rules and rewards of an older version are called now: the same game, tick by tick.
-RENAMED = {"1": {"hardened": "hardened1", "operational": "operational1"}}
+RENAMED = {"1": {"hardened": "hardened1", "operational": "operational1"}, "2": {"hardened": "hardened2"}}
 
 
 def is_kept(version: object) -> bool:

@@ -4,9 +4,7 @@ The project's own verdicts come from reports of the sweep, later ones replacing 
 
     jaxsim-soc gate out/classic/report.json out/hardened/report.json > jaxsim/audit/verdicts.json
 
-A verdict is about a network, not about its name: rows are found by the digest of the scenario's content. What is
-certified passes, and so does what lacks nothing but that investigating pays, see `lacks_only_investigating`: alerts are
-evidence, too.
+A verdict is about a network, not about its name: rows are found by the digest of the scenario's content.
 """
 
 import json
@@ -17,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import scenarios
-from jaxsim.audit import needs
 from jaxsim.rules import ANY
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli
@@ -48,8 +45,7 @@ def verdicts(path: Path, rules: str, reward: str, campaigns: Sequence[str]) -> t
         row = keyed.get((digest, rules, reward))
         if row is not None:
             found.append({k: row[k] for k in KEPT} | {"digest": digest, "unmet": row.get("unmet")})
-            passes = row["verdict"] == "certified" or lacks_only_investigating(row)
-            objections += [] if passes else [_objection(row)]
+            objections += [] if row["verdict"] == "certified" else [_objection(row)]
             continue
         gaps: Row = dict.fromkeys(KEPT) | {"scenario": scenario.id, "rules": rules, "reward": reward, "exploits": []}
         found.append(gaps | {"verdict": NOT_AUDITED, "digest": digest, "unmet": None})
@@ -57,11 +53,6 @@ def verdicts(path: Path, rules: str, reward: str, campaigns: Sequence[str]) -> t
         other = called.get((scenario.id, rules, reward))
         objections.append(text + (f": {_difference(other, digest)}" if other else ""))
     return found, objections
-
-
-def lacks_only_investigating(row: Row) -> bool:
-    """Whether a network is undecided for want of nothing but what investigating is worth over reading alerts."""
-    return row["verdict"] == "undecided" and row.get("unmet") == [needs.PAYS_TO_INVESTIGATE]
 
 
 def remedy(rules: str, reward: str, found: Sequence[Row], campaigns: Sequence[str]) -> str:
@@ -109,6 +100,8 @@ def _difference(other: Row, digest: str) -> str:
 
 def _objection(row: Row) -> str:
     text = f"reward {row['reward']!r} under rules {row['rules']!r} on {row['scenario']} is {row['verdict']}"
+    if row["verdict"] == "undecided" and row.get("unmet"):
+        text += f" for want of {', '.join(row['unmet'])}"
     best = row.get("farming") if "open-loop" not in row["exploits"] else None
     # Luck explains nothing of a plan whose return never varies, if that earns more than reading as well.
     certain, reads = row.get("best_open_loop_std0"), row.get("best_evidence")

@@ -12,7 +12,7 @@ from rich.console import Console
 from grpo.learning import unsloth_backend
 from grpo.model.errors import ModelError
 from grpo.rows import rows
-from grpo.training import audit_gate, report_training, run_evaluation
+from grpo.training import report_training, run_evaluation
 from grpo.training.loop import best, finish_adapter, outer_loop
 from grpo.training.run_folder import Log, Run, begin, release, save_manifest, timed
 from grpo.training.settings import Settings
@@ -31,8 +31,6 @@ def run(shown: Path, chosen: Settings, verdict: list[dict[str, Any]], restart: b
     run_evaluation.check(out, chosen)
     processes = started(chosen)
     console = Console(stderr=True, quiet=not processes.is_main_process, markup=False, highlight=False)
-    for row in filter(audit_gate.lacks_only_investigating, verdict):
-        console.print(f"note: {row['scenario']} is undecided for want of {', '.join(row['unmet'])}")
     with processes.main_process_first():
         manifest = begin(out, chosen, restart, verdict)
     manifest["backend"], chosen = backend, chosen.model_copy(update={"backend": backend})

@@ -19,6 +19,7 @@ from jaxsim.types import RewardWeights, Signals
 
 AT_ONCE = 64  # weightings scored together
 CERTIFIED_EVG_NORM = 0.25  # the share of what a defender can gain that has to come from the evidence
+CERTIFIED_VOI_NORM = 0.15  # and from investigating
 
 # Range of each weight that the Sobol sample covers; costs are negative.
 RANGES: dict[str, tuple[float, float]] = {

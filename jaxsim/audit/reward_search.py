@@ -36,8 +36,7 @@ from jaxsim.audit import checkpoint, search, verdict
 from jaxsim.audit.arena import EVIDENCE as FAMILY
 from jaxsim.audit.arena import Arena, Candidate, alike, make_arenas, take
 from jaxsim.audit.budgets import BUDGETS
-from jaxsim.audit.needs import CERTIFIED_VOI_NORM
-from jaxsim.audit.rescore import CERTIFIED_EVG_NORM, is_blind, is_seeing
+from jaxsim.audit.rescore import CERTIFIED_EVG_NORM, CERTIFIED_VOI_NORM, is_blind, is_seeing
 from jaxsim.one_episode import episode_keys
 from jaxsim.policies import BASELINES, EVIDENCE
 from jaxsim.recurrent import PRIVILEGED

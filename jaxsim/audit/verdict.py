@@ -16,10 +16,9 @@ from jaxsim import recurrent
 from jaxsim.audit import metrics
 from jaxsim.audit.arena import FARM, Arena, Candidate, alike, outcomes_of
 from jaxsim.audit.bootstrap import NONE, Estimate, estimate, resampled_means
-from jaxsim.audit.needs import CERTIFIED_VOI_NORM, PAYS_TO_INVESTIGATE
 from jaxsim.audit.open_loop import SINGLES
 from jaxsim.audit.race import Bound
-from jaxsim.audit.rescore import CERTIFIED_EVG_NORM
+from jaxsim.audit.rescore import CERTIFIED_EVG_NORM, CERTIFIED_VOI_NORM
 from jaxsim.audit.search import Found, sample_family, without_forensics
 from jaxsim.one_episode import EpisodeStats, episode_keys
 from jaxsim.policies import BASELINES, EVIDENCE
@@ -284,7 +283,7 @@ def judge(
         f"EVG_norm ≥ {CERTIFIED_EVG_NORM} against the bound on single actions": left[SINGLES] >= CERTIFIED_EVG_NORM,
         "no farming loop near the best honest policy": not near,
         f"τ ≥ {CERTIFIED_TAU}": rank >= CERTIFIED_TAU,
-        PAYS_TO_INVESTIGATE: c.voi_norm.low >= CERTIFIED_VOI_NORM,
+        f"VOI_norm ≥ {CERTIFIED_VOI_NORM}": c.voi_norm.low >= CERTIFIED_VOI_NORM,
         f"{CERTIFIED_BACKED:.0%} of containments evidence-backed": told[c.looking]["evidence_backed_share"]
         >= CERTIFIED_BACKED,
     }

@@ -16,6 +16,7 @@ import scenarios
 from jaxsim import recurrent
 from jaxsim.audit import checkpoint, evaluation, policy_training
 from jaxsim.recurrent import MASKED, Weights
+from jaxsim.rules import restores
 from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli
 
@@ -76,12 +77,21 @@ def test_a_checkpoint_of_another_simulator_is_refused(tmp_path: Path) -> None:
     refused(written(tmp_path, simulator_version="0"), "simulator_version = '0'", "train it again")
 
 
-def test_a_checkpoint_of_the_first_simulator_keeps_its_game(tmp_path: Path) -> None:
-    about = checkpoint.load(written(tmp_path, simulator_version="1")).about
-    assert (about["rules"], about["reward"]) == ("hardened1", "operational1")
-    for path in sorted(checkpoint.OWN.glob("hardened1-*.safetensors")):
+@pytest.mark.parametrize(
+    ("version", "game"), [("1", ("hardened1", "operational1")), ("2", ("hardened2", "operational"))]
+)
+def test_a_checkpoint_of_an_older_simulator_keeps_its_game(tmp_path: Path, version: str, game: tuple[str, str]) -> None:
+    about = checkpoint.load(written(tmp_path, simulator_version=version)).about
+    assert (about["rules"], about["reward"]) == game
+
+
+def test_a_policy_that_comes_with_the_project_is_where_its_game_is_looked_for() -> None:
+    kept = sorted(checkpoint.OWN.glob("*.safetensors"))
+    assert {path.name.partition("-")[0] for path in kept} == {"hardened1", "hardened2", "hardened"}
+    for path in kept:
         made = checkpoint.load(path)
-        assert path == checkpoint.own(made.about["rules"], made.about["reward"], made.view) and not made.restores
+        assert path == checkpoint.own(made.about["rules"], made.about["reward"], made.view)
+        assert made.restores == restores(made.about["rules"])
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def hardened() -> Game:
 
 @pytest.fixture(scope="module")
 def all_on() -> Game:
-    return game("hardened+believable_paths+severe_background", "operational")
+    return game("hardened+believable_paths", "operational")
 
 
 @pytest.fixture(scope="module")

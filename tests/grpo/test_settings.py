@@ -7,7 +7,6 @@ import pytest
 
 import scenarios
 from grpo.training import audit_gate, settings
-from jaxsim.audit import needs
 from jaxsim.version import SIMULATOR_VERSION
 
 SUPPLY = "supply_chain_token_drift"
@@ -154,28 +153,23 @@ CAMPAIGNS = ("supply_chain_token_drift", "federated_identity_takeover", "insider
 
 def test_the_projects_own_reward_passes_the_gate() -> None:
     found, objections = audit_gate.verdicts(audit_gate.OWN, "hardened", "operational", CAMPAIGNS)
-    assert [r["verdict"] for r in found] == ["certified", "certified", "undecided"] and not objections
-    assert [r["unmet"] for r in found] == [[], [], [needs.PAYS_TO_INVESTIGATE]]
+    assert [r["verdict"] for r in found] == ["certified"] * 3 and not objections
 
 
 @pytest.mark.parametrize(
-    ("unmet", "passes"),
+    ("unmet", "said"),
     [
-        ([needs.PAYS_TO_INVESTIGATE], True),
-        ([needs.PAYS_TO_INVESTIGATE, "50% of containments evidence-backed"], False),
-        ([needs.PAYS_TO_INVESTIGATE, "τ ≥ 0.7"], False),
-        ([], False),
-        (None, False),  # a report of before
+        ({"unmet": ["VOI_norm ≥ 0.15", "τ ≥ 0.7"]}, " for want of VOI_norm ≥ 0.15, τ ≥ 0.7"),
+        ({}, ""),  # a report of before
     ],
 )
-def test_what_lacks_more_than_that_investigating_pays_does_not_pass(
-    tmp_path: Path, unmet: list[str] | None, passes: bool
+def test_what_is_undecided_does_not_pass_and_says_what_it_lacks(
+    tmp_path: Path, unmet: dict[str, list[str]], said: str
 ) -> None:
     one = a_network(tmp_path / "mine.yaml")
-    report = a_report(tmp_path / "report.json", one, verdict="undecided", **({} if unmet is None else {"unmet": unmet}))
-    found, objections = audit_gate.verdicts(report, "hardened", "operational", [str(tmp_path / "mine.yaml")])
-    assert bool(objections) != passes
-    assert audit_gate.lacks_only_investigating(found[0]) == passes
+    report = a_report(tmp_path / "report.json", one, verdict="undecided", **unmet)
+    _, objections = audit_gate.verdicts(report, "hardened", "operational", [str(tmp_path / "mine.yaml")])
+    assert objections == [f"reward 'operational' under rules 'hardened' on mine is undecided{said}"]
 
 
 @pytest.mark.parametrize("reward", ["capped", "linear", "evidence"])

@@ -119,12 +119,13 @@ TOLERANCE = 1e-5  # single against double precision
 EDGE = 1e-6  # draws this near to a threshold may fall on either side of it
 STATUS = ("idle", "in_progress", "succeeded", "failed", "blocked")
 END = (None, "exfil", "attacker_done", "horizon")
-ALL_ON = "hardened+believable_paths+severe_background"
+ALL_ON = "hardened+believable_paths"
 PRESETS = {
     "classic": twin_rules.CLASSIC,
     "hardened1": twin_rules.HARDENED1,
+    "hardened2": twin_rules.HARDENED2,
     "hardened": twin_rules.HARDENED,
-    ALL_ON: twin_rules.HARDENED._replace(believable_paths=0.5, background_severity=(0.10, 0.90)),
+    ALL_ON: twin_rules.HARDENED._replace(believable_paths=0.5),
 }
 SWITCHES = twin_rules.Rules._fields
 LOOKING = {"investigation": -0.25}  # what no preset charges for

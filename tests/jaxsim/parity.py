@@ -1,6 +1,7 @@
 """The simulator beside its plain-Python twin: episodes, either one's terms in the other's, and both side by side."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -299,12 +300,15 @@ def on_an_edge(scenario: scenarios.Scenario, who: twin_rules.Personality, u: twi
             return True
         if any(near_step(x, span) for x in (u.lag_1, u.lag_2)):
             return True
-    w = 2 * u.background_entity / 0.7
-    counts = (len(scenario.assets), len(scenario.identities))
+    v, two = u.background_entity / 0.7, twin_rules.HARDENED.background_paired
+    counts = [len(many) for many in (scenario.assets, scenario.identities) if many]
+    pairs = math.prod(counts) if len(counts) == 2 else 1
+    singles = (2 * v, 2 * (v - two) / (1 - two))  # where no alert names two, and where some do
     return (
         near_step(u.background / max(scenario.noise_rate, EDGE), 5)
-        or near(w, 1, 2)
-        or any(near_step(w % 1, n) for n in counts if n)
+        or near(v, two, 1)
+        or near_step(v / two, pairs)
+        or any(near(w, 1, 2) or near_step(w % 1, n) for w in singles for n in counts)
     )
 
 

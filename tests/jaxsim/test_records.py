@@ -102,7 +102,8 @@ def test_a_bad_record_is_named_with_a_remedy(tmp_path: Path, change: dict[str, A
         ("1", "hardened", "operational", ("hardened1", "operational1")),
         ("1", "hardened-persistence+foothold", "evidence", ("hardened1-persistence+foothold", "evidence")),
         ("1", "classic+persistence", reward.PRESETS["operational1"], ("classic+persistence",)),
-        ("2", "hardened", "operational", ("hardened", "operational")),
+        ("2", "hardened+severe_background", "operational", ("hardened2+severe_background", "operational")),
+        ("3", "hardened", "operational", ("hardened", "operational")),
     ],
 )
 def test_a_record_keeps_its_game(tmp_path: Path, version: str, rules: str, paid: Any, now: tuple[str, ...]) -> None:

@@ -116,9 +116,11 @@ def test_the_random_policy_restores_where_that_is_an_action() -> None:
 
 
 def test_presets_have_the_new_rules_off() -> None:
-    new = ("foothold", "liftable", "eradication", "believable_paths", "resumption", "background_severity")
-    assert twin_rules.Rules._fields[-6:] == new
-    assert twin_rules.CLASSIC[-6:] == twin_rules.HARDENED1[-6:] == (False, False, False, 0.0, False, (0.10, 0.45))
+    new = ("foothold", "liftable", "eradication", "believable_paths", "resumption")
+    assert twin_rules.Rules._fields[-7:] == (*new, "background_severity", "background_paired")
+    quiet = ((0.10, 0.45), 0.0)
+    assert twin_rules.CLASSIC[-7:] == twin_rules.HARDENED1[-7:] == (False, False, False, 0.0, False, *quiet)
+    assert twin_rules.HARDENED2[-7:] == (True, True, True, 0.0, True, *quiet)
     assert all(weights["investigation"] == 0.0 for weights in twin_reward.REWARDS.values())
 
 

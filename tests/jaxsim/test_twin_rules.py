@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from twin_by_hand import CALM, LASTING, begin, play, waiting
+from twin_by_hand import CALM, LASTING, NETWORK, begin, play, waiting
 
 from jaxsim import twin, twin_rules
 
@@ -301,6 +301,41 @@ def test_background_severity_is_drawn_from_its_range(range_: tuple[float, float]
     state.scenario = state.scenario.model_copy(update={"noise_rate": 1.0})
     play(state, "MONITOR", u=CALM._replace(background=0.5, background_severity=0.5))
     assert state.alerts[-1].severity == pytest.approx(severity)
+
+
+ASSETS, IDENTITIES = [a.id for a in NETWORK.assets], [i.id for i in NETWORK.identities]
+
+
+@pytest.mark.parametrize(
+    ("u", "paired", "named"),
+    [
+        (0.0, 0.0, ("door", None)),
+        (0.34, 0.0, (ASSETS[-1], None)),
+        (0.36, 0.0, (None, "ann")),
+        (0.0, 0.5, ("door", "ann")),
+        (0.34, 0.5, (ASSETS[-1], IDENTITIES[-1])),
+        (0.36, 0.5, ("door", None)),
+        (0.52, 0.5, (ASSETS[-1], None)),
+        (0.53, 0.5, (None, "ann")),
+        (0.69, 0.5, (None, IDENTITIES[-1])),
+        (0.71, 0.5, (None, None)),
+        (0.69, 1.0, (ASSETS[-1], IDENTITIES[-1])),
+    ],
+)
+def test_a_background_alert_names_two_one_or_none(
+    u: float, paired: float, named: tuple[str | None, str | None]
+) -> None:
+    state = begin(background_paired=paired)
+    assert twin.background_entity(state, u) == named
+
+
+@pytest.mark.parametrize("kind", ["assets", "identities"])
+def test_no_background_alert_names_two_where_there_is_one_kind(kind: str) -> None:
+    state = begin(background_paired=0.5)
+    state.scenario = state.scenario.model_copy(update={kind: ()})
+    named = [twin.background_entity(state, u / 100) for u in range(70)]
+    assert {bool(asset) for asset, _ in named} == {kind != "assets"}
+    assert {bool(identity) for _, identity in named} == {kind != "identities"}
 
 
 def test_only_containment_is_a_preemptive_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from jaxsim.packed import pack
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ppo.Settings(lanes=8, minibatches=2, epochs=1)
-ALL_ON = "hardened+believable_paths+severe_background"
+ALL_ON = "hardened+believable_paths"
 
 
 def digest(tree: Any) -> str:

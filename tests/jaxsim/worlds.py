@@ -22,7 +22,7 @@ WORLDS = 48
 
 HIDDEN = sorted(set(State._fields) - {"tick", "marks", "alerts", "forensics", "end"})
 
-ALL_ON = "hardened+believable_paths+severe_background"
+ALL_ON = "hardened+believable_paths"
 
 
 def dims_under(rules: str) -> Dims:
