@@ -86,7 +86,7 @@ def test_it_holds_the_policies_the_verdicts_and_no_test(built: list[Path]) -> No
         "serving/static/main.js",
     ):
         assert path in names
-    assert sum(x.startswith("jaxsim/audit/learned/") and x.endswith(".safetensors") for x in names) == 8
+    assert sum(x.startswith("jaxsim/audit/learned/") and x.endswith(".safetensors") for x in names) == 13
     tops = {x.partition("/")[0] for x in names if not x.partition("/")[0].endswith(".dist-info")}
     assert tops == {"jaxsim_soc", "scenarios", "jaxsim", "prompting", "grpo", "serving", "jaxsim_soc_v1"}
 

@@ -88,16 +88,16 @@ def test_how_rows_are_put_together_changes_nothing(known: diagnostics.Tables, mo
         for m in (2, 4)  # one state a pass, two
     ]
     for name, x in runs[0][1].items():
-        torch.testing.assert_close(runs[1][1][name], x, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(runs[1][1][name], x, rtol=1e-3, atol=1e-4)
     assert runs[0][0][2]["loss"] == pytest.approx(runs[1][0][2]["loss"], rel=1e-5)
 
 
 def test_it_learns_what_pays(known: diagnostics.Tables, model: Path, tmp_path: Path) -> None:
-    many = {"steps": 24, "prompts_per_step": 3, "micro_batch": 6, "save_every": 24, "beta": 0, "lora_dropout": 0}
+    many = {"steps": 32, "prompts_per_step": 3, "micro_batch": 6, "save_every": 32, "beta": 0, "lora_dropout": 0}
     wanted = chosen(model, objective="target", eta=0.2, lr=5e-2, **many)
     told, _, _ = learned(known, wanted, tmp_path / "target", among=ROWS[:3])
-    assert told[1]["valid_rate"] < 1e-6 < 0.1 < told[24]["valid_rate"]  # form is learned as well
-    assert told[24]["regret"] < 0.7 * told[1]["regret"]
+    assert told[1]["valid_rate"] < 1e-6 < 0.1 < told[32]["valid_rate"]  # form is learned as well
+    assert told[32]["regret"] < 0.7 * told[1]["regret"]
 
 
 def test_rewards_are_those_of_the_signals(known: diagnostics.Tables) -> None:

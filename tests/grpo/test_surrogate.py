@@ -20,7 +20,7 @@ LOOKS = DEFAULT_EVIDENCE._replace(contain_at=np.float32(np.inf))  # before it co
 @pytest.fixture(scope="module")
 def looked(game: rows.Campaigns) -> banks.Bank:
     """States of a policy that contains what it has confirmed, one tick later."""
-    return banks.collect_heuristic(game.env, game.params, EVIDENCE, LOOKS, noise.root(5), 48, 16)
+    return banks.collect_heuristic(game.env, game.params, EVIDENCE, LOOKS, noise.root(5), 96, 16)
 
 
 def waiting(game: rows.Campaigns, many: int) -> np.ndarray:
