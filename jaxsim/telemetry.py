@@ -61,15 +61,16 @@ def background(dims: Dims, state: State, live: Array, noise: Array, params: Para
     # Some name two; of the others half an asset and half an identity, all one kind where there is none of the other.
     both = (scenario.asset_count > 0) & (scenario.identity_count > 0)
     two = jnp.where(both, params.rules.background_paired, 0.0)
-    paired = named & (v < two)
-    pair = integer(v / jnp.where(paired, two, 1.0), zero, scenario.asset_count * scenario.identity_count - 1)
+    paired = v < two
     w = 2.0 * (v - two) / (1.0 - jnp.where(paired, 0.0, two))
     is_asset = (w < 1.0) & (scenario.asset_count > 0) | (scenario.identity_count == 0)
     count = jnp.where(is_asset, scenario.asset_count, scenario.identity_count)
-    index = integer(jnp.where(w < 1.0, w, w - 1.0), zero, count - 1)
-    many = jnp.maximum(scenario.identity_count, 1)
-    asset = jnp.where(paired, pair // many, jnp.where(named & is_asset, index, -1))
-    identity = jnp.where(paired, pair % many, jnp.where(named & ~is_asset, index, -1 - dims.assets)) + dims.assets
+    count = jnp.where(paired, scenario.asset_count * scenario.identity_count, count)
+    within = jnp.where(paired, v / jnp.where(paired, two, 1.0), jnp.where(w < 1.0, w, w - 1.0))
+    index = integer(within, zero, count - 1)
+    each = jnp.where(paired, scenario.identity_count, 1)  # pairs of an asset
+    asset = jnp.where(named & (paired | is_asset), index // each, -1)
+    identity = jnp.where(named & (paired | ~is_asset), jnp.where(paired, index % each, index) + dims.assets, -1)
     code = pack(dims, signal, asset, identity)
     least, most = params.rules.background_severity[0], params.rules.background_severity[1]
     severity = least + noise[Noise.BACKGROUND_SEVERITY] * (most - least)

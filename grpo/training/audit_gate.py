@@ -44,11 +44,11 @@ def verdicts(path: Path, rules: str, reward: str, campaigns: Sequence[str]) -> t
         digest = scenarios.digest(scenario)
         row = keyed.get((digest, rules, reward))
         if row is not None:
-            found.append({k: row[k] for k in KEPT} | {"digest": digest, "unmet": row.get("unmet")})
+            found.append({k: row[k] for k in KEPT} | {"digest": digest})
             objections += [] if row["verdict"] == "certified" else [_objection(row)]
             continue
         gaps: Row = dict.fromkeys(KEPT) | {"scenario": scenario.id, "rules": rules, "reward": reward, "exploits": []}
-        found.append(gaps | {"verdict": NOT_AUDITED, "digest": digest, "unmet": None})
+        found.append(gaps | {"verdict": NOT_AUDITED, "digest": digest})
         text = f"reward {reward!r} under rules {rules!r} on {_in_words(scenario.id, name)} has not been audited"
         other = called.get((scenario.id, rules, reward))
         objections.append(text + (f": {_difference(other, digest)}" if other else ""))

@@ -43,16 +43,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def game() -> Any:
     """A campaign to train on."""
-    from grpo.rows import rows
+    from taught_rows import campaign
 
-    return rows.campaigns(("supply_chain_token_drift",), "hardened", "operational")
+    return campaign("hardened")
 
 
 @pytest.fixture(scope="session")
 def found(game: Any) -> Any:
     """Rows of the teacher's play, with their credit."""
-    from grpo.rows import rows
-    from jaxsim.policies import BASELINES
+    from taught_rows import taught
 
-    bank = rows.from_teacher(game, BASELINES["evidence"], 24, seed=3)
-    return rows.credited(game, bank, futures=4, least_z=0.0, seed=1, layout="compact", reference=0)
+    return taught(game)

@@ -14,6 +14,7 @@ pytest.importorskip("peft")
 import jax
 import torch
 from rich.console import Console
+from taught_rows import campaign, taught
 from tiny_models import tiny
 from training_runs import Killed, fresh
 
@@ -28,6 +29,17 @@ from jaxsim import recurrent
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 ROWS = list(range(6))
+
+
+@pytest.fixture(scope="module")
+def game() -> rows.Campaigns:
+    """A game that stays as it is: what is asked of so few steps is asked on these very rows."""
+    return campaign("hardened2")
+
+
+@pytest.fixture(scope="module")
+def found(game: rows.Campaigns) -> rows.Rows:
+    return taught(game)
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +100,16 @@ def test_how_rows_are_put_together_changes_nothing(known: diagnostics.Tables, mo
         for m in (2, 4)  # one state a pass, two
     ]
     for name, x in runs[0][1].items():
-        torch.testing.assert_close(runs[1][1][name], x, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(runs[1][1][name], x, rtol=1e-3, atol=1e-5)
     assert runs[0][0][2]["loss"] == pytest.approx(runs[1][0][2]["loss"], rel=1e-5)
 
 
 def test_it_learns_what_pays(known: diagnostics.Tables, model: Path, tmp_path: Path) -> None:
-    many = {"steps": 32, "prompts_per_step": 3, "micro_batch": 6, "save_every": 32, "beta": 0, "lora_dropout": 0}
+    many = {"steps": 24, "prompts_per_step": 3, "micro_batch": 6, "save_every": 24, "beta": 0, "lora_dropout": 0}
     wanted = chosen(model, objective="target", eta=0.2, lr=5e-2, **many)
     told, _, _ = learned(known, wanted, tmp_path / "target", among=ROWS[:3])
-    assert told[1]["valid_rate"] < 1e-6 < 0.1 < told[32]["valid_rate"]  # form is learned as well
-    assert told[32]["regret"] < 0.7 * told[1]["regret"]
+    assert told[1]["valid_rate"] < 1e-6 < 0.1 < told[24]["valid_rate"]  # form is learned as well
+    assert told[24]["regret"] < 0.7 * told[1]["regret"]
 
 
 def test_rewards_are_those_of_the_signals(known: diagnostics.Tables) -> None:
