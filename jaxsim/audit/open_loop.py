@@ -157,7 +157,10 @@ def grow_plans(course: Course, budget: Budget, opened: Opened, found: Finalists)
     """The best plans for each criterion are changed in one place, and the best of those again, `depth` times."""
     grown = found.parameters[:0]
     for turn in range(budget.depth):
-        best = play_off(course, budget, found) if turn == 0 else found
+        best = found
+        if turn == 0:  # what they gain is known best of all from now on
+            best = play_off(course, budget, found)
+            found = merged(best, take(found, ~plans.contains(best.parameters, found.parameters)))
         parents = best.parameters[best_rows(best.gain, budget.beam)]
         parents = parents[~plans.contains(grown, parents)]
         children = plans.grow(parents, opened.moves, opened.fills)

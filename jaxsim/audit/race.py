@@ -109,14 +109,26 @@ def race(
 
 def survivors(mean: np.ndarray, error: np.ndarray, z: float, most: np.ndarray) -> np.ndarray:
     """(K,) bool: for each criterion the best `most` arms, () or (C,), less those that the leader beats by more than `z`
-    errors."""
+    errors. Arms that are alike take one place."""
     column = np.arange(mean.shape[1])
     leader, upper = mean.argmax(axis=0), mean + z * error
     top = np.zeros(mean.shape, bool)
     among = np.arange(len(mean))[:, None] < np.broadcast_to(most, mean.shape[1])
-    np.put_along_axis(top, np.argsort(-mean, axis=0, kind="stable"), among, axis=0)
-    stay: np.ndarray = (top & (upper >= mean[leader, column] - z * error[leader, column])).any(axis=1)
+    one = first_of_alike(np.concatenate([mean, error], axis=1))[:, None]
+    np.put_along_axis(top, np.argsort(np.where(one, -mean, np.inf), axis=0, kind="stable"), among, axis=0)
+    stay: np.ndarray = (one & top & (upper >= mean[leader, column] - z * error[leader, column])).any(axis=1)
     return stay
+
+
+def first_of_alike(rows: np.ndarray) -> np.ndarray:
+    """(M,) bool: in some column, (M, C), unlike every row before it.
+
+    Means of common episodes are the same to the last digit for policies that do the same by other names, such as
+    lifting what is not in force. Such ones would crowd out what is better than it looks.
+    """
+    alone = np.zeros(len(rows), bool)
+    alone[np.unique(rows, axis=0, return_index=True)[1]] = True
+    return alone
 
 
 def may_exceed(mean: np.ndarray, error: np.ndarray, z: float, played: float) -> np.ndarray:

@@ -129,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     best = firm[weights["investigation"][firm].argmin()]
     chosen = {n: float(f"{v[best]:.2g}") for n, v in weights.items()}
     rounded = score(grounds, {n: np.asarray([v]) for n, v in chosen.items()})
+    default = {n: float(reward.PRESETS[DEFAULT][n]) for n in RANGES}
     document = {
         "rules": args.rules,
         "seconds": round(time.perf_counter() - began, 1),
@@ -139,8 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "certifiable": len(rows),
         "certifiable_when_moved": len(able),
         "chosen": full(chosen),
-        "scores": {k: float(v[0]) for k, v in rounded._asdict().items()},
-        "worst_when_moved": {k: float(v.min()) for k, v in score(grounds, moved(chosen))._asdict().items()},
+        **held_to(grounds, chosen),
+        DEFAULT: held_to(grounds, default),
         "nearest": [summary(weights, scores, robust, c) for c in able[np.argsort(-scores.prevented[able])][:10]],
     }
     cli.write_json(args.out / "reward.json", {k: v for k, v in document.items()})
@@ -171,7 +172,12 @@ def parser() -> cli.Parser:
         "--vary", type=cli.one_of(RANGES), nargs="+", metavar="WEIGHT",
         help=f"only these vary, the others are those of {DEFAULT}: {', '.join(RANGES)} (default: all vary)",
     )  # fmt: skip
-    p.add_argument("--policies", type=cli.input_folder, metavar="DIR", help="learned policies to put into the pool")
+    p.add_argument(
+        "--policies",
+        type=cli.input_folder,
+        metavar="DIR",
+        help="put those of its learned policies into the pool that were trained under these rules",
+    )
     p.add_argument("--pool", type=cli.input_file, metavar="FILE", help="score the pool.npz of an earlier run again")
     options.add_seed(p)
     p.add_argument(
@@ -182,7 +188,8 @@ def parser() -> cli.Parser:
 
 def played(args: Any, console: Console) -> list[Ground]:
     """Search and play; what was played is kept in pool.npz, so that `--pool` can score it again."""
-    searched, learned = pooled(args, console), learned_policies(args.policies)
+    learned = learned_policies(args.policies, args.rules)
+    searched = pooled(args, console)
     grounds = [ground(a, f, learned, args.seed) for a, f in track(searched, "playing", console=console, transient=True)]
     columns = {f"{g.name}/{field}": value for g in grounds for field, value in g._asdict().items() if field != "name"}
     cli.write_whole(args.out / "pool.npz", lambda file: np.savez(file, **columns))
@@ -221,10 +228,19 @@ def pooled(args: Any, console: Console) -> list[tuple[Arena, search.Found]]:
     return list(zip(arenas, search.search(arenas, BUDGETS[args.budget], args.seed, advance), strict=True))
 
 
-def learned_policies(folder: Path | None) -> list[Candidate]:
-    """Every checkpoint of a folder that is a defender, whatever reward it was trained for."""
-    found = [checkpoint.load(path) for path in sorted(folder.glob("*.safetensors"))] if folder else []
-    return [Candidate(c.view, recurrent.POLICIES[c.view], c.learned) for c in found if c.view != PRIVILEGED]
+def learned_policies(folder: Path | None, rules: str) -> list[Candidate]:
+    """Every checkpoint of a folder that is a defender trained under these rules, whatever the reward."""
+    if folder is None:
+        return []
+    try:
+        every = [checkpoint.load(path) for path in sorted(folder.glob("*.safetensors"))]
+    except ValueError as error:
+        cli.fail(f"--policies: {error}")
+    found = [c for c in every if c.about.get("rules") == rules and c.view != PRIVILEGED]
+    if not found:
+        has = ", ".join(sorted({c.about.get("rules", "others") for c in every})) or "none at all"
+        cli.fail(f"--policies: {str(folder)!r} has no policy trained under {rules!r} (but {has}); leave it out")
+    return [Candidate(c.view, recurrent.POLICIES[c.view], c.learned) for c in found]
 
 
 def ground(arena: Arena, found: search.Found, learned: list[Candidate], seed: int) -> Ground:
@@ -343,6 +359,16 @@ def score_one(g: Ground, w: np.ndarray) -> Scores:
 # --- what it writes -------------------------------------------------------------------------------------------------
 
 
+def held_to(grounds: list[Ground], values: dict[str, float]) -> dict[str, dict[str, float]]:
+    """The scores of one weighting, and the worst of them when any weight moves."""
+    scores = score(grounds, {n: np.asarray([v]) for n, v in values.items()})
+    worst_when_moved = score(grounds, moved(values))
+    return {
+        "scores": {k: float(v[0]) for k, v in scores._asdict().items()},
+        "worst_when_moved": {k: float(v.min()) for k, v in worst_when_moved._asdict().items()},
+    }
+
+
 def summary(weights: dict[str, np.ndarray], scores: Scores, robust: np.ndarray, c: int) -> dict[str, float]:
     """One weighting in the report."""
     about = {k: float(v[c]) for k, v in scores._asdict().items()}
@@ -394,12 +420,17 @@ def show(console: Console, document: dict[str, Any]) -> None:
     for name, value in document["chosen"].items():
         table.add_row(name, f"{value:g}")
     console.print(table)
-    s = document["scores"]
-    moved_, held = document["worst_when_moved"], document["certifiable_when_moved"]
+    held = document["certifiable_when_moved"]
     console.print(
         f"{document['certifiable']} of {document['weightings']} weightings hold, {held} when any weight moves 20 %. "
-        f"The choice, worst scenario: EVG_norm {s['evg_norm']:.2f} ({moved_['evg_norm']:.2f} when moved), VOI_norm "
-        f"{s['voi_norm']:.2f} ({moved_['voi_norm']:.2f}), evidence-backed {s['backed']:.0%} ({moved_['backed']:.0%}), "
-        f"exfils prevented {s['prevented']:.0%}, tau {s['tau']:.2f}. {document['seconds']:.0f} s",
+        f"{document['seconds']:.0f} s\nWorst network, in brackets when moved:",
         highlight=False,
     )
+    for name, about in (("the choice", document), (f"{DEFAULT}, as it is", document[DEFAULT])):
+        s, m = about["scores"], about["worst_when_moved"]
+        console.print(
+            f"{name}: EVG_norm {s['evg_norm']:.2f} ({m['evg_norm']:.2f}), VOI_norm {s['voi_norm']:.2f} "
+            f"({m['voi_norm']:.2f}), evidence-backed {s['backed']:.0%} ({m['backed']:.0%}), exfils prevented "
+            f"{s['prevented']:.0%} ({m['prevented']:.0%}), tau {s['tau']:.2f} ({m['tau']:.2f})",
+            highlight=False,
+        )

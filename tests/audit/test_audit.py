@@ -11,7 +11,7 @@ import pytest
 import jaxsim
 import scenarios
 from jaxsim import actions, reward
-from jaxsim.audit import bootstrap, plans, rescore, reward_search, search, verdict, witness
+from jaxsim.audit import bootstrap, checkpoint, plans, rescore, reward_search, search, verdict, witness
 from jaxsim.audit.arena import PLAN as PLAN_KIND
 from jaxsim.audit.arena import Arena, Candidate, make_arenas, returns_of
 from jaxsim.audit.budgets import Budget
@@ -282,6 +282,15 @@ def test_only_the_weights_that_are_named_vary() -> None:
         assert (drawn[name] == own[name]).all(), name
     paid = drawn["detection"] + max(own["evidence"] + own["containment_cost"], 0.0)
     assert np.array_equal(drawn["stage_left"], np.maximum(own["stage_left"], 2.0 * paid))
+
+
+def test_learned_policies_of_other_rules_stay_out_of_the_pool(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = [c.kind for c in reward_search.learned_policies(checkpoint.OWN, "hardened")]
+    assert kinds == ["alerts", "masked", "memoryless", "seeing"]
+    assert reward_search.learned_policies(None, "hardened") == []
+    with pytest.raises(SystemExit):
+        reward_search.learned_policies(checkpoint.OWN, "classic")
+    assert "trained under 'classic' (but hardened, hardened1, hardened2); leave it out" in capsys.readouterr().err
 
 
 def test_linear_weights_are_in_the_order_of_the_signals() -> None:

@@ -51,6 +51,35 @@ def test_a_needle_among_all_single_actions_is_found(name: str) -> None:
     assert found >= 95
 
 
+def test_a_needle_is_found_among_many_that_do_the_same_by_other_names() -> None:
+    """Nothing, in 200 ways, looks better than the needle where that has no luck: and takes one place of twelve."""
+    budget, found, nothing = BUDGETS["tiny"], 0, 200
+    for trial in range(100):
+        rng = np.random.default_rng(trial)
+        needle = int(rng.integers(nothing, nothing + 60))
+        means = np.full(nothing + 60, -0.5)
+        means[needle] = 0.5
+        own, reference = noisy(means, rng)
+
+        def play(rows: np.ndarray, first: int, last: int, own: Any = own, reference: Any = reference) -> np.ndarray:
+            returns: np.ndarray = np.where(
+                (rows < nothing)[:, None, None], reference[first:last], own(rows, first, last)
+            )
+            return returns
+
+        raced = race(play, reference, len(means), rounds(budget.screen, budget.select), budget.kept)
+        assert (raced.alive < nothing).sum() <= 1
+        found += needle in raced.alive
+    assert found >= 99
+
+
+def test_of_rows_that_are_alike_the_first_is_among_the_best() -> None:
+    means = np.asarray([[1.0, 0.0], [3.0, 0.0], [3.0, 0.0], [2.0, 5.0], [3.0, 1.0], [1.0, 0.0]])
+    assert course.best_rows(means, 2).tolist() == [1, 3, 4]
+    assert course.best_rows(means, np.asarray([3, 0])).tolist() == [1, 3, 4]
+    assert course.best_rows(means, 9).tolist() == [0, 1, 3, 4]
+
+
 @pytest.mark.slow
 def test_a_needle_in_the_rules_is_found_by_the_whole_search(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rules in which one secret action at one tick pays, all others nothing; every return under independent noise."""
