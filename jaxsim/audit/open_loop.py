@@ -70,21 +70,20 @@ def finalists(some: np.ndarray, raced: Raced) -> Finalists:
 
 
 def play_off(course: Course, budget: Budget, found: Finalists) -> Finalists:
-    """The best finalists for each criterion after a race over all episodes of the course.
+    """The best of some finalists for each criterion after a race over all episodes of the course.
 
     Plans that contain different entities may be nearer to each other than few episodes can tell, and each of them comes
     with many that differ from it in little.
     """
-    best = take(found, best_rows(found.gain, finalists_of(course, budget)))
-    done = best.returns.shape[1]  # episodes that they have played
+    done = found.returns.shape[1]  # episodes that they have played
 
     def play(rows: np.ndarray, first: int, last: int) -> np.ndarray:
-        new = plan_returns(course, best.parameters[rows], max(first, done), last)
-        return np.concatenate([best.returns[rows, first:last], new], axis=1)
+        new = plan_returns(course, found.parameters[rows], max(first, done), last)
+        return np.concatenate([found.returns[rows, first:last], new], axis=1)
 
     ends = rounds(2 * budget.select, len(course.keys))
-    raced = race(play, course.monitor, len(best.parameters), ends, budget.beam)
-    return Finalists(best.parameters[raced.alive], best.returns[raced.alive], raced.difference[raced.alive])
+    raced = race(play, course.monitor, len(found.parameters), ends, budget.beam)
+    return Finalists(found.parameters[raced.alive], found.returns[raced.alive], raced.difference[raced.alive])
 
 
 def steady_means(course: Course, returns: np.ndarray) -> np.ndarray:
@@ -137,9 +136,14 @@ def open_plans(course: Course, budget: Budget) -> Opened:
 
 def search_plans(course: Course, budget: Budget, opened: Opened, given: np.ndarray, seed: int) -> Finalists:
     """Longer plans and the learned one; of all of them and `given` ones, (K, T), the best for each criterion."""
-    found = grow_plans(course, budget, opened, played(course, budget, opened.finalists, given))
+    keep = finalists_of(course, budget)
+    found = played(course, budget, opened.finalists, given)
+    proven = play_off(course, budget, take(found, best_rows(found.gain, keep)))
+    found = grow_plans(course, budget, opened, found, proven)
     found = played(course, budget, found, climb_plans(course, budget, found, seed))
-    rows = np.union1d(best_rows(found.gain, budget.kept), best_rows(steady_means(course, found.returns), 1))
+    rows = np.union1d(best_rows(found.gain, keep), best_rows(steady_means(course, found.returns), 1))
+    # These may be better than the finalists' few episodes say.
+    rows = np.union1d(rows, np.flatnonzero(plans.contains(proven.parameters, found.parameters)))
     kept: Finalists = take(found, rows)
     return kept
 
@@ -153,14 +157,12 @@ def played(course: Course, budget: Budget, found: Finalists, more: np.ndarray) -
     return merged(found, Finalists(more, returns, differences(returns, course.monitor)[0]))
 
 
-def grow_plans(course: Course, budget: Budget, opened: Opened, found: Finalists) -> Finalists:
-    """The best plans for each criterion are changed in one place, and the best of those again, `depth` times."""
+def grow_plans(course: Course, budget: Budget, opened: Opened, found: Finalists, proven: Finalists) -> Finalists:
+    """The best plans for each criterion, `proven` in many episodes, are changed in one place, and the best of those
+    again, `depth` times."""
     grown = found.parameters[:0]
     for turn in range(budget.depth):
-        best = found
-        if turn == 0:  # what they gain is known best of all from now on
-            best = play_off(course, budget, found)
-            found = merged(best, take(found, ~plans.contains(best.parameters, found.parameters)))
+        best = proven if turn == 0 else found
         parents = best.parameters[best_rows(best.gain, budget.beam)]
         parents = parents[~plans.contains(grown, parents)]
         children = plans.grow(parents, opened.moves, opened.fills)
