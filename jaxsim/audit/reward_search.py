@@ -128,8 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     firm = safest[robust[safest] >= robust[safest].max() - SAME]
     best = firm[weights["investigation"][firm].argmin()]
     chosen = {n: float(f"{v[best]:.2g}") for n, v in weights.items()}
-    rounded = score(grounds, {n: np.asarray([v]) for n, v in chosen.items()})
     default = {n: float(reward.PRESETS[DEFAULT][n]) for n in RANGES}
+    marked = {"chosen": held_to(grounds, chosen), DEFAULT: held_to(grounds, default)}
     document = {
         "rules": args.rules,
         "seconds": round(time.perf_counter() - began, 1),
@@ -140,12 +140,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "certifiable": len(rows),
         "certifiable_when_moved": len(able),
         "chosen": full(chosen),
-        **held_to(grounds, chosen),
-        DEFAULT: held_to(grounds, default),
+        **marked["chosen"],
+        DEFAULT: marked[DEFAULT],
         "nearest": [summary(weights, scores, robust, c) for c in able[np.argsort(-scores.prevented[able])][:10]],
     }
     cli.write_json(args.out / "reward.json", {k: v for k, v in document.items()})
-    figure = picture(scores, robust, rounded)
+    figure = picture(scores, robust, {name: about["scores"] for name, about in marked.items()})
     cli.write_whole(args.out / "pareto.png", lambda file: figure.savefig(file, format="png", dpi=130))
     show(console, document)
 
@@ -375,17 +375,19 @@ def summary(weights: dict[str, np.ndarray], scores: Scores, robust: np.ndarray, 
     return {**{n: float(v[c]) for n, v in weights.items()}, **about, "margin_moved": float(robust[c])}
 
 
-def picture(scores: Scores, robust: np.ndarray, chosen: Scores) -> Any:
-    """Exfil prevented against EVG_norm and VOI_norm, with the fronts and the choice."""
+def picture(scores: Scores, robust: np.ndarray, marked: dict[str, dict[str, float]]) -> Any:
+    """Exfil prevented against EVG_norm and VOI_norm, with the fronts, the choice and the default."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 5))
     for axis, name, bound in zip(axes, ("evg_norm", "voi_norm"), (CERTIFIED_EVG_NORM, CERTIFIED_VOI_NORM), strict=True):
-        _front(axis, scores, robust, chosen, name, bound)
+        _front(axis, scores, robust, marked, name, bound)
     axes[0].legend(fontsize=8, framealpha=0.9, loc="lower left")
     figure.tight_layout()
     return figure
 
 
-def _front(axis: Any, scores: Scores, robust: np.ndarray, chosen: Scores, name: str, bound: float) -> None:
+def _front(
+    axis: Any, scores: Scores, robust: np.ndarray, marked: dict[str, dict[str, float]], name: str, bound: float
+) -> None:
     low, share = scores.tau < TAU, getattr(scores, name)
     axis.scatter(scores.prevented[low], share[low], s=4, c="#BBBBBB", label=f"τ < {TAU}")
     axis.scatter(scores.prevented[~low], share[~low], s=5, c="#56B4E9", label=f"τ ≥ {TAU}")
@@ -394,7 +396,10 @@ def _front(axis: Any, scores: Scores, robust: np.ndarray, chosen: Scores, name: 
     order = np.argsort(-scores.prevented)
     front = order[share[order] > np.maximum.accumulate([-0.5, *share[order][:-1]])]
     axis.step(scores.prevented[front], share[front], color="#0072B2", linewidth=1, label="Pareto front")
-    axis.scatter(chosen.prevented, getattr(chosen, name), s=90, marker="*", c="#D55E00", label="chosen", zorder=3)
+    for (label, one), marker, color in zip(marked.items(), "*D", ("#D55E00", "black"), strict=True):
+        axis.scatter(
+            one["prevented"], one[name], s=90 if marker == "*" else 25, marker=marker, c=color, label=label, zorder=3
+        )
     axis.axhline(bound, color="black", linewidth=0.7, linestyle=":")
     axis.set_ylim(-0.5, 1.1)
     axis.set_xlabel("share of exfils that the best policy prevents (worst scenario)")
