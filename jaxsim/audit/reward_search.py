@@ -122,14 +122,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "all of them": share_met(scores, args.voi)
     }
     show_met(console, met)
+    default = held_to(grounds, {n: float(reward.PRESETS[DEFAULT][n]) for n in RANGES})
+    show_held(console, f"{DEFAULT}, as it is", default)
     if not len(able):
         cli.fail("no weighting holds with the margin on all networks; search more (--weightings) or harder (--budget)")
     safest = able[scores.prevented[able] >= scores.prevented[able].max() - SAME]
     firm = safest[robust[safest] >= robust[safest].max() - SAME]
     best = firm[weights["investigation"][firm].argmin()]
     chosen = {n: float(f"{v[best]:.2g}") for n, v in weights.items()}
-    default = {n: float(reward.PRESETS[DEFAULT][n]) for n in RANGES}
-    marked = {"chosen": held_to(grounds, chosen), DEFAULT: held_to(grounds, default)}
+    held = held_to(grounds, chosen)
     document = {
         "rules": args.rules,
         "seconds": round(time.perf_counter() - began, 1),
@@ -140,12 +141,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "certifiable": len(rows),
         "certifiable_when_moved": len(able),
         "chosen": full(chosen),
-        **marked["chosen"],
-        DEFAULT: marked[DEFAULT],
+        **held,
+        DEFAULT: default,
         "nearest": [summary(weights, scores, robust, c) for c in able[np.argsort(-scores.prevented[able])][:10]],
     }
     cli.write_json(args.out / "reward.json", {k: v for k, v in document.items()})
-    figure = picture(scores, robust, {name: about["scores"] for name, about in marked.items()})
+    figure = picture(scores, robust, {"chosen": held["scores"], DEFAULT: default["scores"]})
     cli.write_whole(args.out / "pareto.png", lambda file: figure.savefig(file, format="png", dpi=130))
     show(console, document)
 
@@ -396,10 +397,8 @@ def _front(
     order = np.argsort(-scores.prevented)
     front = order[share[order] > np.maximum.accumulate([-0.5, *share[order][:-1]])]
     axis.step(scores.prevented[front], share[front], color="#0072B2", linewidth=1, label="Pareto front")
-    for (label, one), marker, color in zip(marked.items(), "*D", ("#D55E00", "black"), strict=True):
-        axis.scatter(
-            one["prevented"], one[name], s=90 if marker == "*" else 25, marker=marker, c=color, label=label, zorder=3
-        )
+    for (label, one), marker, size, color in zip(marked.items(), "*D", (90, 25), ("#D55E00", "black"), strict=True):
+        axis.scatter(one["prevented"], one[name], s=size, marker=marker, c=color, label=label, zorder=3)
     axis.axhline(bound, color="black", linewidth=0.7, linestyle=":")
     axis.set_ylim(-0.5, 1.1)
     axis.set_xlabel("share of exfils that the best policy prevents (worst scenario)")
@@ -425,17 +424,20 @@ def show(console: Console, document: dict[str, Any]) -> None:
     for name, value in document["chosen"].items():
         table.add_row(name, f"{value:g}")
     console.print(table)
-    held = document["certifiable_when_moved"]
+    show_held(console, "the choice", document)
     console.print(
-        f"{document['certifiable']} of {document['weightings']} weightings hold, {held} when any weight moves 20 %. "
-        f"{document['seconds']:.0f} s\nWorst network, in brackets when moved:",
+        f"{document['certifiable']} of {document['weightings']} weightings hold, {document['certifiable_when_moved']} "
+        f"when any weight moves 20 %. {document['seconds']:.0f} s",
         highlight=False,
     )
-    for name, about in (("the choice", document), (f"{DEFAULT}, as it is", document[DEFAULT])):
-        s, m = about["scores"], about["worst_when_moved"]
-        console.print(
-            f"{name}: EVG_norm {s['evg_norm']:.2f} ({m['evg_norm']:.2f}), VOI_norm {s['voi_norm']:.2f} "
-            f"({m['voi_norm']:.2f}), evidence-backed {s['backed']:.0%} ({m['backed']:.0%}), exfils prevented "
-            f"{s['prevented']:.0%} ({m['prevented']:.0%}), tau {s['tau']:.2f} ({m['tau']:.2f})",
-            highlight=False,
-        )
+
+
+def show_held(console: Console, name: str, about: dict[str, Any]) -> None:
+    """What `held_to` says of one weighting."""
+    s, m = about["scores"], about["worst_when_moved"]
+    console.print(
+        f"{name}, on the worst network (when moved): EVG_norm {s['evg_norm']:.2f} ({m['evg_norm']:.2f}), VOI_norm "
+        f"{s['voi_norm']:.2f} ({m['voi_norm']:.2f}), evidence-backed {s['backed']:.0%} ({m['backed']:.0%}), exfils "
+        f"prevented {s['prevented']:.0%} ({m['prevented']:.0%}), tau {s['tau']:.2f} ({m['tau']:.2f})",
+        highlight=False,
+    )

@@ -280,6 +280,8 @@ def test_only_the_weights_that_are_named_vary() -> None:
     assert drawn.keys() == reward_search.RANGES.keys() and len(set(drawn["detection"])) == 64
     for name in drawn.keys() - {"detection", "stage_left"}:
         assert (drawn[name] == own[name]).all(), name
+    # What the search says of the default, whose other weights it does not draw, is of the default as it is.
+    assert reward_search.full({n: own[n] for n in reward_search.RANGES}) == {n: own[n] for n in reward_search.LINEAR}
     paid = drawn["detection"] + max(own["evidence"] + own["containment_cost"], 0.0)
     assert np.array_equal(drawn["stage_left"], np.maximum(own["stage_left"], 2.0 * paid))
 
