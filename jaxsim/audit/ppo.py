@@ -4,7 +4,8 @@ PPO: Schulman et al. 2017, arXiv:1707.06347; advantages: Schulman et al. 2016, a
 function is given the truth, which only the policy must not see (Pinto et al. 2017, arXiv:1710.06542). The network is
 trained through the whole episode (back-propagation through time), undiscounted, since an episode has a horizon. It may
 begin as a copy of a teacher, from which PPO then departs: the teacher says what it would do, in episodes that it plays
-and in episodes that the pupil plays, which lead elsewhere (DAgger, Ross et al. 2011, arXiv:1011.0686).
+and in episodes that the pupil plays, which lead elsewhere (DAgger, Ross et al. 2011, arXiv:1011.0686). It learns from
+normalised features (`moments`).
 """
 
 from collections.abc import Callable
@@ -18,6 +19,8 @@ import optax
 from chex import Array
 
 from jaxsim import env, noise, recurrent, reward
+from jaxsim.audit import moments
+from jaxsim.audit.moments import Moments
 from jaxsim.noise import Noise
 from jaxsim.one_episode import start, tick_noise
 from jaxsim.policies import Policy
@@ -62,7 +65,7 @@ class Batch(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """All that training changes."""
+    """All that training changes; what `update` is given learns from normalised features, what `collect` is does not."""
 
     weights: Weights
     critic: Critic
@@ -70,11 +73,12 @@ class Learner(NamedTuple):
 
 
 class Report(NamedTuple):
-    """One update, for the log."""
+    """One update, for the log; and what the features are like."""
 
     episode_return: Array  # () float32, mean over the lanes, points
     entropy: Array  # () float32, nats
     loss: Array  # () float32
+    normal: tuple[Moments, Moments]  # of the features of policy and critic in what was played
 
 
 def collect(
@@ -181,13 +185,20 @@ def update(
     ticks: int,
     settings: Settings,
     optimiser: optax.GradientTransformation,
+    normal: tuple[Moments, Moments],
     learner: Learner,
     many: Params,
     key: Array,
 ) -> tuple[Learner, Report]:
-    """Play, then learn from it in several epochs."""
+    """Play, then learn from it in several epochs. `normal` has the moments of the features of policy and critic."""
+
+    def of_play(both: tuple[Weights, Critic]) -> tuple[Weights, Critic]:
+        return moments.playing(both[0], normal[0]), moments.playing(both[1], normal[1])
+
     play_key, shuffle_key = jax.random.split(key)
-    batch = collect(dims, view, teacher, taught, learner, many, play_key, ticks, settings)
+    weights, critic = of_play((learner.weights, learner.critic))
+    player = learner._replace(weights=weights, critic=critic)
+    batch = collect(dims, view, teacher, taught, player, many, play_key, ticks, settings)
     size = settings.lanes // settings.minibatches
     order = jax.vmap(lambda k: jax.random.permutation(k, settings.lanes))(
         jax.random.split(shuffle_key, settings.epochs)
@@ -196,7 +207,7 @@ def update(
     def learn(learner: Learner, rows: Array) -> Any:
         part = jax.tree.map(lambda x: x[:, rows], batch)
         both = learner.weights, learner.critic
-        slope = jax.value_and_grad(partial(loss, dims, settings, phase), has_aux=True)
+        slope = jax.value_and_grad(lambda x, part: loss(dims, settings, phase, of_play(x), part), has_aux=True)
         (value, entropy), gradient = slope(both, part)
         change, memory = optimiser.update(gradient, learner.memory, both)
         weights, critic = optax.apply_updates(both, change)
@@ -204,7 +215,8 @@ def update(
 
     learner, (losses, entropies) = jax.lax.scan(learn, learner, order)
     earned = jnp.mean(jnp.sum(batch.reward, axis=0))
-    return learner, Report(earned, jnp.mean(entropies), jnp.mean(losses))
+    normal = moments.moments(batch.features), moments.moments(batch.truth)
+    return learner, Report(earned, jnp.mean(entropies), jnp.mean(losses), normal)
 
 
 def train(
@@ -236,19 +248,21 @@ def train(
     if teacher:
         phases.append((CLONING, *teacher, settings.clone_updates, settings.clone_rate))
     phases.append((PPO, None, (), settings.updates, settings.learning_rate))
-    done = 0
+    done, normal = 0, (moments.none(weights), moments.none(critic))
     for phase, policy, taught, updates, rate in phases:
         optimiser = _optimiser(settings, rate, updates)
+        go = partial(update, dims, view, phase, policy, taught, ticks, settings, optimiser)
+        if not done:  # a batch that only tells what the features are like
+            first = Learner(weights, critic, optimiser.init((weights, critic)))
+            normal = go(normal, first, many, jax.random.fold_in(key, 2**31 - 3))[1].normal
+            weights, critic = moments.learning(weights, normal[0]), moments.learning(critic, normal[1])
         learner = Learner(weights, critic, optimiser.init((weights, critic)))
         for _ in range(updates):
-            drawn = jax.random.fold_in(key, done)
-            learner, report = update(
-                dims, view, phase, policy, taught, ticks, settings, optimiser, learner, many, drawn
-            )
+            learner, report = go(normal, learner, many, jax.random.fold_in(key, done))
             done += 1
             advance(phase, report)
         weights, critic = learner.weights, learner.critic
-    return weights
+    return moments.playing(weights, normal[0])
 
 
 @cache

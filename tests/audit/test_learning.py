@@ -13,7 +13,7 @@ from cells import NO_IDENTITIES
 
 import scenarios
 from jaxsim import actions, env, recurrent
-from jaxsim.audit import policy_training, ppo
+from jaxsim.audit import moments, policy_training, ppo
 from jaxsim.compile import dims_of
 from jaxsim.one_episode import start
 from jaxsim.policies import DEFAULT_EVIDENCE, EVIDENCE
@@ -330,7 +330,7 @@ def test_going_on_teaches_a_new_critic_before_the_policy_changes() -> None:
             TOY_DIMS, SEEING, TOY_PARAMS, settings, 5, None, lambda p, r: log.append((p, float(r.loss))), start
         )
 
-    chex.assert_trees_all_equal(go_on(settings), start)
+    chex.assert_trees_all_close(go_on(settings), start, rtol=1e-5, atol=1e-5)  # normalised and back
     assert [phase for phase, _ in log] == ["critic"] * 6 and log[-1][1] < log[0][1]
     assert not np.array_equal(go_on(settings._replace(updates=1)).embed, start.embed)
     assert [phase for phase, _ in log] == ["critic"] * 6 + ["PPO"]
@@ -343,6 +343,30 @@ def test_the_teacher_does_only_what_its_pupil_can(forensics: bool) -> None:
     taught = policy_training.best_of_family([TOY, TOY], args, forensics)
     assert taught.repeats.shape == (2,)
     assert (taught.investigate_at > 1.0).all() == (not forensics)
+
+
+def test_what_plays_makes_the_same_of_features_as_what_learns_of_normalised_ones(
+    batch: tuple[ppo.Learner, ppo.Batch],
+) -> None:
+    learner, played = batch
+    there = np.asarray(played.truth.exists)
+    normal = moments.moments(played.truth)
+    given, normalised = jax.tree.map(np.asarray, (played.truth, normal)), {}
+    for name, counts in (("entity", there), ("overall", np.ones(there.shape[:2], bool))):
+        mean, deviation = getattr(given[1], name)
+        seen = getattr(given[0], name)[counts].astype(np.float64)
+        varied = seen.std(axis=0) > 0.03
+        np.testing.assert_allclose(mean, seen.mean(axis=0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(deviation[varied], seen.std(axis=0)[varied], rtol=1e-3)
+        assert varied.any() and (deviation[seen.std(axis=0) == 0] == 1).all()
+        normalised[name] = (getattr(given[0], name) - mean) / deviation
+    weights, critic = (moments.learning(x, normal) for x in (learner.weights, learner.critic))
+    network, others = partial(ppo.replay_network, TOY_DIMS), played.truth._replace(**normalised)
+    np.testing.assert_allclose(network(weights, others), network(learner.weights, played.truth), rtol=1e-3, atol=1e-3)
+    value = jax.vmap(jax.vmap(recurrent.criticise, (None, 0)), (None, 0))
+    np.testing.assert_allclose(value(critic, others), value(learner.critic, played.truth), rtol=1e-3, atol=1e-3)
+    for x, back in ((learner.weights, weights), (learner.critic, critic)):
+        chex.assert_trees_all_close(moments.playing(back, normal), x, rtol=1e-4, atol=1e-4)
 
 
 def test_lanes_that_cannot_be_shared_out_are_refused() -> None:
