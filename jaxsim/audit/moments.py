@@ -44,7 +44,7 @@ def moments(f: Features) -> Moments:
     return Moments(of(f.entity, f.exists), of(f.overall, jnp.ones(f.overall.shape[:-1])))
 
 
-def _inputs(network: Network, m: Moments) -> list[tuple[str, str, tuple[Array, Array]]]:
+def _inputs(network: Weights | Critic, m: Moments) -> list[tuple[str, str, tuple[Array, Array]]]:
     """Its matrices that are given features, the bias beside each, and the moments of those features."""
     last = ("wait_overall", "wait_bias") if isinstance(network, Weights) else ("mix_overall", "mix_bias")
     return [("embed", "embed_bias", m.entity), ("embed_overall", "embed_bias", m.overall), (*last, m.overall)]
