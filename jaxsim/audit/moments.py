@@ -1,8 +1,8 @@
 """Features of mean 0 and variance 1, for a network that learns: else one that hardly varies, such as how many assets
 there are, hardly counts, however much hangs on it, since Adam moves all weights alike.
 
-Only training knows of it. Weights that learn are those of the normalised features; what plays, and is written, are the
-weights that make the same of features as they are. Andrychowicz et al. 2020, arXiv:2006.05990, 3.3.
+Only training knows of it: an optimiser steps as if features were normalised, and weights of features as they are move
+by what that comes to. Normalised observations: Andrychowicz et al. 2020, arXiv:2006.05990.
 """
 
 from typing import NamedTuple, TypeVar
@@ -25,7 +25,7 @@ class Moments(NamedTuple):
     overall: tuple[Array, Array]  # of G overall
 
 
-def none(network: Network) -> Moments:
+def none(network: Weights | Critic) -> Moments:
     """Those with which features stay as they are."""
     zeros = [np.zeros(len(x), np.float32) for x in (network.embed, network.embed_overall)]
     return Moments(*((x, x + 1) for x in zeros))
@@ -50,19 +50,10 @@ def _inputs(network: Weights | Critic, m: Moments) -> list[tuple[str, str, tuple
     return [("embed", "embed_bias", m.entity), ("embed_overall", "embed_bias", m.overall), (*last, m.overall)]
 
 
-def playing(learning: Network, m: Moments) -> Network:
-    """The network of features as they are, of one of normalised features."""
-    for matrix, bias, (mean, deviation) in _inputs(learning, m):
-        weights = getattr(learning, matrix)
+def as_they_are(step: Network, m: Moments) -> Network:
+    """The step of weights of features as they are that does what `step` does to weights of normalised ones; linear."""
+    for matrix, bias, (mean, deviation) in _inputs(step, m):
+        weights = getattr(step, matrix)
         raw = weights / jnp.expand_dims(deviation, tuple(range(1, weights.ndim)))
-        learning = learning._replace(**{matrix: raw, bias: getattr(learning, bias) - mean @ raw})
-    return learning
-
-
-def learning(playing: Network, m: Moments) -> Network:
-    """The inverse: the network of normalised features, of one of features as they are."""
-    for matrix, bias, (mean, deviation) in _inputs(playing, m):
-        raw = getattr(playing, matrix)
-        weights = raw * jnp.expand_dims(deviation, tuple(range(1, raw.ndim)))
-        playing = playing._replace(**{matrix: weights, bias: getattr(playing, bias) + mean @ raw})
-    return playing
+        step = step._replace(**{matrix: raw, bias: getattr(step, bias) - mean @ raw})
+    return step

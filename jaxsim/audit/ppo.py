@@ -65,11 +65,11 @@ class Batch(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """All that training changes; what `update` is given learns from normalised features, what `collect` is does not."""
+    """All that training changes."""
 
     weights: Weights
     critic: Critic
-    memory: Any  # the optimiser's, of (weights, critic)
+    memory: Any  # the optimiser's, of steps that (weights, critic) take as if features were normalised
 
 
 class Report(NamedTuple):
@@ -191,14 +191,8 @@ def update(
     key: Array,
 ) -> tuple[Learner, Report]:
     """Play, then learn from it in several epochs. `normal` has the moments of the features of policy and critic."""
-
-    def of_play(both: tuple[Weights, Critic]) -> tuple[Weights, Critic]:
-        return moments.playing(both[0], normal[0]), moments.playing(both[1], normal[1])
-
     play_key, shuffle_key = jax.random.split(key)
-    weights, critic = of_play((learner.weights, learner.critic))
-    player = learner._replace(weights=weights, critic=critic)
-    batch = collect(dims, view, teacher, taught, player, many, play_key, ticks, settings)
+    batch = collect(dims, view, teacher, taught, learner, many, play_key, ticks, settings)
     size = settings.lanes // settings.minibatches
     order = jax.vmap(lambda k: jax.random.permutation(k, settings.lanes))(
         jax.random.split(shuffle_key, settings.epochs)
@@ -207,11 +201,15 @@ def update(
     def learn(learner: Learner, rows: Array) -> Any:
         part = jax.tree.map(lambda x: x[:, rows], batch)
         both = learner.weights, learner.critic
-        slope = jax.value_and_grad(lambda x, part: loss(dims, settings, phase, of_play(x), part), has_aux=True)
-        (value, entropy), gradient = slope(both, part)
-        change, memory = optimiser.update(gradient, learner.memory, both)
-        weights, critic = optax.apply_updates(both, change)
-        return Learner(weights, critic, memory), (value, entropy)
+
+        def after(step: tuple[Weights, Critic]) -> tuple[Weights, Critic]:
+            return jax.tree.map(jnp.add, both, tuple(map(moments.as_they_are, step, normal)))
+
+        nowhere = jax.tree.map(jnp.zeros_like, both)
+        slope = jax.value_and_grad(lambda step: loss(dims, settings, phase, after(step), part), has_aux=True)
+        (value, entropy), gradient = slope(nowhere)
+        step, memory = optimiser.update(gradient, learner.memory)
+        return Learner(*after(step), memory), (value, entropy)
 
     learner, (losses, entropies) = jax.lax.scan(learn, learner, order)
     earned = jnp.mean(jnp.sum(batch.reward, axis=0))
@@ -252,17 +250,15 @@ def train(
     for phase, policy, taught, updates, rate in phases:
         optimiser = _optimiser(settings, rate, updates)
         go = partial(update, dims, view, phase, policy, taught, ticks, settings, optimiser)
-        if not done:  # a batch that only tells what the features are like
-            first = Learner(weights, critic, optimiser.init((weights, critic)))
-            normal = go(normal, first, many, jax.random.fold_in(key, 2**31 - 3))[1].normal
-            weights, critic = moments.learning(weights, normal[0]), moments.learning(critic, normal[1])
         learner = Learner(weights, critic, optimiser.init((weights, critic)))
+        if not done:  # a batch that only tells what the features are like
+            normal = go(normal, learner, many, jax.random.fold_in(key, 2**31 - 3))[1].normal
         for _ in range(updates):
             learner, report = go(normal, learner, many, jax.random.fold_in(key, done))
             done += 1
             advance(phase, report)
         weights, critic = learner.weights, learner.critic
-    return moments.playing(weights, normal[0])
+    return weights
 
 
 @cache

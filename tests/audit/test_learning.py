@@ -330,7 +330,7 @@ def test_going_on_teaches_a_new_critic_before_the_policy_changes() -> None:
             TOY_DIMS, SEEING, TOY_PARAMS, settings, 5, None, lambda p, r: log.append((p, float(r.loss))), start
         )
 
-    chex.assert_trees_all_close(go_on(settings), start, rtol=1e-5, atol=1e-5)  # normalised and back
+    chex.assert_trees_all_equal(go_on(settings), start)
     assert [phase for phase, _ in log] == ["critic"] * 6 and log[-1][1] < log[0][1]
     assert not np.array_equal(go_on(settings._replace(updates=1)).embed, start.embed)
     assert [phase for phase, _ in log] == ["critic"] * 6 + ["PPO"]
@@ -345,7 +345,7 @@ def test_the_teacher_does_only_what_its_pupil_can(forensics: bool) -> None:
     assert (taught.investigate_at > 1.0).all() == (not forensics)
 
 
-def test_what_plays_makes_the_same_of_features_as_what_learns_of_normalised_ones(
+def test_a_step_on_features_as_they_are_does_what_it_does_on_normalised_ones(
     batch: tuple[ppo.Learner, ppo.Batch],
 ) -> None:
     learner, played = batch
@@ -360,13 +360,21 @@ def test_what_plays_makes_the_same_of_features_as_what_learns_of_normalised_ones
         np.testing.assert_allclose(deviation[varied], seen.std(axis=0)[varied], rtol=1e-3)
         assert varied.any() and (deviation[seen.std(axis=0) == 0] == 1).all()
         normalised[name] = (getattr(given[0], name) - mean) / deviation
-    weights, critic = (moments.learning(x, normal) for x in (learner.weights, learner.critic))
-    network, others = partial(ppo.replay_network, TOY_DIMS), played.truth._replace(**normalised)
-    np.testing.assert_allclose(network(weights, others), network(learner.weights, played.truth), rtol=1e-3, atol=1e-3)
+    others = played.truth._replace(**normalised)
+
     value = jax.vmap(jax.vmap(recurrent.criticise, (None, 0)), (None, 0))
-    np.testing.assert_allclose(value(critic, others), value(learner.critic, played.truth), rtol=1e-3, atol=1e-3)
-    for x, back in ((learner.weights, weights), (learner.critic, critic)):
-        chex.assert_trees_all_close(moments.playing(back, normal), x, rtol=1e-4, atol=1e-4)
+    network = partial(ppo.replay_network, TOY_DIMS)
+    for step, outputs in ((learner.weights, network), (learner.critic, value)):
+        raw = moments.as_they_are(step, normal)
+        np.testing.assert_allclose(outputs(raw, played.truth), outputs(step, others), rtol=1e-3, atol=1e-3)
+        assert not np.allclose(outputs(step, played.truth), outputs(step, others), atol=0.01), (
+            "else nothing is normalised"
+        )
+        # A step that moves nothing leaves every bit, and one from anywhere is the sum of both: it is linear.
+        nothing = jax.tree.map(jnp.zeros_like, step)
+        chex.assert_trees_all_equal(jax.tree.map(jnp.add, step, moments.as_they_are(nothing, normal)), step)
+        twice = moments.as_they_are(jax.tree.map(lambda x: 2 * x, step), normal)
+        chex.assert_trees_all_close(twice, jax.tree.map(lambda x: 2 * x, raw), rtol=1e-5, atol=1e-5)
 
 
 def test_lanes_that_cannot_be_shared_out_are_refused() -> None:
