@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         began = time.perf_counter()
         # A masked policy has nothing to copy from one that reads.
         taught = None if start or view == recurrent.MASKED else teachers(view != recurrent.ALERTS)
-        rate = args.learning_rate or (3e-4 if taught or start else 3e-3)  # 0 is refused
+        rate = args.learning_rate or (settings.learning_rate if taught or start else 3e-3)  # 0 is refused
         weights, log = trained(dims, view, params, settings._replace(learning_rate=rate), args.seed, taught, start)
         seconds = time.perf_counter() - began
         about = {
@@ -104,7 +104,7 @@ def parser() -> cli.Parser:
     )
     p.add_argument(
         "--learning-rate", type=cli.fraction, metavar="RATE",
-        help="of PPO, falls to 0 (default: 0.0003, and 0.003 where a policy begins at random)",
+        help="of PPO, falls to 0 (default: 0.001, and 0.003 where a policy begins at random)",
     )  # fmt: skip
     options.add_seed(p)
     p.add_argument(
@@ -119,7 +119,7 @@ def arguments(argv: Sequence[str] | None) -> Any:
     if args.lanes % ppo.Settings().minibatches:
         cli.fail(f"--lanes {args.lanes} is no multiple of {ppo.Settings().minibatches}; give one that is")
     if args.learning_rate == 0:
-        cli.fail("--learning-rate 0 learns nothing; give more, such as 0.0003")
+        cli.fail("--learning-rate 0 learns nothing; give more, such as 0.001")
     return args
 
 

@@ -39,7 +39,7 @@ class Settings(NamedTuple):
     minibatches: int = 4
     width: int = 16
     critic_width: int = 32
-    learning_rate: float = 3e-4  # falls linearly to 0
+    learning_rate: float = 1e-3  # falls linearly to 0
     clone_rate: float = 3e-3
     gae_lambda: float = 0.95
     clip: float = 0.2
