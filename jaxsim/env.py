@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +96,7 @@ def begin(dims: Dims, drawn: Drawn, params: Params) -> State:
     )
 
 
+@partial(jax.jit, static_argnames=("dims",), inline=True)  # programs share its trace
 def transition(dims: Dims, state: State, action: Array, block: Array, params: Params) -> tuple[State, Signals]:
     """One tick, in the order of the rules. A pure function of its arguments; a finished state stays as it is.
 
@@ -128,6 +130,7 @@ def _end(state: State, params: Params) -> Array:
     return jnp.where(over, jnp.where(state.exfil, EXFIL, jnp.where(early, ATTACKER_DONE, HORIZON)), RUNNING)
 
 
+@partial(jax.jit, static_argnames=("dims",), inline=True)  # programs share its trace
 def observe(dims: Dims, state: State, params: Params) -> Observation:
     """What the defender sees; the only place where hidden truth is left out."""
     f = state.forensics
