@@ -78,7 +78,7 @@ def choose(played: list[Played], r: int) -> tuple[str, str]:
     same, or the best hand-made one, if only such ones are at hand without forensics."""
     earned = {p.name: float(p.stats.episode_return[:, r].mean()) for p in played if p.name in READING}
     best = max(earned, key=earned.__getitem__)
-    alike = earned if recurrent.ALERTS in earned else earned.keys() & {*HAND_MADE}
+    alike = earned if recurrent.ALERTS in earned else [name for name in earned if name in HAND_MADE]
     return best, max(alike, key=earned.__getitem__)
 
 

@@ -1,5 +1,6 @@
 """What investigating is worth: who never investigates, and the numbers of a verdict and of the search for a reward."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,12 @@ def test_voi_is_over_the_best_that_never_investigates() -> None:
 def test_who_reads_best_may_be_one_that_never_investigates() -> None:
     some = [played(n, np.full(4, x)) for n, x in (("evidence", 0.1), ("alerts only", 0.3), ("open-loop", 9.0))]
     assert verdict.choose(some, 0) == ("alerts only", "alerts only")
+
+
+def test_of_policies_that_earn_the_same_the_first_is_chosen() -> None:
+    named = [played(n, np.full(4, 0.3)) for n in verdict.HAND_MADE]
+    for some in itertools.permutations(named):
+        assert verdict.choose([*some], 0) == (some[0].name, some[0].name)
 
 
 def test_what_learning_is_worth_is_no_voi() -> None:
