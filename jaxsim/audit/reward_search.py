@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     safest = able[scores.prevented[able] >= scores.prevented[able].max() - SAME]
     firm = safest[robust[safest] >= robust[safest].max() - SAME]
     best = firm[weights["investigation"][firm].argmin()]
-    chosen = {n: float(f"{v[best]:.2g}") for n, v in weights.items()}
+    chosen = rounded(grounds, {n: float(v[best]) for n, v in weights.items()}, args.voi)
     held = held_to(grounds, chosen)
     document = {
         "rules": args.rules,
@@ -358,6 +358,16 @@ def score_one(g: Ground, w: np.ndarray) -> Scores:
 
 
 # --- what it writes -------------------------------------------------------------------------------------------------
+
+
+def rounded(grounds: list[Ground], values: dict[str, float], voi: bool) -> dict[str, float]:
+    """A weighting that holds when moved in as few digits, but two, as it still does with."""
+    for digits in range(2, 8):
+        short = {n: float(f"{v:.{digits}g}") for n, v in values.items()}
+        own, when_moved = score(grounds, {n: np.asarray([v]) for n, v in short.items()}), score(grounds, moved(short))
+        if own.tau.min() >= TAU and min(margin(own, voi).min(), margin(when_moved, voi).min()) >= 0:
+            return short
+    return values
 
 
 def held_to(grounds: list[Ground], values: dict[str, float]) -> dict[str, dict[str, float]]:
