@@ -129,8 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     safest = able[scores.prevented[able] >= scores.prevented[able].max() - SAME]
     firm = safest[robust[safest] >= robust[safest].max() - SAME]
     best = firm[weights["investigation"][firm].argmin()]
-    chosen = rounded(grounds, {n: float(v[best]) for n, v in weights.items()}, args.voi)
-    held = held_to(grounds, chosen)
+    chosen, held = rounded(grounds, {n: float(v[best]) for n, v in weights.items()}, args.voi)
     document = {
         "rules": args.rules,
         "seconds": round(time.perf_counter() - began, 1),
@@ -360,14 +359,15 @@ def score_one(g: Ground, w: np.ndarray) -> Scores:
 # --- what it writes -------------------------------------------------------------------------------------------------
 
 
-def rounded(grounds: list[Ground], values: dict[str, float], voi: bool) -> dict[str, float]:
-    """A weighting that holds when moved in as few digits, but two, as it still does with."""
-    for digits in range(2, 8):
+def rounded(grounds: list[Ground], values: dict[str, float], voi: bool) -> tuple[dict[str, float], dict[str, Any]]:
+    """A weighting that holds when moved in as few digits, but two, as it still does with, and what it is held to."""
+    for digits in range(2, 18):  # with 17 it is what it was
         short = {n: float(f"{v:.{digits}g}") for n, v in values.items()}
-        own, when_moved = score(grounds, {n: np.asarray([v]) for n, v in short.items()}), score(grounds, moved(short))
-        if own.tau.min() >= TAU and min(margin(own, voi).min(), margin(when_moved, voi).min()) >= 0:
-            return short
-    return values
+        held = held_to(grounds, short)
+        own, when_moved = (Scores(*map(np.asarray, held[k].values())) for k in ("scores", "worst_when_moved"))
+        if own.tau >= TAU and min(margin(own, voi), margin(when_moved, voi)) >= 0:
+            break
+    return short, held
 
 
 def held_to(grounds: list[Ground], values: dict[str, float]) -> dict[str, dict[str, float]]:

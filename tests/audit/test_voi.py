@@ -194,8 +194,8 @@ def test_a_choice_is_told_in_as_few_digits_as_it_holds_with() -> None:
     """With containment at -0.26 a look may cost 0.03583 points, for 0.043 is too much by a fifth of the gain."""
     of_looks = dict.fromkeys(reward_search.RANGES, 0.0) | {"containment_cost": -0.26}
     for investigation, told in ((-0.0123, -0.012), (-0.0357, -0.0357), (-0.035712, -0.0357)):
-        chosen = reward_search.rounded([ground()], of_looks | {"investigation": investigation}, True)
-        assert chosen == of_looks | {"investigation": told}
+        chosen, held = reward_search.rounded([ground()], of_looks | {"investigation": investigation}, True)
+        assert chosen == of_looks | {"investigation": told} and held == reward_search.held_to([ground()], chosen)
     short = reward_search.held_to([ground()], of_looks | {"investigation": -0.036})["worst_when_moved"]
     assert short["voi_norm"] < reward_search.MARGIN_VOI
 
