@@ -169,6 +169,17 @@ def fraction(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0 and below 1, such as 0.2")
 
 
+def assignment(text: str) -> tuple[str, float]:
+    """The type of an argument that is a name and a number, NAME=NUMBER."""
+    name, equals, number = text.partition("=")
+    try:
+        if name and equals:
+            return name, float(number)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r:.60} is no name and number; give both, such as investigation=-0.02")
+
+
 def integer(low: int, high: int = sys.maxsize) -> Callable[[str], int]:
     """The type of an argument that is a whole number from `low` to `high`."""
     room = f"of at least {low}" if high == sys.maxsize else f"from {low} to {high}"

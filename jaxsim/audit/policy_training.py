@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     console = Console()
     many = training_scenarios(args)
-    start = begun(args)
+    start, paid = begun(args), paid_by(args)
     args.out.mkdir(parents=True, exist_ok=True)
     dims = dims_of(many, restores(args.rules))
-    stacked = [env.make_params(s, dims, args.rules, args.reward, args.personality) for s in many]
+    stacked = [env.make_params(s, dims, args.rules, paid, args.personality) for s in many]
     # Half of the episodes are of campaigns, half of generated networks.
     campaigns = len(many) - args.generated
     often = max(1, round(args.generated / campaigns)) if campaigns else 1
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     params: Params = jax.tree.map(lambda *x: jnp.stack(x), *(stacked[i] for i in mixture))
     width = start.weights.embed_bias.size if start else args.width
     settings = ppo.Settings(updates=args.updates, lanes=args.lanes, width=width, entropy=args.entropy)
-    teachers = cache(lambda forensics: take(best_of_family(many, args, forensics), mixture))
+    teachers = cache(lambda forensics: take(best_of_family(many, args, paid, forensics), mixture))
     for view in args.view:
         began = time.perf_counter()
         # A masked policy has nothing to copy from one that reads.
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "seed": str(args.seed), "updates": str(args.updates), "lanes": str(args.lanes), "seconds": f"{seconds:.0f}",
             "entropy": str(args.entropy), "learning_rate": str(rate),
             "start": start.about.get("updates", "") if start else "",
+            "weight": " ".join(f"{name}={value}" for name, value in args.weight),
             "scenarios": " ".join(s.id for s in many),
         }  # fmt: skip
         made = checkpoint.Checkpoint(jax.tree.map(np.asarray, weights), about)
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         content = checkpoint.to_bytes(made)
         cli.write_bytes(args.out / f"{stem}.safetensors", content)
         cli.write_text(args.out / f"{stem}.csv", log)
-        measured = measure(made, dims, stacked, args.seed)
+        meant = [env.make_params(s, dims, args.rules, args.reward, args.personality) for s in many]
+        measured = measure(made, dims, meant, args.seed)
         line = ", ".join(f"{s.id} {m:.2f}" for s, m in zip(many, measured, strict=True))
         console.print(f"{stem}: {seconds:.0f} s; mean return {np.mean(measured):.2f} ({line})", highlight=False)
 
@@ -88,6 +90,11 @@ def parser() -> cli.Parser:
     )  # fmt: skip
     options.add_rules(p)
     options.add_reward(p)
+    p.add_argument(
+        "--weight", type=cli.assignment, nargs="+", default=[], metavar="NAME=POINTS",
+        help="weights of the reward that are others in training, as investigation=-0.02 for a policy that looks less "
+        "often; what it earns is still measured by --reward",
+    )  # fmt: skip
     options.add_personality(p)
     p.add_argument(
         "--view", type=cli.one_of(recurrent.POLICIES), nargs="+", default=list(recurrent.VIEWS),
@@ -123,6 +130,19 @@ def arguments(argv: Sequence[str] | None) -> Any:
     return args
 
 
+def paid_by(args: Any) -> dict[str, float]:
+    """All weights of the reward that is trained under, by name. Fails for one that cannot be."""
+    changed = dict(args.weight)
+    if len(changed) < len(args.weight):
+        cli.fail("--weight: one name stands there twice; give each once")
+    paid = reward.PRESETS[args.reward] | changed
+    try:
+        reward.from_mapping(paid)
+    except ValueError as error:
+        cli.fail(f"--weight: {error}")
+    return paid
+
+
 def begun(args: Any) -> checkpoint.Checkpoint | None:
     """The checkpoint to go on from. Fails when it is of another view or cannot be read."""
     if args.start is None:
@@ -152,10 +172,12 @@ def training_scenarios(args: Any) -> list[scenarios.Scenario]:
     return many + [generate(seed, 12 + 2 * (seed % 8), "train") for seed in range(args.generated)]
 
 
-def best_of_family(many: list[scenarios.Scenario], args: Any, forensics: bool) -> policies.EvidenceParams:
+def best_of_family(
+    many: list[scenarios.Scenario], args: Any, paid: dict[str, float], forensics: bool
+) -> policies.EvidenceParams:
     """The teachers, (S,): of each scenario the member of the evidence family that earns the most there; without
     forensics, of those that never investigate."""
-    arenas = make_arenas(many, args.rules, {args.reward: reward.weights(args.reward)}, args.personality)
+    arenas = make_arenas(many, args.rules, {args.reward: reward.from_mapping(paid)}, args.personality)
     family = search.sample_family(256, args.seed, arenas[0].env.dims.restore)
     if not forensics:
         family = search.without_forensics(family)

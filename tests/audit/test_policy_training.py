@@ -151,6 +151,11 @@ HELD_OUT = [s.id for s in (scenarios.load(n) for g in scenarios.GROUPS for n in 
         (["--generated", "many"], ["--generated", "'many'"]),
         (["--width", "-1"], ["--width", "'-1'"]),
         (["--learning-rate", "0"], ["--learning-rate 0", "give more"]),
+        (["--weight", "investigation"], ["--weight", "'investigation'", "no name and number"]),
+        (["--weight", "looking=-0.1"], ["--weight", "'looking' is unknown", "investigation"]),
+        (["--weight", "clip=-1"], ["--weight", "clip = -1.0", "at least 0"]),
+        (["--weight", "exfil=nan"], ["--weight", "exfil = nan", "not a number"]),
+        (["--weight", "exfil=-1", "exfil=-2"], ["--weight", "twice"]),
     ],
 )
 def test_bad_input_is_one_line(
@@ -215,4 +220,11 @@ def test_two_updates_write_their_files(
     assert [line.split(",")[:2] for line in log[1:]] == [["0", "PPO"], ["1", "PPO"]]
     found = checkpoint.load(tmp_path / "out" / f"{stem}.safetensors")
     assert found.view == MASKED and found.weights.embed.shape[1] == 4 and found.about["scenarios"] == TOY.id
-    assert stem in capsys.readouterr().out
+    assert found.about["weight"] == "" and stem in capsys.readouterr().out
+    nothing = ["clip=0", "exfil=0", "exfil_stage_left=0", "clean=0", "stage_left=0"]
+    # A reward of which nothing is left: nothing is earned in training, and what it earns is measured as before.
+    assert train(monkeypatch, *small, "--weight", *nothing, *options, str(tmp_path / "other")) == 0
+    log = (tmp_path / "other" / f"{stem}.csv").read_text().splitlines()
+    assert [float(line.split(",")[2]) for line in log[1:]] == [0, 0]
+    assert checkpoint.load(tmp_path / "other" / f"{stem}.safetensors").about["weight"].startswith("clip=0.0 exfil=0.0 ")
+    assert "mean return 0.00" not in capsys.readouterr().out
