@@ -42,6 +42,7 @@ class Defended(NamedTuple):
     containment: Array
     evidence_paid: Array
     evidence_backed: Array
+    recontained: Array
     false_positive: Array
 
 
@@ -66,6 +67,7 @@ def defend(
     investigates = acted & (verb == INVESTIGATE)
     containment = acted & (verb != INVESTIGATE)
     was_confirmed, was_touched = state.marks[CONFIRMED, target], state.touched[target]
+    was_held = state.marks[CUT_OFF, target] | state.marks[EGRESS_BLOCKED, target]
 
     truth = state.compromised[target]
     verdict, confidence = forensic(truth, noise, params)
@@ -123,6 +125,7 @@ def defend(
         containment=containment,
         evidence_paid=containment & was_confirmed & ~(was_touched & rules.evidence_once),
         evidence_backed=containment & was_confirmed,
+        recontained=containment & was_touched & ~was_held & (verb != PATCH_ASSET),
         false_positive=containment & ~(jnp.any(on_asset | on_identity != 0) & state.attack),
     )
 

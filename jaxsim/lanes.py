@@ -26,7 +26,7 @@ class Lanes(NamedTuple):
     episode: Array  # (L,) uint32, of that seed
     state: State
     stats: EpisodeStats  # so far; its signals are in `sums`
-    sums: Array  # (L, 15) float32, see types.Signals
+    sums: Array  # (L, 16) float32, see types.Signals
 
 
 class Ticked(NamedTuple):

@@ -142,6 +142,7 @@ def signals(
         other & ~state.acted,
         defended.investigation,
         defended.evidence_backed,
+        defended.recontained,
     )
     return Signals(*(jnp.asarray(c).astype(jnp.float32) for c in counts))
 

@@ -114,6 +114,8 @@ def contain(state: State, verb: str, target: str, tick: Tick) -> None:
         REVOKE: state.revoked,
     }
     backed = target in state.confirmed
+    at_large = not any(target in control for control in (state.isolated, state.egress_blocked, state.revoked))
+    tick.recontained += verb != PATCH and at_large and target in state.ever_contained
     paid = backed and not (state.rules.evidence_once and target in state.ever_contained)
     controls[verb].add(target)
     state.ever_contained.add(target)

@@ -73,6 +73,7 @@ class Tick:
     containments: int = 0
     evidence_paid: int = 0  # containments paid as evidence
     evidence_backed: int = 0  # containments of what was confirmed before, paid or not
+    recontained: int = 0  # containments, but patches, of what had been contained and is under no control any more
     false_positives: int = 0
     invalid: bool = False
     load: float = 0.0

@@ -148,6 +148,7 @@ def outcome(stats: Any) -> Row:
         "downtime": float(stats.downtime.mean(dtype=float)),
         "hours_of_downtime": float(stats.downtime.mean(dtype=float)) * TICK_HOURS,
         "evidence_backed": share(stats.signals.evidence_backed),
+        "recontained": share(stats.signals.recontained),
         "false_containments": share(stats.signals.false_positives),
         "blind_rate": float(stats.blind.mean()),
     }

@@ -215,12 +215,14 @@ def markdown(document: dict[str, Any], clouds: list[Cloud], out: Path) -> str:
             if r[key]:
                 lines.append(f"- {title}, return {r[key]['return']:.2f} (std {r[key]['std']:.2f}): {plan_text(r[key])}")
         returns = {p["policy"]: p for p in r["policies"]}
+        told = returns[r["voi_of"][0]]["tells"]
         if r["unmet"] and not r["exploits"]:
             lines.append(f"- not certified, for want of: {'; '.join(r['unmet'])}")
         lines.append(
             f"- worth of investigating, {r['voi_of'][0]} over {r['voi_of'][1]}: VOI "
             f"{r['voi']:+.2f} {interval(r['voi_ci'])}, VOI_norm {share(r, 'voi_norm')}; of the containments of "
-            f"{r['voi_of'][0]} {returns[r['voi_of'][0]]['tells']['evidence_backed_share']:.0%} are evidence-backed"
+            f"{r['voi_of'][0]} {told['evidence_backed_share']:.0%} are evidence-backed, and "
+            f"{told['recontained_share']:.0%} of what it had contained and restored before"
         )
         lines += [f"- learned, {v}: return {returns[v]['return']:.2f}" for v in VIEWS if v in returns]
         tells = ", ".join(f"{k} {v if isinstance(v, bool) else round(v, 3)}" for k, v in r["tells"].items())

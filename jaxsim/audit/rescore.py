@@ -45,7 +45,7 @@ RANGES: dict[str, tuple[float, float]] = {
 class Ledger(NamedTuple):
     """What a pool of policies did, as counts of distinct per-tick signal rows."""
 
-    rows: np.ndarray  # (U, 15) float32, distinct rows of Signals
+    rows: np.ndarray  # (U, 16) float32, distinct rows of Signals
     counts: np.ndarray  # (P, U) float32, mean occurrences per episode
     seeing: np.ndarray  # (P,) bool, an honest evidence-using policy
     blind: np.ndarray  # (P,) bool, an open-loop policy

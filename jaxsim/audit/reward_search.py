@@ -63,7 +63,7 @@ FIXED = {"invalid_action": -0.6, "exfil": -6.0, "passive": 0.0, "disruption_cap"
 INVESTIGATIONS, BACKED, CONTAINMENTS = (
     Signals._fields.index(n) for n in ("investigations", "evidence_backed", "containments")
 )
-# One for each of Signals, in order, but for the last, `evidence_backed`, which no weight pays.
+# One for each of Signals, in order, but for the last two, `evidence_backed` and `recontained`, which no weight pays.
 LINEAR = [n for n in RewardWeights._fields if n not in ("disruption_cap", "clip")]
 # What every single move of a weight by MOVE must leave, over all scenarios.
 MARGIN = 0.35  # EVG_norm
@@ -78,8 +78,8 @@ class Ground(NamedTuple):
     """A scenario with what the pool of P policies did in it: on the seeds that choose, and on those that measure."""
 
     name: str
-    chosen: np.ndarray  # (P, 15) mean signals
-    measured: np.ndarray  # (P, 15)
+    chosen: np.ndarray  # (P, 16) mean signals
+    measured: np.ndarray  # (P, 16)
     outcomes: np.ndarray  # (P, 5) `verdict.costs` on the measuring seeds
     seeing: np.ndarray  # (P,) bool
     blind: np.ndarray  # (P,) bool
@@ -303,10 +303,10 @@ def as_weights(values: dict[str, float]) -> RewardWeights:
 
 
 def matrix(values: dict[str, np.ndarray]) -> np.ndarray:
-    """(C, 15) weightings in the order of Signals."""
+    """(C, 16) weightings in the order of Signals."""
     many = len(next(iter(values.values())))
     columns: dict[str, Any] = {**FIXED, **values, "exfil_stage_left": values["stage_left"]}
-    return np.stack([*(np.broadcast_to(columns[n], many) for n in LINEAR), np.zeros(many)], axis=1)
+    return np.stack([*(np.broadcast_to(columns[n], many) for n in LINEAR), *[np.zeros(many)] * 2], axis=1)
 
 
 def moved(values: dict[str, float]) -> dict[str, np.ndarray]:

@@ -128,6 +128,7 @@ def tells(played: Played, r: int, horizon: int) -> dict[str, float | bool]:
     std, length = float(s.episode_return[:, r].std()), float(s.length.mean() / horizon)
     entropy = float(-sum(p * np.log(p) for p in verbs if p > 0))
     backed = float(s.signals.evidence_backed.sum() / containments) if containments else 0.0
+    again = float(s.signals.recontained.sum() / containments) if containments else 0.0
     blind = float(s.blind.sum() / contained.sum()) if contained.any() else 0.0
     return {
         "return_std": std,
@@ -135,6 +136,7 @@ def tells(played: Played, r: int, horizon: int) -> dict[str, float | bool]:
         "contains_before_alert": blind,
         "action_entropy": entropy,
         "evidence_backed_share": backed,
+        "recontained_share": again,
         "never_investigates": not many[INVESTIGATE],
         "never_restores": bool(containments) and not many[RESTORE],
         "suspicious": std < STD_ZERO or length < 0.05 or blind > 0.5 or entropy < 0.05,

@@ -47,6 +47,7 @@ ROW = {
     "downtime": {"type": "number", "minimum": 0},
     "hours_of_downtime": {"type": "number", "minimum": 0},
     "evidence_backed": SHARE,
+    "recontained": SHARE,
     "false_containments": SHARE,
     "blind_rate": RATE,
     **dict.fromkeys(("detected", "contained", "recovered"), SHARE),

@@ -208,7 +208,8 @@ def test_weights_lie_in_the_order_of_the_signals_they_pay() -> None:
         "exfil": "exfil",
         "investigation": "investigations",
     }
-    assert len(reward_search.LINEAR) == len(Signals._fields) - 1 and Signals._fields[-1] == "evidence_backed"
+    assert len(reward_search.LINEAR) == len(Signals._fields) - 2
+    assert Signals._fields[-2:] == ("evidence_backed", "recontained")
     for weight, signal in pays.items():
         assert weight in RewardWeights._fields
         assert reward_search.LINEAR.index(weight) == Signals._fields.index(signal)
@@ -236,7 +237,7 @@ def test_confirm_isolate_rebuild_and_restore_is_wholly_evidence_backed() -> None
     assert (stats.signals.containments.sum(), stats.signals.evidence_paid.sum()) == (2, 1)
     stats = stats._replace(episode_return=stats.episode_return[:, None])
     told = verdict.tells(verdict.Played("it", Candidate("it", policies.PLAN, plan), stats), 0, len(plan))
-    assert told["evidence_backed_share"] == 1.0 and not told["never_restores"]
+    assert told["evidence_backed_share"] == 1.0 and not told["never_restores"] and told["recontained_share"] == 0.0
     assert evaluation.outcome(stats)["evidence_backed"] == 1.0
 
 

@@ -260,6 +260,7 @@ def signals_of(tick: twin_state.Tick) -> Signals:
         passive=tick.other and not tick.acted,
         investigations=tick.investigations,
         evidence_backed=tick.evidence_backed,
+        recontained=tick.recontained,
     )
 
 

@@ -309,6 +309,7 @@ def test_the_reward_is_the_clipped_sum_of_its_channels(example: Example) -> None
         s.load, np.where(r.played.state.tick > before(r.played.state.tick, 0), r.played.state.load, 0)
     )
     assert (s.evidence_backed <= s.containments).all() and (s.false_positives <= s.containments).all()
+    assert (s.recontained <= s.containments).all() and s.recontained[:, 0].max() == 0
     # What is paid as evidence is evidence-backed; without `evidence_once` all of it is paid.
     assert (s.evidence_paid <= s.evidence_backed).all()
     assert r.rules.evidence_once or np.array_equal(s.evidence_paid, s.evidence_backed)
@@ -329,12 +330,13 @@ def test_random_play_reaches_what_the_properties_speak_of() -> None:
     seen = {"end": set[int](), "moves": set[tuple[int, int]](), "signals": np.zeros(len(Signals._fields))}
     rng = np.random.default_rng(0)
     evidence = "MONITOR;" * 6 + "INVESTIGATE ann;" * 3 + "REVOKE_IDENTITY ann"
-    backed = names.parse_plan(evidence, TWO_WAYS, DIMS).tolist()
+    again = "REVOKE_IDENTITY ann;RESTORE ann;REVOKE_IDENTITY ann"
+    scripts = [names.parse_plan(text, TWO_WAYS, DIMS._replace(restore=True)).tolist() for text in (evidence, again)]
     for seed in range(40):
         example = Example(TWO_WAYS, [*RULES][seed % 2], ("stealthy", "aggressive", "opportunistic")[seed % 3], [], seed)
         busy = rng.random(TICKS) < rng.choice([0.0, 0.2, 0.6])
         plan = np.where(busy, rng.integers(-1, ACTIONS + 1, TICKS), 0)
-        r = run(example._replace(plan=plan.tolist() if seed % 4 else backed))
+        r = run(example._replace(plan=plan.tolist() if seed % 4 > 1 else scripts[seed % 2]))
         seen["end"] |= set(r.played.state.end[:, -1].tolist())
         seen["moves"] |= moves(r)
         seen["signals"] += [x.sum() for x in r.played.signals]

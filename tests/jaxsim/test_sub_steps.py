@@ -49,6 +49,7 @@ class SubSteps(NamedTuple):
     containment: jax.Array
     evidence_paid: jax.Array
     evidence_backed: jax.Array
+    recontained: jax.Array
     false_positive: jax.Array
     invalid: jax.Array
     active: jax.Array
@@ -74,7 +75,7 @@ def sub_steps(dims: Dims, params: Params, state: State, action: jax.Array, block
     alone = telemetry.surface(dims, counted._replace(pending=landed), live, extra)
     joined = counted._replace(alerts=alone)
     reported = (d.acted, d.investigation, d.confirmed, d.containment, d.evidence_paid, d.evidence_backed)
-    others = (d.false_positive, d.invalid, active, exfil, preemptive)
+    others = (d.recontained, d.false_positive, d.invalid, active, exfil, preemptive)
     return SubSteps(a, b, c, s, blocked, counted, joined, *reported, *others)
 
 
@@ -172,10 +173,11 @@ def check_sub_steps(reader: Reader, before: State, action: int, u: twin_rules.Dr
         tick.containments,
         tick.evidence_paid,
         tick.evidence_backed,
+        tick.recontained,
         tick.false_positives,
         tick.invalid,
     )
-    assert ours[7:15] == reported
+    assert ours[7:16] == reported
     twin.surface_alerts(state)
     agree(ours.surfaced, "surface")
     twin.progress_stage(state, u, tick)

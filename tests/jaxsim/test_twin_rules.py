@@ -145,6 +145,16 @@ def test_a_first_containment_without_evidence_is_the_only_first(once: bool) -> N
     assert (tick.evidence_paid, tick.evidence_backed) == (not once, 1)
 
 
+def test_what_was_lifted_and_is_contained_again_is_told_apart() -> None:
+    state = begin(liftable=True, eradication=True)
+    for verb in ("ISOLATE_ASSET", "BLOCK_EGRESS", "PATCH_ASSET"):
+        assert play(state, f"{verb} door").recontained == 0
+    assert play(state, "RESTORE door", "ISOLATE_ASSET door").recontained == 1
+    assert play(state, "PATCH_ASSET door").recontained == 0  # rebuilt
+    assert play(state, "REVOKE_IDENTITY ann").recontained == 0
+    assert [play(state, "RESTORE ann", "REVOKE_IDENTITY ann").recontained for _ in range(3)] == [1] * 3
+
+
 # --- foothold ---------------------------------------------------------------------------------------------------------
 
 
