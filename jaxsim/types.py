@@ -281,8 +281,7 @@ class Signals(NamedTuple):
     passive: Array  # () float32, then: 1 if the defender never acted
     investigations: Array  # () float32, investigations
     evidence_backed: Array  # () float32, containments of a target confirmed on an earlier tick; no weight pays them
-    # () float32, containments, but patches, of what had been contained and is no more; no weight pays them either
-    recontained: Array
+    recontained: Array  # () float32, containments, but patches, of what had been contained and is no more; never paid
 
 
 class Channels(NamedTuple):

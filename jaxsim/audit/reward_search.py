@@ -4,7 +4,8 @@ Plays a pool of policies once on the training scenarios, then scores thousands o
 clip and cap a return is linear in the counts of what happened, so the scoring is exact. Of the weightings that hold
 with a margin however single weights move, it takes those whose best policy prevents most exfil, of these those with the
 largest margin when moved, and of these the one under which looking costs most: the dearer it is, the more alerts have
-to say where to look. Detection and evidence are always worth something. Under rules without `foothold` investigating
+to say where to look. At most a quarter of the best policy's containments may be of what it had contained before and
+restored. Detection and evidence are always worth something. Under rules without `foothold` investigating
 cannot pay (`--without-voi`).
 
     jaxsim-soc search-reward --out out/reward
@@ -60,8 +61,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "investigation": (-0.03, -0.002),
 }
 FIXED = {"invalid_action": -0.6, "exfil": -6.0, "passive": 0.0, "disruption_cap": np.inf, "clip": np.inf}
-INVESTIGATIONS, BACKED, CONTAINMENTS = (
-    Signals._fields.index(n) for n in ("investigations", "evidence_backed", "containments")
+INVESTIGATIONS, BACKED, AGAIN, CONTAINMENTS = (
+    Signals._fields.index(n) for n in ("investigations", "evidence_backed", "recontained", "containments")
 )
 # One for each of Signals, in order, but for the last two, `evidence_backed` and `recontained`, which no weight pays.
 LINEAR = [n for n in RewardWeights._fields if n not in ("disruption_cap", "clip")]
@@ -69,6 +70,7 @@ LINEAR = [n for n in RewardWeights._fields if n not in ("disruption_cap", "clip"
 MARGIN = 0.35  # EVG_norm
 MARGIN_VOI = 0.2  # VOI_norm
 MARGIN_BACKED = 0.5  # share of the best policy's containments that are evidence-backed
+MARGIN_ONCE = 0.75  # share of them that are not of what it had contained before and restored
 MOVE = 0.2
 TAU = 0.9
 SAME = 0.02  # shares of exfils prevented, and margins, that differ less are held to be the same
@@ -94,12 +96,18 @@ class Scores(NamedTuple):
     tau: np.ndarray
     voi_norm: np.ndarray
     backed: np.ndarray  # share of the best policy's containments that are evidence-backed
+    once: np.ndarray  # share of them that are not of what it had contained before and restored
+
+
+def bounds(voi: bool) -> dict[str, float]:
+    """What a weighting must leave when moved, by the names of `Scores`; `voi`: of investigating as well."""
+    of_reading = {"evg_norm": MARGIN, "once": MARGIN_ONCE}
+    return of_reading | ({"voi_norm": MARGIN_VOI, "backed": MARGIN_BACKED} if voi else {})
 
 
 def margin(s: Scores, voi: bool) -> np.ndarray:
     """(C,) by how much a weighting is above all bounds, negative where it is below one."""
-    margins = [s.evg_norm - MARGIN, *([s.voi_norm - MARGIN_VOI, s.backed - MARGIN_BACKED] if voi else [])]
-    least: np.ndarray = np.min(margins, axis=0)
+    least: np.ndarray = np.min([getattr(s, name) - bound for name, bound in bounds(voi).items()], axis=0)
     return least
 
 
@@ -333,8 +341,7 @@ def worst(each: list[Scores]) -> Scores:
 
 def share_met(s: Scores, voi: bool) -> dict[str, float]:
     """The share of the weightings that is above each bound by itself, and above all of them."""
-    bounds = {"evg_norm": MARGIN, "tau": TAU} | ({"voi_norm": MARGIN_VOI, "backed": MARGIN_BACKED} if voi else {})
-    above = {name: getattr(s, name) >= bound for name, bound in bounds.items()}
+    above = {name: getattr(s, name) >= bound for name, bound in (bounds(voi) | {"tau": TAU}).items()}
     return {k: float(v.mean()) for k, v in (above | {"together": np.all([*above.values()], axis=0)}).items()}
 
 
@@ -352,8 +359,9 @@ def score_one(g: Ground, w: np.ndarray) -> Scores:
 
     best = np.where(measured[row, seeing] >= measured[row, blind], seeing, blind)
     prevented = 1.0 - g.outcomes[best, 0] / g.outcomes[0, 0]
-    backed = g.measured[seeing, BACKED] / np.maximum(g.measured[seeing, CONTAINMENTS], 1e-9)
-    return Scores(share(blind), prevented, verdict.tau(measured, g.outcomes)[0], share(unlooking), backed)
+    contained = np.maximum(g.measured[seeing, CONTAINMENTS], 1e-9)
+    backed, again = g.measured[seeing, BACKED] / contained, g.measured[seeing, AGAIN] / contained
+    return Scores(share(blind), prevented, verdict.tau(measured, g.outcomes)[0], share(unlooking), backed, 1 - again)
 
 
 # --- what it writes -------------------------------------------------------------------------------------------------
@@ -444,10 +452,10 @@ def show(console: Console, document: dict[str, Any]) -> None:
 
 def show_held(console: Console, name: str, about: dict[str, Any]) -> None:
     """What `held_to` says of one weighting."""
-    s, m = about["scores"], about["worst_when_moved"]
-    console.print(
-        f"{name}, on the worst network (when moved): EVG_norm {s['evg_norm']:.2f} ({m['evg_norm']:.2f}), VOI_norm "
-        f"{s['voi_norm']:.2f} ({m['voi_norm']:.2f}), evidence-backed {s['backed']:.0%} ({m['backed']:.0%}), exfils "
-        f"prevented {s['prevented']:.0%} ({m['prevented']:.0%}), tau {s['tau']:.2f} ({m['tau']:.2f})",
-        highlight=False,
-    )
+    own, when_moved = about["scores"], about["worst_when_moved"]
+    titles = {
+        "evg_norm": ("EVG_norm", ".2f"), "voi_norm": ("VOI_norm", ".2f"), "backed": ("evidence-backed", ".0%"),
+        "once": ("contained once", ".0%"), "prevented": ("exfils prevented", ".0%"), "tau": ("tau", ".2f"),
+    }  # fmt: skip
+    told = (f"{title} {own[key]:{form}} ({when_moved[key]:{form}})" for key, (title, form) in titles.items())
+    console.print(f"{name}, on the worst network (when moved): {', '.join(told)}", highlight=False)

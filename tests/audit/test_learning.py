@@ -340,7 +340,7 @@ def test_going_on_teaches_a_new_critic_before_the_policy_changes() -> None:
 def test_the_teacher_does_only_what_its_pupil_can(forensics: bool) -> None:
     """Who never investigates cannot copy one that does: each such action would cost it 1e9."""
     args = policy_training.parser().parse_args(["--rules", "classic", "--reward", "linear"])
-    taught = policy_training.best_of_family([TOY, TOY], args, forensics)
+    taught = policy_training.best_of_family([TOY, TOY], args, policy_training.paid_by(args), forensics)
     assert taught.repeats.shape == (2,)
     assert (taught.investigate_at > 1.0).all() == (not forensics)
 

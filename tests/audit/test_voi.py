@@ -153,7 +153,7 @@ def ground() -> reward_search.Ground:
         {"exfil": 0.4},
         {"exfil": 0.3, "containments": 1.0},
         {"exfil": 0.2, "containments": 2.0},
-        {"exfil": 0.1, "containments": 2.0, "evidence_backed": 1.5, "investigations": 10.0},
+        {"exfil": 0.1, "containments": 2.0, "evidence_backed": 1.5, "recontained": 0.2, "investigations": 10.0},
     ]
     for row, values in zip(signals, rows, strict=True):
         for name, value in values.items():
@@ -177,17 +177,30 @@ def test_a_weighting_is_scored_by_what_investigating_adds() -> None:
     score = reward_search.score_one(ground(), reward_search.matrix(values))
     # Of -2.4, -1.8, -1.2 and -0.6 - 0.1 points.
     assert score.evg_norm[0] == pytest.approx(1.1 / 1.7) and score.voi_norm[0] == pytest.approx(0.5 / 1.7)
-    assert score.backed[0] == 0.75 and score.prevented[0] == pytest.approx(0.75) and score.tau[0] == 1.0
+    assert score.backed[0] == 0.75 and score.once[0] == pytest.approx(0.9)
+    assert score.prevented[0] == pytest.approx(0.75) and score.tau[0] == 1.0
     assert reward_search.margin(score, voi=True)[0] == pytest.approx(0.5 / 1.7 - reward_search.MARGIN_VOI)
-    assert reward_search.margin(score, voi=False)[0] == pytest.approx(1.1 / 1.7 - reward_search.MARGIN)
+    assert reward_search.margin(score, voi=False)[0] == pytest.approx(0.9 - reward_search.MARGIN_ONCE)
+    all_once = score._replace(once=score.once + 0.1, evg_norm=score.evg_norm - 0.1)
+    assert reward_search.margin(all_once, voi=False)[0] == pytest.approx(1.1 / 1.7 - 0.1 - reward_search.MARGIN)
     assert reward_search.share_met(score, voi=True) == {
-        "evg_norm": 1.0, "tau": 1.0, "voi_norm": 1.0, "backed": 1.0, "together": 1.0,
+        "evg_norm": 1.0, "once": 1.0, "voi_norm": 1.0, "backed": 1.0, "tau": 1.0, "together": 1.0,
     }  # fmt: skip
     dear = values | {"investigation": np.asarray([-0.2])}
     assert (
         reward_search.share_met(reward_search.score_one(ground(), reward_search.matrix(dear)), voi=True)["voi_norm"]
         == 0
     )
+
+
+def test_who_contains_the_same_again_and_again_does_not_hold() -> None:
+    """Unless a containment costs so much that somebody else is better."""
+    toggles = ground()
+    toggles.measured[3, Signals._fields.index("recontained")] = 1.9
+    free = dict.fromkeys(reward_search.RANGES, np.zeros(1))
+    score = reward_search.score_one(toggles, reward_search.matrix(free))
+    assert score.once[0] == pytest.approx(0.05) and reward_search.margin(score, voi=True)[0] == pytest.approx(-0.7)
+    assert reward_search.share_met(score, voi=True)["once"] == 0
 
 
 def test_a_choice_is_told_in_as_few_digits_as_it_holds_with() -> None:
