@@ -114,8 +114,7 @@ def contain(state: State, verb: str, target: str, tick: Tick) -> None:
         REVOKE: state.revoked,
     }
     backed = target in state.confirmed
-    at_large = not any(target in control for control in (state.isolated, state.egress_blocked, state.revoked))
-    tick.recontained += verb != PATCH and at_large and target in state.ever_contained
+    tick.recontained += verb != PATCH and target in state.ever_contained and not in_force(state, target)
     paid = backed and not (state.rules.evidence_once and target in state.ever_contained)
     controls[verb].add(target)
     state.ever_contained.add(target)
@@ -129,10 +128,14 @@ def contain(state: State, verb: str, target: str, tick: Tick) -> None:
     tick.false_positives += not state.dealt.attack or target not in state.named
 
 
+def in_force(state: State, target: str) -> list[set[str]]:
+    """The controls that a RESTORE of the target would lift."""
+    return [control for control in (state.isolated, state.egress_blocked, state.revoked) if target in control]
+
+
 def restore(state: State, target: str) -> None:
     """Lift what is in force on the target and free the stages that it alone held; with nothing to lift do nothing."""
-    controls = (state.isolated, state.egress_blocked, state.revoked)
-    if not any(target in control for control in controls):
+    if not (controls := in_force(state, target)):
         return
     for control in controls:
         control.discard(target)

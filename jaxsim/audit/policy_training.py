@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     dims = dims_of(many, restores(args.rules))
     stacked = [env.make_params(s, dims, args.rules, paid, args.personality) for s in many]
+    meant = [p._replace(reward=reward.weights(args.reward)) for p in stacked]
     # Half of the episodes are of campaigns, half of generated networks.
     campaigns = len(many) - args.generated
     often = max(1, round(args.generated / campaigns)) if campaigns else 1
@@ -74,7 +75,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         content = checkpoint.to_bytes(made)
         cli.write_bytes(args.out / f"{stem}.safetensors", content)
         cli.write_text(args.out / f"{stem}.csv", log)
-        meant = [env.make_params(s, dims, args.rules, args.reward, args.personality) for s in many]
         measured = measure(made, dims, meant, args.seed)
         line = ", ".join(f"{s.id} {m:.2f}" for s, m in zip(many, measured, strict=True))
         console.print(f"{stem}: {seconds:.0f} s; mean return {np.mean(measured):.2f} ({line})", highlight=False)

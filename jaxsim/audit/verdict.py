@@ -125,18 +125,21 @@ def tells(played: Played, r: int, horizon: int) -> dict[str, float | bool]:
     verbs = many / np.maximum(1, many.sum())
     contained = s.signals.containments > 0
     containments = s.signals.containments.sum()
+
+    def share(some: np.ndarray) -> float:
+        """Of the containments."""
+        return float(some.sum() / containments) if containments else 0.0
+
     std, length = float(s.episode_return[:, r].std()), float(s.length.mean() / horizon)
     entropy = float(-sum(p * np.log(p) for p in verbs if p > 0))
-    backed = float(s.signals.evidence_backed.sum() / containments) if containments else 0.0
-    again = float(s.signals.recontained.sum() / containments) if containments else 0.0
     blind = float(s.blind.sum() / contained.sum()) if contained.any() else 0.0
     return {
         "return_std": std,
         "length_share": length,
         "contains_before_alert": blind,
         "action_entropy": entropy,
-        "evidence_backed_share": backed,
-        "recontained_share": again,
+        "evidence_backed_share": share(s.signals.evidence_backed),
+        "recontained_share": share(s.signals.recontained),
         "never_investigates": not many[INVESTIGATE],
         "never_restores": bool(containments) and not many[RESTORE],
         "suspicious": std < STD_ZERO or length < 0.05 or blind > 0.5 or entropy < 0.05,

@@ -196,11 +196,13 @@ def test_a_weighting_is_scored_by_what_investigating_adds() -> None:
 def test_who_contains_the_same_again_and_again_does_not_hold() -> None:
     """Unless a containment costs so much that somebody else is better."""
     toggles = ground()
-    toggles.measured[3, Signals._fields.index("recontained")] = 1.9
+    toggles.measured[3, [Signals._fields.index(n) for n in ("containments", "recontained")]] = 20, 19
     free = dict.fromkeys(reward_search.RANGES, np.zeros(1))
     score = reward_search.score_one(toggles, reward_search.matrix(free))
     assert score.once[0] == pytest.approx(0.05) and reward_search.margin(score, voi=True)[0] == pytest.approx(-0.7)
     assert reward_search.share_met(score, voi=True)["once"] == 0
+    dear = reward_search.matrix(free | {"containment_cost": np.asarray([-0.1])})
+    assert reward_search.score_one(toggles, dear).once[0] == 1  # of -1.4 and -2.6 points the former
 
 
 def test_a_choice_is_told_in_as_few_digits_as_it_holds_with() -> None:
