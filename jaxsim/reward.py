@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, float]] = {
         "detection": 0.03,
         "active_block": 0.39,
         "preemptive_block": 0.0,
-        "containment_cost": 0.0,
+        "containment_cost": -0.13,
         "evidence": 0.5,
         "false_positive": -1.7,
         "disruption": -0.12,

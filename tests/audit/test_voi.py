@@ -243,13 +243,13 @@ def test_a_pool_of_other_signals_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_confirm_isolate_rebuild_and_restore_is_wholly_evidence_backed() -> None:
-    """The episode of the page on the certificate: its rebuild counts, though evidence is paid once."""
+    """The episode of the page on the certificate: its rebuild counts, though evidence is paid once a target."""
     record = load_record(Path(__file__).parents[2] / "docs" / "lifecycle.json")
     _, env, params, plan = plan_of(record)
     key = episode_keys(noise.root(record["seed"]), 1, record["episode"])
     many, _ = rollout_many(env, params, policies.PLAN, plan[None], key)
     stats = jax.tree.map(lambda x: x[0], many)
-    assert (stats.signals.containments.sum(), stats.signals.evidence_paid.sum()) == (2, 1)
+    assert (stats.signals.containments.sum(), stats.signals.evidence_paid.sum()) == (3, 2)
     stats = stats._replace(episode_return=stats.episode_return[:, None])
     told = verdict.tells(verdict.Played("it", Candidate("it", policies.PLAN, plan), stats), 0, len(plan))
     assert told["evidence_backed_share"] == 1.0 and not told["never_restores"] and told["recontained_share"] == 0.0

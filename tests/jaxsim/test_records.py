@@ -153,16 +153,21 @@ def test_a_record_is_played(tmp_path: Path) -> None:
 
 
 def test_the_episode_of_the_page_on_the_certificate_is_whole() -> None:
-    """Watched, investigated, confirmed, contained, rebuilt and restored, in that order."""
+    """Watched, investigated, confirmed, contained, rebuilt and restored, in that order; what stays taken is held."""
     root = Path(__file__).parents[2]
     scenario, env, played = play_record(load_record(root / "docs" / "lifecycle.json"))
     at = [a.id for a in scenario.assets].index("egress-proxy")
     compromised = played.state.compromised[:, at]
-    done = {names.action_text(int(a), scenario, env.dims): t for t, a in enumerate(played.action, 1) if a}
-    assert int(compromised.argmax()) == 32 and done["INVESTIGATE egress-proxy"] == 40
-    # Both containments are of what was confirmed; evidence is paid for once.
-    assert played.signals.evidence_backed.sum() == played.signals.containments.sum() == 2
-    assert played.signals.evidence_paid.sum() == 1 and not played.signals.false_positives.any()
-    assert done["ISOLATE_ASSET egress-proxy"] == 41 and compromised[41]
-    assert done["PATCH_ASSET egress-proxy"] == 42 and not compromised[42]
-    assert done["RESTORE egress-proxy"] == 43 and not compromised[42:].any() and played.state.end[-1] != EXFIL
+    done: dict[str, list[int]] = {}
+    for tick, action in enumerate(played.action, 1):
+        done.setdefault(names.action_text(int(action), scenario, env.dims), []).append(tick)
+    assert int(compromised.argmax()) == 17 and done["INVESTIGATE egress-proxy"] == [17, 18, 19, 20]
+    # All three containments are of what was confirmed; evidence is paid for once a target.
+    assert played.signals.evidence_backed.sum() == played.signals.containments.sum() == 3
+    assert played.signals.evidence_paid.sum() == 2 and not played.signals.false_positives.any()
+    assert not played.signals.recontained.any()
+    assert done["ISOLATE_ASSET egress-proxy"] == [21] and compromised[21]
+    assert done["PATCH_ASSET egress-proxy"] == [22] and not compromised[22]
+    assert done["RESTORE egress-proxy"][0] == 23 and not compromised[22:].any() and played.state.end[-1] != EXFIL
+    assert done["INVESTIGATE u-platform-eng"] == [41] and done["REVOKE_IDENTITY u-platform-eng"] == [42]
+    assert not any(name.startswith("RESTORE u-") for name in done)

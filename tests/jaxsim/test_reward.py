@@ -95,15 +95,15 @@ WORKED = [
     Worked(
         "operational",
         {"evidence_paid": 1, "active_blocks": 1, "containments": 1, "load": 1},
-        {"evidence_bonus": 0.5, "containment": 0.39, "disruption": -0.12},
-        0.77,
+        {"evidence_bonus": 0.5, "containment": 0.26, "disruption": -0.12},
+        0.64,
     ),
-    # A wrong one: -1.7, and 0.12 x 0.5 for every tick that it is in force.
+    # A wrong one: -1.7, 0.13 as every containment, and 0.12 x 0.5 for every tick that it is in force.
     Worked(
         "operational",
         {"false_positives": 1, "containments": 1, "load": 0.5},
-        {"false_positive": -1.7, "disruption": -0.06},
-        -1.76,
+        {"containment": -0.13, "false_positive": -1.7, "disruption": -0.06},
+        -1.89,
     ),
     # Never clipped: 0.12 x 200 = 24, and -6 + 1.1 x 2 on top of it.
     Worked(

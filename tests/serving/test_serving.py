@@ -299,7 +299,8 @@ def test_bad_scenario_files_are_refused_when_uploaded(client: Client) -> None:
     ],
 )
 def test_pages_of_others_cannot_ask(client: Client, headers: dict[str, str], status: Any, said: str) -> None:
-    got, _, text = client.raw("POST", "/sessions", "{}", **headers)
+    body = None if "Content_Length" in headers else "{}"  # a link that is closed before all is read may be cut
+    got, _, text = client.raw("POST", "/sessions", body, **headers)
     assert (got == status or (isinstance(status, tuple) and got in status)) and said in text.decode()
 
 
