@@ -10,7 +10,7 @@ from jaxsim.audit import adversary, plans
 from jaxsim.audit.arena import take
 from jaxsim.audit.budgets import Budget
 from jaxsim.audit.course import Course, Finalists, best_rows, merged, plan_returns
-from jaxsim.audit.race import Bound, Raced, bound, differences, race, rounds
+from jaxsim.audit.race import Bound, Raced, bound, differences, hopes, race, rounds
 from jaxsim.rollouts import BLOCK
 from jaxsim.types import MONITOR
 
@@ -82,7 +82,7 @@ def play_off(course: Course, budget: Budget, found: Finalists) -> Finalists:
         return np.concatenate([found.returns[rows, first:last], new], axis=1)
 
     ends = rounds(2 * budget.select, len(course.keys))
-    raced = race(play, course.monitor, len(found.parameters), ends, budget.beam)
+    raced = race(play, course.monitor, len(found.parameters), ends, budget.beam, hopeful=True)
     return Finalists(found.parameters[raced.alive], found.returns[raced.alive], raced.difference[raced.alive])
 
 
@@ -138,7 +138,8 @@ def search_plans(course: Course, budget: Budget, opened: Opened, given: np.ndarr
     """Longer plans and the learned one; of all of them and `given` ones, (K, T), the best for each criterion."""
     keep = finalists_of(course, budget)
     found = played(course, budget, opened.finalists, given)
-    proven = play_off(course, budget, take(found, best_rows(found.gain, keep)))
+    hopeful = np.union1d(best_rows(found.gain, keep), best_rows(hopes(found.returns, course.monitor), keep))
+    proven = play_off(course, budget, take(found, hopeful))
     found = grow_plans(course, budget, opened, found, proven)
     found = played(course, budget, found, climb_plans(course, budget, found, seed))
     rows = np.union1d(best_rows(found.gain, keep), best_rows(steady_means(course, found.returns), 1))

@@ -18,6 +18,7 @@ Play = Callable[[np.ndarray, int, int], np.ndarray]
 Protect = Callable[[np.ndarray], np.ndarray]  # returns of the first round, (M, n, C) -> rows that are never dropped
 
 LEVEL = 0.05  # of all simultaneous statements about one race
+HOPE = 2.0  # standard errors that a hopeful arm may be better by than it looks
 
 
 class Raced(NamedTuple):
@@ -57,6 +58,21 @@ def differences(returns: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray,
     (control variate; Lavenberg & Welch 1981, "A perspective on the use of control variables"). The error is as if one
     more episode had shown the largest difference of any arm: so it is above 0 for one whose rare success is to come.
     """
+    mean, error, largest = _regressed(returns, reference)
+    return mean, np.sqrt(np.square(error) + np.square(largest / returns.shape[1]))
+
+
+def hopes(returns: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """(K, C) what arms may earn, as `differences` has it: HOPE standard errors more than they did.
+
+    Of arms that vary a lot the best looks worse in few episodes than many that hardly do anything.
+    """
+    mean, error, _ = _regressed(returns, reference)
+    return mean + HOPE * error
+
+
+def _regressed(returns: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """((K, C) mean differences, (K, C) their standard errors, (C,) the largest difference in any episode of any arm)"""
     n, every = returns.shape[1], len(reference)
     difference = returns - reference[:n]
     kindness = reference[:n] - reference.mean(axis=0)
@@ -65,8 +81,7 @@ def differences(returns: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray,
     slope = (np.einsum("knc,nc->kc", difference, kindness) / n - mean * kind) / spread
     left = np.maximum(difference.var(axis=1) - np.square(slope) * spread, 0.0)
     largest = np.abs(difference).max(axis=(0, 1), initial=0.0)
-    error = np.sqrt(left / n + np.square(slope) * spread / every + np.square(largest / n))
-    return mean - slope * kind, error
+    return mean - slope * kind, np.sqrt(left / n + np.square(slope) * spread / every), largest
 
 
 def race(
@@ -77,13 +92,15 @@ def race(
     keep: int | np.ndarray,
     bounded: int = 0,
     protect: Protect | None = None,
+    hopeful: bool = False,
 ) -> Raced:
     """Race `arms` arms over rounds that end after `ends` episodes; at the end `keep`, () or (C,), are left for each
     criterion.
 
     `reference` (E, C) are the returns of the policy that differences are taken to, in the same episodes and as many
     more as there are. From round to round the number of arms falls by the same factor. Those are kept as well that may
-    earn more than the leader may at the end, under the first `bounded` criteria: which makes `bound` tight.
+    earn more than the leader may at the end, under the first `bounded` criteria: which makes `bound` tight. And, if
+    `hopeful`, as many more, of those with the best `hopes`.
     """
     looks = len(ends)
     z = float(norm.isf(LEVEL / (2 * max(1, arms * looks))))
@@ -102,6 +119,8 @@ def race(
         if look < looks - 1:
             most = np.ceil(keep * np.maximum(arms / keep, 1) ** ((looks - 2 - look) / (looks - 1)))
             stay = survivors(mean[alive], error[alive], z, most) | np.isin(alive, protected)
+            if hopeful:
+                stay |= among_best(hopes(kept, reference), most).any(axis=1)
             stay |= may_exceed(mean[alive, :bounded], error[alive, :bounded], z, end / ends[-1])
             alive, kept = alive[stay], kept[stay]
     return Raced(alive, kept, first, mean, error, episodes, looks)
@@ -112,12 +131,19 @@ def survivors(mean: np.ndarray, error: np.ndarray, z: float, most: np.ndarray) -
     errors. Arms that are alike take one place."""
     column = np.arange(mean.shape[1])
     leader, upper = mean.argmax(axis=0), mean + z * error
-    top = np.zeros(mean.shape, bool)
-    among = np.arange(len(mean))[:, None] < np.broadcast_to(most, mean.shape[1])
-    one = first_of_alike(np.concatenate([mean, error], axis=1))[:, None]
-    np.put_along_axis(top, np.argsort(np.where(one, -mean, np.inf), axis=0, kind="stable"), among, axis=0)
-    stay: np.ndarray = (one & top & (upper >= mean[leader, column] - z * error[leader, column])).any(axis=1)
+    top = among_best(mean, most, first_of_alike(np.concatenate([mean, error], axis=1)))
+    stay: np.ndarray = (top & (upper >= mean[leader, column] - z * error[leader, column])).any(axis=1)
     return stay
+
+
+def among_best(score: np.ndarray, most: np.ndarray, one: np.ndarray | None = None) -> np.ndarray:
+    """(K, C) bool: among the best `most`, () or (C,), of its column of scores, (K, C). Arms that are alike take one
+    place: that of `one`, (K,) bool, or of the first with the same scores."""
+    one = first_of_alike(score) if one is None else one
+    top = np.zeros(score.shape, bool)
+    among = np.arange(len(score))[:, None] < np.broadcast_to(most, score.shape[1])
+    np.put_along_axis(top, np.argsort(np.where(one[:, None], -score, np.inf), axis=0, kind="stable"), among, axis=0)
+    return top & one[:, None]
 
 
 def first_of_alike(rows: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from jaxsim import policies, reward
 from jaxsim.audit import adversary, course, open_loop, plans, search, search_check
 from jaxsim.audit.arena import Arena, make_arenas, take
 from jaxsim.audit.budgets import BUDGETS, Budget, lineage
-from jaxsim.audit.race import bound, differences, race, rounds
+from jaxsim.audit.race import bound, differences, hopes, race, rounds
 from jaxsim.one_episode import episode_keys
 from jaxsim.rollouts import LEFT_OUT, outcomes_many, returns_many, rollout_many
 from jaxsim.types import INVESTIGATE, PATCH_ASSET, RESTORE
@@ -71,6 +71,27 @@ def test_a_needle_is_found_among_many_that_do_the_same_by_other_names() -> None:
         assert (raced.alive < nothing).sum() <= 1
         found += needle in raced.alive
     assert found >= 99
+
+
+def test_a_hopeful_race_finds_a_needle_that_varies_among_many_that_hardly_do() -> None:
+    """Of 60 that hardly do anything some are ahead, by luck, of one that is worth 0.2 points and varies a lot."""
+    budget, found = BUDGETS["tiny"], np.zeros(3, int)
+    spread = np.append(4.5, np.full(60, 0.5))
+    for trial in range(100):
+        rng = np.random.default_rng(trial)
+        reference = rng.normal(size=(8 * budget.select, 1)) * NOISE
+        every = reference[None] + rng.normal(size=(61, len(reference), 1)) * spread[:, None, None]
+        every[0] += 0.2
+
+        def play(rows: np.ndarray, first: int, last: int, every: np.ndarray = every) -> np.ndarray:
+            return every[rows, first:last]
+
+        few = hopes(every[:, : budget.select], reference)
+        found[0] += 0 in course.best_rows(few, budget.kept)
+        for i, hopeful in ((1, True), (2, False)):
+            raced = race(play, reference, 61, rounds(2 * budget.select, len(reference)), budget.beam, hopeful=hopeful)
+            found[i] += 0 in raced.alive
+    assert found[0] >= 99 and found[1] >= 99 and found[2] <= 95
 
 
 def test_of_rows_that_are_alike_the_first_is_among_the_best() -> None:
