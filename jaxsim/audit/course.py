@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxsim import policies
 from jaxsim.audit.arena import Arena, outcomes_of, take
-from jaxsim.audit.race import differences, first_of_alike, race, rounds
+from jaxsim.audit.race import best_rows, differences, race, rounds
 from jaxsim.one_episode import start
 from jaxsim.policies import FarmParams, Policy
 from jaxsim.rollouts import returns_many
@@ -142,11 +142,3 @@ def best_of(found: Finalists, keep: int) -> Finalists:
     """The best `keep` of some finalists for each criterion."""
     best: Finalists = take(found, best_rows(found.gain, keep))
     return best
-
-
-def best_rows(returns: np.ndarray, many: int | np.ndarray) -> np.ndarray:
-    """Indices of the `many` best rows, () or (C,), of each column of (M, C) means, ascending, without repeats; of rows
-    that are alike the first."""
-    rows = np.flatnonzero(first_of_alike(returns))
-    order = rows[np.argsort(-returns[rows], axis=0, kind="stable")]
-    return np.unique(order[np.arange(len(order))[:, None] < np.broadcast_to(many, returns.shape[1])])

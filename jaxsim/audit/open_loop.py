@@ -9,8 +9,8 @@ from jaxsim.actions import INVALID, table
 from jaxsim.audit import adversary, plans
 from jaxsim.audit.arena import take
 from jaxsim.audit.budgets import Budget
-from jaxsim.audit.course import Course, Finalists, best_rows, merged, plan_returns
-from jaxsim.audit.race import Bound, Raced, bound, differences, hopes, race, rounds
+from jaxsim.audit.course import Course, Finalists, merged, plan_returns
+from jaxsim.audit.race import Bound, Raced, best_rows, bound, differences, hopes, race, rounds
 from jaxsim.rollouts import BLOCK
 from jaxsim.types import MONITOR
 

@@ -65,7 +65,8 @@ def differences(returns: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray,
 def hopes(returns: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """(K, C) what arms may earn, as `differences` has it: HOPE standard errors more than they did.
 
-    Of arms that vary a lot the best looks worse in few episodes than many that hardly do anything.
+    Of arms that vary a lot the best looks worse in few episodes than many that hardly do anything. (An upper confidence
+    bound, as those of LUCB: Kalyanakrishnan et al. 2012, "PAC subset selection in stochastic multi-armed bandits".)
     """
     mean, error, _ = _regressed(returns, reference)
     return mean + HOPE * error
@@ -120,7 +121,7 @@ def race(
             most = np.ceil(keep * np.maximum(arms / keep, 1) ** ((looks - 2 - look) / (looks - 1)))
             stay = survivors(mean[alive], error[alive], z, most) | np.isin(alive, protected)
             if hopeful:
-                stay |= among_best(hopes(kept, reference), most).any(axis=1)
+                stay[best_rows(hopes(kept, reference), most)] = True
             stay |= may_exceed(mean[alive, :bounded], error[alive, :bounded], z, end / ends[-1])
             alive, kept = alive[stay], kept[stay]
     return Raced(alive, kept, first, mean, error, episodes, looks)
@@ -136,14 +137,19 @@ def survivors(mean: np.ndarray, error: np.ndarray, z: float, most: np.ndarray) -
     return stay
 
 
-def among_best(score: np.ndarray, most: np.ndarray, one: np.ndarray | None = None) -> np.ndarray:
-    """(K, C) bool: among the best `most`, () or (C,), of its column of scores, (K, C). Arms that are alike take one
-    place: that of `one`, (K,) bool, or of the first with the same scores."""
-    one = first_of_alike(score) if one is None else one
-    top = np.zeros(score.shape, bool)
-    among = np.arange(len(score))[:, None] < np.broadcast_to(most, score.shape[1])
-    np.put_along_axis(top, np.argsort(np.where(one[:, None], -score, np.inf), axis=0, kind="stable"), among, axis=0)
-    return top & one[:, None]
+def best_rows(score: np.ndarray, most: int | np.ndarray) -> np.ndarray:
+    """Indices of the `most` best rows, () or (C,), of each column of (M, C) scores, ascending, without repeats; of rows
+    that are alike the first."""
+    return np.flatnonzero(among_best(score, most, first_of_alike(score)).any(axis=1))
+
+
+def among_best(score: np.ndarray, most: int | np.ndarray, one: np.ndarray) -> np.ndarray:
+    """(M, C) bool: of the rows of `one`, (M,) bool, among the best `most`, () or (C,), of its column of scores."""
+    rows, top = np.flatnonzero(one), np.zeros(score.shape, bool)
+    order = rows[np.argsort(-score[rows], axis=0, kind="stable")]
+    among = np.arange(len(order))[:, None] < np.broadcast_to(most, score.shape[1])
+    np.put_along_axis(top, order, among, axis=0)
+    return top
 
 
 def first_of_alike(rows: np.ndarray) -> np.ndarray:

@@ -20,7 +20,6 @@ from jaxsim.audit.course import (
     Course,
     Finalists,
     best_of,
-    best_rows,
     lay,
     merged,
     plan_returns,
@@ -29,7 +28,7 @@ from jaxsim.audit.course import (
 )
 from jaxsim.audit.open_loop import Opened, open_plans, play_off, search_plans, steady_means
 from jaxsim.audit.plans import in_turn
-from jaxsim.audit.race import Bound
+from jaxsim.audit.race import Bound, best_rows
 from jaxsim.one_episode import episode_keys
 from jaxsim.policies import EvidenceParams, FarmParams, Policy
 from jaxsim.rollouts import BLOCK, side_by_side

@@ -12,7 +12,7 @@ from jaxsim import policies, reward
 from jaxsim.audit import adversary, course, open_loop, plans, search, search_check
 from jaxsim.audit.arena import Arena, make_arenas, take
 from jaxsim.audit.budgets import BUDGETS, Budget, lineage
-from jaxsim.audit.race import bound, differences, hopes, race, rounds
+from jaxsim.audit.race import best_rows, bound, differences, hopes, race, rounds
 from jaxsim.one_episode import episode_keys
 from jaxsim.rollouts import LEFT_OUT, outcomes_many, returns_many, rollout_many
 from jaxsim.types import INVESTIGATE, PATCH_ASSET, RESTORE
@@ -87,7 +87,7 @@ def test_a_hopeful_race_finds_a_needle_that_varies_among_many_that_hardly_do() -
             return every[rows, first:last]
 
         few = hopes(every[:, : budget.select], reference)
-        found[0] += 0 in course.best_rows(few, budget.kept)
+        found[0] += 0 in best_rows(few, budget.kept)
         for i, hopeful in ((1, True), (2, False)):
             raced = race(play, reference, 61, rounds(2 * budget.select, len(reference)), budget.beam, hopeful=hopeful)
             found[i] += 0 in raced.alive
@@ -96,9 +96,9 @@ def test_a_hopeful_race_finds_a_needle_that_varies_among_many_that_hardly_do() -
 
 def test_of_rows_that_are_alike_the_first_is_among_the_best() -> None:
     means = np.asarray([[1.0, 0.0], [3.0, 0.0], [3.0, 0.0], [2.0, 5.0], [3.0, 1.0], [1.0, 0.0]])
-    assert course.best_rows(means, 2).tolist() == [1, 3, 4]
-    assert course.best_rows(means, np.asarray([3, 0])).tolist() == [1, 3, 4]
-    assert course.best_rows(means, 9).tolist() == [0, 1, 3, 4]
+    assert best_rows(means, 2).tolist() == [1, 3, 4]
+    assert best_rows(means, np.asarray([3, 0])).tolist() == [1, 3, 4]
+    assert best_rows(means, 9).tolist() == [0, 1, 3, 4]
 
 
 @pytest.mark.slow
