@@ -258,9 +258,10 @@ def forward(dims: Dims, w: Weights, memory: Array, f: Features) -> tuple[Array, 
     embedded = jnp.tanh(f.entity @ w.embed + (f.overall @ w.embed_overall + w.embed_bias)[None])
     given = embedded @ w.gru_own + (pool(embedded, f.exists) @ w.gru_pooled + w.gru_bias)[None]
     u, r, c = jnp.split(given, 3, axis=1)
-    mu, mr, mc = jnp.split(memory @ w.gru_memory, 3, axis=1)
-    update, reset = jax.nn.sigmoid(u + mu), jax.nn.sigmoid(r + mr)
-    memory = update * memory + (1.0 - update) * jnp.tanh(c + reset * mc)
+    # Three products instead of one that is split: faster on a CPU.
+    of_update, of_reset, of_candidate = jnp.split(w.gru_memory, 3, axis=1)
+    update, reset = jax.nn.sigmoid(u + memory @ of_update), jax.nn.sigmoid(r + memory @ of_reset)
+    memory = update * memory + (1.0 - update) * jnp.tanh(c + reset * (memory @ of_candidate))
 
     pooled = pool(memory, f.exists)
     heads = embedded @ w.act_own + memory @ w.act_memory + (pooled @ w.act_pooled + w.act_bias)[None]

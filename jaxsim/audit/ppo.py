@@ -140,6 +140,7 @@ def collect(
 def replay_network(dims: Dims, weights: Weights, seen: Features) -> Array:
     """Log-probabilities (T, L, actions) of the network on features (T, L, ...)."""
 
+    @jax.checkpoint  # on the way back a tick is worked out again: on a CPU, to keep all of it takes longer
     def step(memory: Array, f: Features) -> Any:
         logits, memory = jax.vmap(partial(forward, dims, weights))(memory, f)
         return memory, jax.nn.log_softmax(logits)
