@@ -16,6 +16,8 @@ from grpo.model import decode, trie
 from grpo.model.errors import ModelError
 from grpo.model.trie import Trie
 
+LEAST = 0.01  # of a teacher's probability, not worth the tokens that it takes
+
 
 class How(NamedTuple):
     """Numbers of a warm start."""
@@ -61,8 +63,20 @@ class Lesson(NamedTuple):
     """A state, and how likely each legal answer should be there."""
 
     prompt: list[int]
-    tree: Trie
-    target: np.ndarray  # (A,), adds up to 1
+    tree: Trie  # of the answers that are worth teaching
+    target: np.ndarray  # (A,), of these, adds up to 1
+
+
+def lesson(tokenizer: Any, prompt: list[int], answers: Sequence[str], target: np.ndarray) -> Lesson:
+    """A state's lesson of the `target`, (A,), of all legal answers, which adds up to 1.
+
+    The least likely answers that have LEAST together are left out, and with them most of the tree: what a model gives
+    to an answer counts among all it may say, so that those left out cost no less for it.
+    """
+    order = np.argsort(-target, kind="stable")
+    which = np.sort(order[: 1 + int((target[order].cumsum() < 1 - LEAST).sum())])
+    tree = trie.trie(tokenizer, tuple(answers[a] for a in which))
+    return Lesson(prompt, tree, target[which] / target[which].sum())
 
 
 def distil_loss(model: Any, lessons: Sequence[Lesson]) -> torch.Tensor:
@@ -107,18 +121,20 @@ def distil(
     folder: Path,
     how: How,
     *,
+    whole: Trie,
     at_once: int,
     advance: Callable[[int, int, float], None],
 ) -> None:
     """As `learn`, to a teacher's probabilities of all legal answers; `at_once` states in a forward pass.
 
-    The loss is the divergence from the teacher, in nats a state. Raises ModelError for a model that cannot weigh all
-    answers at once as well.
+    The loss is the divergence from the teacher, in nats a state. Raises ModelError as well for a model that cannot
+    weigh all answers at once: it is tried with `whole`, the tree of all of the first lesson.
     """
     if lessons:
-        trie.check(model.eval(), lessons[0].prompt, lessons[0].tree)
+        trie.check(model.eval(), lessons[0].prompt, whole)
 
     def parts(chosen: list[int]) -> Iterator[torch.Tensor]:
+        chosen = sorted(chosen, key=lambda i: len(lessons[i].prompt) + len(lessons[i].tree.tokens))  # little padding
         for i in range(0, len(chosen), at_once):
             with sharing.in_half(model):
                 loss = distil_loss(model, [lessons[k] for k in chosen[i : i + at_once]]) / len(chosen)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo.model import chat_template, embedded
+from grpo.model import allocator, chat_template, embedded
 from grpo.model.adapters import adapted_model, check_adapter
 from grpo.model.errors import ModelError, first_line, required
 from grpo.model.folders import EMBEDDED, check_folder, find, identity, in_few_bits, weight_bytes
@@ -46,6 +46,8 @@ def load(
     modules = {package: required(package) for package in packages}
     device = _device(device, modules["torch"])
     number = _dtype(dtype, device, modules["torch"])
+    if device == "cpu":
+        allocator.keep_freed_memory()
     folder, source = find(name, offline)
     files = check_folder(folder, name)
     small = in_few_bits(folder)

@@ -21,6 +21,7 @@ from grpo.model.errors import ModelError
 
 LOGITS = 2**30  # numbers of a pass, on a GPU
 WORTH = 32  # tokens: a shorter common beginning is not computed apart
+AT_ONCE = 4  # answers whose endings are weighed in a pass, for each choice
 
 
 class Trie(NamedTuple):
@@ -48,8 +49,42 @@ def trie(tokenizer: Any, answers: tuple[str, ...]) -> Trie:
     if len(set(written)) < max(1, len(answers)):
         same = next((text for i, text in enumerate(answers) if written[i] in written[:i]), "none at all")
         raise ModelError(f"{len(answers)} answers are no tree: {same!r} is said twice in tokens; use another tokenizer")
+    return _tree(written)
+
+
+class Stem(NamedTuple):
+    """What A answers share with others, as a tree, and how each ends. NumPy arrays.
+
+    `tree` leads to the first token of each answer that no other answer has there, and no further: some 80 tokens where
+    all answers have 300.
+    """
+
+    tree: Trie
+    above: list[np.ndarray]  # A of (k,) int64, the tree's nodes that an answer begins with
+    endings: list[tuple[int, ...]]  # A, the tokens behind them, with the end token
+
+
+@lru_cache(maxsize=64)
+def stem(tokenizer: Any, answers: tuple[str, ...]) -> Stem:
+    """The stem of some answers. Raises ModelError as `trie` does."""
+    whole = trie(tokenizer, answers)
+    met = np.bincount(whole.path[whole.path < len(whole.scored)], minlength=len(whole.scored))
+    rows = [path[path < len(met)] for path in whole.path]
+    shared = [int((met[row] > 1).sum()) for row in rows]
+    written = [tuple(whole.scored[row].tolist()) for row in rows]
+    tree = _tree([tokens[: k + 1] for tokens, k in zip(written, shared, strict=True)])
+    return Stem(
+        tree,
+        [tree.after[path[: k + 1]][1:] - 1 for path, k in zip(tree.path, shared, strict=True)],
+        [tokens[k:] for tokens, k in zip(written, shared, strict=True)],
+    )
+
+
+def _tree(written: Sequence[tuple[int, ...]]) -> Trie:
+    """Of answers as tokens, of which the last of each is scored only."""
     beginnings = sorted({tokens[:k] for tokens in written for k in range(1, len(tokens) + 1)})
-    fed = {tokens: i for i, tokens in enumerate(t for t in beginnings if t[-1] != end)}
+    ends = set(written)
+    fed = {tokens: i for i, tokens in enumerate(t for t in beginnings if t not in ends)}
     above = np.zeros((len(fed), len(fed)), bool)
     for tokens, i in fed.items():
         above[i, [fed[tokens[:k]] for k in range(1, len(tokens) + 1)]] = True
@@ -58,8 +93,8 @@ def trie(tokenizer: Any, answers: tuple[str, ...]) -> Trie:
     for a, tokens in enumerate(written):
         path[a, : len(tokens)] = [place[tokens[:k]] for k in range(1, len(tokens) + 1)]
     return Trie(
-        tokens=np.asarray([t[-1] for t in fed]),
-        depth=np.asarray([len(t) - 1 for t in fed]),
+        tokens=np.asarray([t[-1] for t in fed], np.int64),
+        depth=np.asarray([len(t) - 1 for t in fed], np.int64),
         above=above,
         scored=np.asarray([t[-1] for t in beginnings]),
         after=np.asarray([fed[t[:-1]] + 1 if len(t) > 1 else 0 for t in beginnings]),
@@ -88,29 +123,31 @@ def behind(
     model: Any, cache: Cache | None, n: int, rests: Sequence[list[int]], tries: Sequence[Trie]
 ) -> list[torch.Tensor]:
     """`log_probs` where a cache holds the first n tokens of every prompt; `rests` are the others, at least one each."""
-    left, most = max(map(len, rests)), max(len(t.tokens) for t in tries)
-    tokens = np.zeros((len(rests), left + most), np.int64)
+    each = [len(rest) + len(t.tokens) for rest, t in zip(rests, tries, strict=True)]
+    wide, most = max(each), max(len(t.tokens) for t in tries)
+    tokens = np.zeros((len(rests), wide), np.int64)
     places = np.zeros_like(tokens)
-    sees = np.zeros((*tokens.shape, n + left + most), bool)
+    sees = np.zeros((*tokens.shape, n + wide), bool)
     for i, (rest, tree) in enumerate(zip(rests, tries, strict=True)):
-        first, last = left - len(rest), left + len(tree.tokens)
-        tokens[i, first:last] = [*rest, *tree.tokens]
-        places[i, first:last] = [*range(n, n + len(rest)), *(n + len(rest) + tree.depth)]
-        sees[i, first:last, :n] = True
+        first, left = wide - each[i], wide - len(tree.tokens)
+        tokens[i, first:] = [*rest, *tree.tokens]
+        places[i, first:] = [*range(n, n + len(rest)), *(n + len(rest) + tree.depth)]
+        sees[i, first:, :n] = True
         sees[i, first:left, n + first : n + left] = np.tri(len(rest), dtype=bool)
-        sees[i, left:last, n + first : n + left] = True
-        sees[i, left:last, n + left : n + last] = tree.above
-    # Padding sees itself: a softmax over nothing would be no number.
-    sees |= np.eye(left + most, n + left + most, n, dtype=bool)
+        sees[i, left:, n + first : n + left] = True
+        sees[i, left:, n + left :] = tree.above
+    # Padding, on the left, sees itself: a softmax over nothing would be no number.
+    sees |= np.eye(wide, n + wide, n, dtype=bool)
     out = model(
         input_ids=torch.from_numpy(tokens).to(model.device),
         attention_mask=attention.tree_mask(model, torch.from_numpy(sees).to(model.device)),
         position_ids=torch.from_numpy(places).to(model.device),
         past_key_values=cache,
         use_cache=cache is not None,
-        logits_to_keep=1 + most,
+        # Their places rather than their number: of a slice the product with the vocabulary is slower on a CPU.
+        logits_to_keep=torch.arange(wide - 1 - most, wide, device=model.device),
     )
-    return [_of_answers(logits, tree) for logits, tree in zip(out.logits[:, -1 - most :], tries, strict=True)]
+    return [_of_answers(logits, tree) for logits, tree in zip(out.logits, tries, strict=True)]
 
 
 @torch.inference_mode()
@@ -138,13 +175,74 @@ def weigh_all(decoder: Decoder, prompts: Sequence[list[int]], tree: Trie) -> np.
     return np.asarray(torch.stack(found).double().cpu())
 
 
+def luck(answers: int, temperature: float, seeds: Sequence[int] = ()) -> np.ndarray:
+    """(answers,) what each answer's log-probability / temperature is raised by, so that the highest is a draw.
+
+    Nothing at temperature 0, or else standard Gumbel numbers (Maddison et al. 2014, arXiv:1411.0030).
+    """
+    if temperature == 0:
+        return np.zeros(answers)
+    return np.random.default_rng(list(seeds)).gumbel(size=answers)
+
+
 def pick(log_p: np.ndarray, temperature: float = 0.0, seeds: Sequence[int] = ()) -> int:
     """The likeliest answer; above temperature 0 one that is drawn, with chances to the power of 1 / temperature."""
-    if temperature == 0:
-        return int(log_p.argmax())
-    below = np.exp((log_p - log_p.max()) / temperature).cumsum()
-    drawn = np.searchsorted(below, np.random.default_rng(list(seeds)).random() * below[-1], side="right")
-    return min(int(drawn), int((below < below[-1]).sum()))  # the last of any chance, should rounding pass it
+    return int((log_p / (temperature or 1) + luck(len(log_p), temperature, seeds)).argmax())
+
+
+@torch.inference_mode()
+def choose(
+    decoder: Decoder, prompt: list[int], of: Stem, temperature: float = 0.0, seeds: Sequence[Sequence[int]] = ((),)
+) -> list[int]:
+    """`pick` for each of `seeds` of what `weigh` gives, without weighing the endings of answers that cannot win.
+
+    An answer is no likelier than its beginning. So those that begin best are weighed whole, until one is better than
+    what all others begin with.
+    """
+    model, n = decoder.model, encode_prefix(decoder, [prompt])
+    raised = np.stack([luck(len(of.endings), temperature, each) for each in seeds])
+    with attention.packed(model):
+        cache = begun(decoder, n, 1, len(prompt) + len(of.tree.tokens) + attention.MORE)
+        [begins] = behind(model, cache, n, [prompt[n:]], [of.tree])
+        attention.wrote(cache, len(prompt) - n + len(of.tree.tokens))
+        log_p, whole = np.asarray(begins.double().cpu()), np.asarray([len(x) == 1 for x in of.endings])
+        while True:
+            score = log_p / (temperature or 1) + raised
+            better = ~whole & (score > np.where(whole, score, -np.inf).max(axis=1, keepdims=True))
+            if not better.any():
+                return [int(a) for a in score.argmax(axis=1)]
+            first = np.argsort(-np.where(better, score, -np.inf), axis=1)[:, :AT_ONCE]
+            which = sorted({int(a) for e, row in enumerate(first) for a in row if better[e, a]})
+            log_p[which] += _endings(decoder, cache, len(prompt), of, which)
+            whole[which] = True
+
+
+def _endings(decoder: Decoder, cache: Cache, n: int, of: Stem, which: Sequence[int]) -> np.ndarray:
+    """(len(which),) float64 log-probability of what stands behind the first token of answers' endings.
+
+    The cache holds a prompt of n tokens and the stem.
+    """
+    many = [len(of.endings[a]) - 1 for a in which]
+    starts = np.cumsum([0, *many])
+    held, wide = n + len(of.tree.tokens), int(starts[-1])
+    sees = np.zeros((1, wide, held + wide), bool)
+    sees[..., :n] = True
+    for a, i, k in zip(which, starts, many, strict=False):
+        sees[0, i : i + k, n + of.above[a]] = True
+        sees[0, i : i + k, held + i : held + i + k] = np.tri(k, dtype=bool)
+    tokens = np.concatenate([of.endings[a][:-1] for a in which])
+    places = np.concatenate([n + len(of.above[a]) + np.arange(k) for a, k in zip(which, many, strict=True)])
+    scored = np.concatenate([of.endings[a][1:] for a in which])
+    model = decoder.model
+    logits = model(
+        input_ids=torch.from_numpy(tokens)[None].to(model.device),
+        attention_mask=attention.tree_mask(model, torch.from_numpy(sees).to(model.device)),
+        position_ids=torch.from_numpy(places)[None].to(model.device),
+        past_key_values=cache,
+        use_cache=True,
+    ).logits[0]
+    each = logits.float().log_softmax(dim=-1)[range(wide), scored].double().cpu().numpy()
+    return np.add.reduceat(each, starts[:-1])
 
 
 @torch.inference_mode()
@@ -169,8 +267,8 @@ def check(model: Any, prompt: list[int], tree: Trie) -> None:
 
 
 def _of_answers(logits: torch.Tensor, tree: Trie) -> torch.Tensor:
-    """(A,) from the (nodes, vocabulary) logits behind the prompt and behind each node."""
+    """(A,) from logits of which the last are those behind the prompt and behind each node, (…, vocabulary)."""
     after, scored, path = (torch.from_numpy(x).to(logits.device) for x in (tree.after, tree.scored, tree.path))
-    logits = logits[: 1 + len(tree.tokens)].float()
+    logits = logits[-1 - len(tree.tokens) :].float()
     each = logits[after, scored] - logits.logsumexp(dim=-1)[after]
     return torch.nn.functional.pad(each, (0, 1))[path].sum(dim=1)

@@ -207,16 +207,23 @@ def chooser(decoder: decode.Decoder, inventory: Inventory, *, temperature: float
     Sampled choices depend on seed, episode and tick, and on nothing else. Equal prompts are weighed once.
     """
     answers = prompting.answers(inventory)
-    tree = trie.trie(decoder.tokenizer, answers)
+    tree, stem = trie.trie(decoder.tokenizer, answers), trie.stem(decoder.tokenizer, answers)
 
     def respond(prompts: Sequence[str], episodes: Sequence[int], tick: int) -> list[str]:
-        different = list(dict.fromkeys(prompts))
-        chats = [prompting.chat(prompt, inventory) for prompt in different]
-        tokens = [decode.chat_tokens(decoder.tokenizer, chat) for chat in chats]
-        weighed = dict(zip(different, trie.weigh_all(decoder, tokens, tree), strict=True))
-        return [
-            answers[trie.pick(weighed[prompt], temperature, (seed, e, tick))]
-            for prompt, e in zip(prompts, episodes, strict=True)
-        ]
+        askers: dict[str, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            askers.setdefault(prompt, []).append(i)
+        tokens = [decode.chat_tokens(decoder.tokenizer, prompting.chat(prompt, inventory)) for prompt in askers]
+        seeds = [[(seed, episodes[i], tick) for i in each] for each in askers.values()]
+        if decoder.model.device.type == "cpu":
+            found = [trie.choose(decoder, x, stem, temperature, s) for x, s in zip(tokens, seeds, strict=True)]
+        else:
+            weighed = trie.weigh_all(decoder, tokens, tree)
+            found = [[trie.pick(w, temperature, one) for one in s] for w, s in zip(weighed, seeds, strict=True)]
+        texts = [""] * len(prompts)
+        for each, chosen in zip(askers.values(), found, strict=True):
+            for i, a in zip(each, chosen, strict=True):
+                texts[i] = answers[a]
+        return texts
 
     return respond

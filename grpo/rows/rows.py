@@ -122,9 +122,20 @@ def _chances(dims: Dims, weights: recurrent.Weights, obs: Any) -> jax.Array:
     return found
 
 
-def chances(game: Campaigns, bank: Bank, teacher: Learned) -> np.ndarray:
-    """(R, A) float32, a memoryless teacher's probability of every action at each row; 0 where it is not legal."""
-    return np.asarray(_chances(game.dims, teacher.weights, banks.observe(game.dims, game.params, bank)))
+def chances(game: Campaigns, bank: Bank, teacher: Learned, sharpness: float = 1.0) -> np.ndarray:
+    """(R, A) float32, a memoryless teacher's probability of every action at each row; 0 where it is not legal.
+
+    To the power of `sharpness`, and then made to add up to 1 again.
+    """
+    found = np.asarray(_chances(game.dims, teacher.weights, banks.observe(game.dims, game.params, bank)))
+    raised = (found / found.max(axis=1, keepdims=True)) ** np.float32(sharpness)
+    sharpened: np.ndarray = raised / raised.sum(axis=1, keepdims=True)
+    return sharpened
+
+
+def acting(game: Campaigns, chances: np.ndarray) -> np.ndarray:
+    """(R,) bool, where the likeliest of (R, A) is more than waiting or looking."""
+    return ~np.isin(table(game.dims)[0][chances.argmax(axis=1)], (MONITOR, INVESTIGATE))
 
 
 def episodes_of(campaign: int, episodes: int, seed: int) -> jax.Array:

@@ -3,9 +3,10 @@
     jaxsim-soc decoding-speed --model embedded --batch 32
 
 The prompts are those of `--batch` episodes of random play, 25 ticks in. "One at a time" is `generate` of transformers
-for one prompt after the other, which encodes each whole prompt again. Rates are medians over `--repeats` rounds, each
-of which measures every way in turn; the one-at-a-time ways are timed on a few of the prompts. Loading and warming up
-are left out.
+for one prompt after the other, which encodes each whole prompt again. "Exact" is the likeliest of all legal answers:
+"weighed" reads each of them to its end, "chosen" only those that may still win; both give the same. Rates are medians
+over `--repeats` rounds, each of which measures every way in turn; the one-at-a-time ways are timed on a few of the
+prompts. Loading and warming up are left out.
 """
 
 import statistics
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import prompting
-from grpo.model import decode, grammar, models
+from grpo.model import adapters, decode, grammar, models, trie
 from grpo.model.errors import ModelError
 from jaxsim import BASELINES, env, make, one_episode
 from jaxsim.env import observe
@@ -35,6 +36,7 @@ def parser() -> cli.Parser:
     """The options."""
     p = cli.parser(__doc__)
     p.add_argument("--model", default="embedded", metavar="NAME", help="embedded, a folder, or a hub id")
+    p.add_argument("--adapter", metavar="DIR", help="of an adapter, or default, the one that comes with the project")
     p.add_argument("--dtype", default="auto", help="of the weights (default: auto)")
     p.add_argument("--batch", type=cli.integer(2, 1024), default=32, metavar="N", help="prompts (default: 32)")
     p.add_argument("--tokens", type=cli.integer(8, 512), default=24, metavar="N", help="of a free answer (default: 24)")
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, measure, print."""
     args = parser().parse_args(argv)
     try:
-        loaded = models.load(args.model, dtype=args.dtype)
+        loaded = models.load(args.model, args.adapter and adapters.place(args.adapter), dtype=args.dtype)
     except ModelError as error:
         cli.fail(f"--model: {error}")
     prompts, inventory = states(args.batch)
@@ -62,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             rates[name].append(many / (time.perf_counter() - began))
     about = loaded.about
     title = (
-        f"{about['name']}, {about['dtype']}, {torch.get_num_threads()} threads, batch {args.batch}, "
+        f"{about['name']}{' with an adapter' * bool(args.adapter)}, {about['dtype']}, "
+        f"{torch.get_num_threads()} threads, batch {args.batch}, "
         f"prompts of {np.mean([len(one) for one in ids]):.0f} tokens"
     )
     table = Table(title=title, title_justify="left")
@@ -105,6 +108,8 @@ def ways_of(
     decoder = decode.Decoder(loaded.model, loaded.tokenizer)
     free, bound = decode.Sampling(0.0, tokens, False), decode.Sampling(0.0, tokens, True)
     rules = grammar.matcher(loaded.tokenizer, inventory)
+    answers = prompting.answers(inventory)
+    tree, stem = trie.trie(loaded.tokenizer, answers), trie.stem(loaded.tokenizer, answers)
 
     def generate(many: int) -> None:
         for one in ids[:many]:
@@ -125,9 +130,23 @@ def ways_of(
             decoder.forget()
             decode.decode(decoder, [one], bound, [rules.deep_copy()])
 
+    def weighed(many: int) -> None:
+        decoder.pin(ids[0])
+        for one in ids[:many]:
+            trie.pick(trie.weigh(decoder, one, tree))
+        decoder.forget()
+
+    def chosen(many: int) -> None:
+        decoder.pin(ids[0])
+        for one in ids[:many]:
+            trie.choose(decoder, one, stem)
+        decoder.forget()
+
     return {
         "free, generate, one at a time": (generate, FEW),
         "free, batched": (batched, len(ids)),
         "with the grammar, one at a time": (with_grammar_alone, FEW),
         "with the grammar, batched": (with_grammar, len(ids)),
+        "exact, weighed": (weighed, len(ids)),
+        "exact, chosen": (chosen, len(ids)),
     }

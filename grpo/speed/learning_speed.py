@@ -1,16 +1,20 @@
 """How long a step of learning without samples takes, and how much memory: all legal answers of every state, weighed.
 
     jaxsim-soc learning-speed                                                the embedded model, on what is at hand
+    jaxsim-soc learning-speed --teacher own                                  a warm start's step instead of GRPO's
     jaxsim-soc learning-speed --model qwen2.5-1.5b --dtype float16 --checkpointing --at-once 1 4
 
-A pass is that of `--estimator exact`: the prompt and the tree of its legal answers, forward and backward, through an
-adapter (LoRA) on frozen weights. A shape, such as qwen2.5-1.5b, has the published sizes and random weights, which cost
-the same; its prompts are cut by the embedded model's tokenizer. Loading is not timed, nor is the first pass.
+A pass is that of `--estimator exact`: the prompt and the tree of its legal answers, or of those that a teacher would
+give, forward and backward, through an adapter (LoRA) on frozen weights. A shape, such as qwen2.5-1.5b, has the
+published sizes and random weights, which cost the same; its prompts are cut by the embedded model's tokenizer. Loading
+is not timed, nor is the first pass.
 """
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,23 +54,21 @@ def load(name: str, dtype: str, rank: int) -> tuple[Any, Any]:
     return adapted(model, lora, 0), tokenizer
 
 
-def measure(model: Any, tasks: Sequence[Any], at_once: int, repeats: int) -> dict[str, Any]:
-    """Forward and backward through all tasks, `at_once` in a pass."""
+def measure(
+    model: Any, tasks: Sequence[Any], loss: Callable[[Sequence[Any]], Any], at_once: int, repeats: int
+) -> dict[str, Any]:
+    """Forward and backward through all tasks, `at_once` in a pass; each has a prompt and a tree."""
     import torch
 
-    from grpo.learning import losses, sharing
-    from grpo.model import trie
+    from grpo.learning import sharing
 
     gpu = model.device.type == "cuda"
 
     def step() -> None:
         for i in range(0, len(tasks), at_once):
-            part = tasks[i : i + at_once]
             with sharing.in_half(model):
-                found = trie.log_probs(model, [t.prompt for t in part], [t.tree for t in part])
-            paid = [torch.linspace(0, 1, len(x), device=x.device) for x in found]
-            loss = torch.stack([losses.expected_gradient(x, r, 0.0) for x, r in zip(found, paid, strict=True)]).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+                paid = loss(tasks[i : i + at_once])
+            paid.backward()
         if gpu:
             torch.cuda.synchronize()
         model.zero_grad()
@@ -93,6 +95,18 @@ def measure(model: Any, tasks: Sequence[Any], at_once: int, repeats: int) -> dic
     }
 
 
+def of_grpo(model: Any, part: Sequence[Any]) -> Any:
+    """GRPO's loss, of any rewards."""
+    import torch
+
+    from grpo.learning import losses
+    from grpo.model import trie
+
+    found = trie.log_probs(model, [t.prompt for t in part], [t.tree for t in part])
+    paid = [torch.linspace(0, 1, len(x), device=x.device) for x in found]
+    return torch.stack([losses.expected_gradient(x, r, 0.0) for x, r in zip(found, paid, strict=True)]).sum()
+
+
 def parser() -> cli.Parser:
     """The options."""
     p = cli.parser(__doc__)
@@ -100,6 +114,7 @@ def parser() -> cli.Parser:
     p.add_argument("--dtype", type=cli.one_of(("auto", "float32", "bfloat16", "float16")), default="auto",
                    metavar="NAME", help="of the frozen weights: auto, float32, bfloat16, float16")  # fmt: skip
     p.add_argument("--rank", type=cli.positive_int, default=16, metavar="R", help="of the adapter (default: 16)")
+    p.add_argument("--teacher", metavar="FILE", help="whose probabilities are learned (default: GRPO's step)")
     p.add_argument("--checkpointing", action="store_true", help="keep no activations")
     p.add_argument("--at-once", type=cli.positive_int, nargs="+", default=[1, 4], metavar="N", help="states a pass")
     p.add_argument("--states", type=cli.positive_int, default=8, metavar="N", help="of a step (default: 8)")
@@ -115,24 +130,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.fail(f"--at-once {most} is more than the {args.states} --states of a step; give as many, or fewer at once")
     import torch
 
-    from grpo.learning import exact
+    from grpo.learning import exact, warm
+    from grpo.training import settings
+    from grpo.training.loop import lessons_of
 
     model, tokenizer = load(args.model, args.dtype, args.rank)
     game = rows.campaigns((CAMPAIGN,), "hardened", "operational")
     bank = rows.from_teacher(game, rows.TEACHER, args.states, 0)
-    tasks = [exact.asked(tokenizer, game.inventories[0], text) for text in rows.prompts_of(game, bank, "compact")]
+    prompts = rows.prompts_of(game, bank, "compact")
+    tasks: Sequence[Any] = [exact.asked(tokenizer, game.inventories[0], text) for text in prompts]
+    loss = partial(of_grpo, model)
+    if file := args.teacher:
+        try:
+            teacher = rows.teacher_of(game, settings.load("smoke", {"teacher": file}).teacher_file or Path(file))
+        except (settings.SettingsError, ValueError) as error:
+            cli.fail(f"--teacher: {error}")
+        chances = rows.chances(game, bank, teacher[1])
+        tasks = lessons_of(game, bank, prompts, chances, np.arange(args.states), tokenizer).lessons
+        tasks = sorted(tasks, key=lambda t: len(t.prompt) + len(t.tree.tokens))
+        loss = partial(warm.distil_loss, model)
     gpu = model.device.type == "cuda"
     about = {
         "model": args.model, "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "checkpointing": args.checkpointing, "parameters": model.num_parameters(),
-        "trained": model.num_parameters(only_trainable=True), "states": len(tasks),
+        "learns": "teacher" if args.teacher else "grpo", "checkpointing": args.checkpointing,
+        "parameters": model.num_parameters(), "trained": model.num_parameters(only_trainable=True),
+        "states": len(tasks),
         "device": torch.cuda.get_device_name() if gpu else "cpu", "threads": torch.get_num_threads(),
     }  # fmt: skip
     model.train()
     lines = []
     with exact.checkpointing(model, args.checkpointing):
         for at_once in args.at_once:
-            lines.append(json.dumps(about | measure(model, tasks, at_once, args.repeats)))
+            lines.append(json.dumps(about | measure(model, tasks, loss, at_once, args.repeats)))
             print(lines[-1], flush=True)
     if args.json:
         cli.write_text(args.json, "\n".join(lines) + "\n")

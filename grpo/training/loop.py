@@ -16,8 +16,9 @@ from grpo.learning.diagnostics import Tables
 from grpo.learning.plan import Plan
 from grpo.learning.student import Lora, save_adapter, student
 from grpo.learning.unsloth_backend import Source
-from grpo.model import decode
+from grpo.model import decode, trie
 from grpo.model.errors import ModelError
+from grpo.model.trie import Trie
 from grpo.playing import play
 from grpo.playing.choices import EXACT
 from grpo.rows import rows, surrogate
@@ -83,9 +84,10 @@ def teach(run: Run, this: Loop, game: Campaigns, bank: Bank, shown: np.ndarray, 
     how = warm.How(chosen.warm_epochs, chosen.warm_batch, chosen.warm_lr, this.seed, chosen.save_every)
     order = np.random.default_rng(this.seed).permutation(shown)
     if this.teacher:
-        chances = rows.chances(game, bank, this.teacher[1])
+        chances = rows.chances(game, bank, this.teacher[1], chosen.warm_sharpness)
+        which = first_of(order, rows.acting(game, chances)[order], chosen.warm_rows, chosen.warm_acting)
         prompts = rows.prompts_of(game, bank, chosen.layout)
-        lessons = lessons_of(game, bank, prompts, chances, order[: chosen.warm_rows], this.tokenizer)
+        lessons = lessons_of(game, bank, prompts, chances, which, this.tokenizer)
         distil(run, this, lessons, how, max(1, chosen.micro_batch // chosen.group))
     else:
         # Apart where somebody else plays on in the futures that GRPO is paid by; kept, for a run that is cut off later.
@@ -204,6 +206,12 @@ def check_rows(many: int, prompts_per_step: int) -> None:
         )
 
 
+def first_of(order: np.ndarray, acting: np.ndarray, many: int, share: float) -> np.ndarray:
+    """The first `many` of the rows `order`; before others those `acting`, up to that share, as far as there are any."""
+    wanted = order[acting][: round(share * many)]
+    return np.concatenate([wanted, order[~np.isin(order, wanted)]])[:many]
+
+
 class Examples(NamedTuple):
     """Answers to show a beginner."""
 
@@ -234,6 +242,7 @@ class Lessons(NamedTuple):
 
     lessons: list[warm.Lesson]
     campaigns: list[int]  # of each
+    whole: Trie  # of all legal answers of the first
 
 
 def lessons_of(
@@ -242,9 +251,11 @@ def lessons_of(
     """At the rows `which`; `chances`, (R, A), are the teacher's of every action."""
     campaigns, found = bank.params_index[which].tolist(), []
     for r, p in zip(which.tolist(), campaigns, strict=True):
-        task = exact.asked(tokenizer, game.inventories[p], prompts[r])
-        found.append(warm.Lesson(task.prompt, task.tree, chances[r, task.actions]))
-    return Lessons(found, campaigns)
+        inventory = game.inventories[p]
+        prompt = decode.chat_tokens(tokenizer, prompting.chat(prompts[r], inventory))
+        target = chances[r, list(inventory.actions.values())]
+        found.append(warm.lesson(tokenizer, prompt, prompting.answers(inventory), target))
+    return Lessons(found, campaigns, trie.trie(tokenizer, prompting.answers(game.inventories[campaigns[0]])))
 
 
 def distil(run: Run, this: Loop, taught: Lessons, how: warm.How, at_once: int) -> None:
@@ -252,7 +263,10 @@ def distil(run: Run, this: Loop, taught: Lessons, how: warm.How, at_once: int) -
     run.console.print(f"warm start: the teacher's probabilities at {len(taught.lessons)} states")
     folder = this.folder / "warm"
     with followed(run, this.number) as advance:
-        warm.distil(this.model, taught.lessons, taught.campaigns, folder, how, at_once=at_once, advance=advance)
+        warm.distil(
+            this.model, taught.lessons, taught.campaigns, folder, how, whole=taught.whole, at_once=at_once,
+            advance=advance,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -102,6 +102,20 @@ class Settings(BaseModel):
         "play, and a warm start teaches its probabilities of all legal actions (default: a heuristic's play and "
         "answers)",
     )
+    warm_sharpness: float = Field(
+        1.0,
+        gt=0,
+        le=20,
+        description="power that the teacher's probabilities are raised to: above 1, its likeliest "
+        "action stands out more",
+    )
+    warm_acting: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="least share of a warm start's states in which the teacher would rather act than "
+        "wait or look, as far as there are such",
+    )
     warm_epochs: int = Field(2, ge=1, le=20, description="passes over them")
     warm_lr: float = Field(5e-4, gt=0, le=1, description="learning rate of the warm start")
     warm_batch: int = Field(8, ge=1, le=1024, description="rows per step of the warm start")
@@ -205,6 +219,12 @@ class Settings(BaseModel):
             if self.teacher == OWN:
                 what = f"{OWN}: none comes with the project for rules {self.rules!r} and reward {self.reward!r}"
             raise ValueError(f"teacher = {what}; give one of jaxsim-soc train-policy --view memoryless")
+        for name, number, usual in (
+            ("warm_sharpness", self.warm_sharpness, 1.0),
+            ("warm_acting", self.warm_acting, 0.0),
+        ):
+            if number != usual and not self.teacher:
+                raise ValueError(f"{name} = {number:g} is of a teacher, and there is none; give teacher, or {usual:g}")
         if self.warm_loops > self.outer_loops:
             raise ValueError(
                 f"warm_loops = {self.warm_loops} is more than outer_loops = {self.outer_loops}; choose as many or fewer"

@@ -172,9 +172,12 @@ def test_no_model_is_weighed_that_does_not_keep_the_mask(
     monkeypatch.setattr(attention, "tree_mask", lambda model, sees: None)
     with pytest.raises(ModelError, match=r"cannot weigh all answers at once: .* successor evidence or waiting"):
         collect.weighed(game, bank, prompts, student, tokenizer)
-    lessons, how = loops.lessons_of(game, bank, prompts, p, np.arange(2), tokenizer), warm.How(1, 1, 1e-3, 0, 1)
+    taught, how = loops.lessons_of(game, bank, prompts, p, np.arange(2), tokenizer), warm.How(1, 1, 1e-3, 0, 1)
     with pytest.raises(ModelError, match="cannot weigh all answers at once"):
-        warm.distil(student, *lessons, tmp_path / "warm", how, at_once=1, advance=lambda *_: None)
+        warm.distil(
+            student, taught.lessons, taught.campaigns, tmp_path / "warm", how, whole=taught.whole, at_once=1,
+            advance=lambda *_: None,
+        )  # fmt: skip
     assert not (tmp_path / "warm").exists()
 
 
@@ -231,3 +234,11 @@ def test_a_loop_without_samples(
     further = list(map(json.loads, run(tmp_path / "further", one.parent).splitlines()))
     assert [x["phase"] for x in further] == ["start", *phases]
     assert further[0]["mean_return"] == after["mean_return"]
+
+
+def test_a_warm_start_prefers_states_in_which_the_teacher_acts() -> None:
+    order, acting = np.asarray([7, 2, 9, 4, 1, 3]), np.asarray([False, True, False, True, False, True])
+    np.testing.assert_array_equal(loops.first_of(order, acting, 4, 0.0), [7, 2, 9, 4])
+    np.testing.assert_array_equal(loops.first_of(order, acting, 4, 0.5), [2, 4, 7, 9])
+    np.testing.assert_array_equal(loops.first_of(order, acting, 5, 1.0), [2, 4, 3, 7, 9])  # as far as there are such
+    np.testing.assert_array_equal(loops.first_of(order, acting, 9, 0.2), [2, 4, 7, 9, 1, 3])

@@ -20,6 +20,7 @@ from grpo.learning import diagnostics, optimise, signals
 from grpo.rows import bank as banks
 from grpo.rows import rows
 from jaxsim import recurrent
+from jaxsim.actions import table
 from jaxsim.audit import checkpoint
 from jaxsim.names import parse_plan
 from jaxsim.policies import BASELINES, PLAN
@@ -220,6 +221,12 @@ def test_a_memoryless_teacher_weighs_all_legal_actions(game: Any, found: Any, tm
     np.testing.assert_allclose(chances[:, legal].sum(axis=1), 1, atol=1e-5)
     assert policy == recurrent.POLICIES[recurrent.MEMORYLESS] and not learned.greedy
     assert (chances[:, legal] > 0).all() and len(np.unique(chances[:, 0])) > 3  # they hang on what is seen
+    sharper = rows.chances(game, found.bank, learned, 3.0)
+    cubes = chances.astype(np.float64) ** 3
+    np.testing.assert_allclose(sharper, cubes / cubes.sum(axis=1, keepdims=True), rtol=1e-4, atol=1e-7)
+    verbs = table(game.dims)[0]
+    some = np.eye(len(verbs), dtype=np.float32)
+    np.testing.assert_array_equal(rows.acting(game, some), ~np.isin(verbs, (MONITOR, INVESTIGATE)))
     write(game.dims.restore, recurrent.SEEING)
     with pytest.raises(
         ValueError, match=r"view = 'seeing' .* train one with jaxsim-soc train-policy --view memoryless"

@@ -63,6 +63,8 @@ def test_the_t4_preset_is_what_a_t4_can_do() -> None:
             r"warm_loops = 2 and warm_rows = 0: the first loops would learn nothing; give warm_rows, or warm_loops 1",
         ),
         ({"validate_episodes": 1}, r"validate_episodes = 1: of one episode there is no standard error; give 2 or more"),
+        ({"warm_acting": 0.5}, r"warm_acting = 0.5 is of a teacher, and there is none; give teacher, or 0"),
+        ({"warm_sharpness": 2}, r"warm_sharpness = 2 is of a teacher, and there is none; give teacher, or 1"),
         ({"teacher": "own", "warm_loops": 2}, r"warm_loops = 2 is more than outer_loops = 1; choose as many or fewer"),
         ({"adapter": "nowhere", "warm_rows": 0}, r"adapter = 'nowhere' is no folder; give one that an adapter was"),
         ({"adapter": "default"}, r"adapter = 'default' plays itself, but a heuristic has no answer .* or warm_rows 0"),

@@ -173,6 +173,41 @@ def test_greedy_play_says_what_scoring_one_by_one_ranks_first(student: Any) -> N
     assert said[:3] == [answers[a] for a in brute.argmax(axis=1)] and said[3] == said[0]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_a_choice_is_that_of_weighing_every_answer(student: Any, temperature: float) -> None:
+    model, tokenizer = student
+    whole, stem = trie.trie(tokenizer, ANSWERS), trie.stem(tokenizer, ANSWERS)
+    assert len(stem.tree.tokens) < len(whole.tokens) / 2
+    for text, above, ending in zip(ANSWERS, stem.above, stem.endings, strict=True):
+        end = tokenizer.eos_token_id
+        assert [*stem.tree.tokens[above], *ending] == [*tokenizer(text, add_special_tokens=False)["input_ids"], end]
+    decoder, plain, fed = Decoder(model, tokenizer), trie._endings, list[int]()
+    seeds = [(3, e, 1) for e in range(40)] if temperature else [()]
+    for prompt in PROMPTS:
+        every = trie.weigh(decoder, prompt, whole)
+        with torch.no_grad():
+            ends = every - trie.log_probs(model, [prompt], [stem.tree])[0].double().numpy()
+
+        def counted(*given: Any, ends: np.ndarray = ends) -> np.ndarray:
+            found = plain(*given)
+            np.testing.assert_allclose(found, ends[given[-1]], rtol=1e-4, atol=1e-3)
+            fed.append(len(found))
+            return found
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(trie, "_endings", counted)
+            wanted = [trie.pick(every, temperature, one) for one in seeds]
+            assert trie.choose(decoder, prompt, stem, temperature, seeds) == wanted
+    assert sum(fed) > 0
+    if not temperature:
+        assert sum(fed) < len(PROMPTS) * len(ANSWERS)
+
+
+def test_a_choice_of_one_answer(student: Any) -> None:
+    model, tokenizer = student
+    assert trie.choose(Decoder(model, tokenizer), PROMPTS[0], trie.stem(tokenizer, ANSWERS[:1])) == [0]
+
+
 def test_sampled_play_draws_by_the_exact_probabilities() -> None:
     log_p = np.log([0.05, 0.3, 0.15]) - 4.0  # of what is legal
     for temperature in (0.5, 1.0, 2.0):

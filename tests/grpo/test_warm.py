@@ -141,7 +141,7 @@ def test_a_teachers_chances_are_learned_and_continue_exactly(tmp_path: Path) -> 
 
         with contextlib.suppress(Killed):
             how = warm.How(epochs=8, batch=2, lr=3e-2, seed=5, save_every=4)
-            warm.distil(model, lessons, [0, 0, 1, 1], tmp_path / name, how, at_once=1, advance=advance)
+            warm.distil(model, lessons, [0, 0, 1, 1], tmp_path / name, how, whole=tree, at_once=1, advance=advance)
         return told, {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
     whole, weights = run("whole")
@@ -150,6 +150,27 @@ def test_a_teachers_chances_are_learned_and_continue_exactly(tmp_path: Path) -> 
     rest, again = run("cut")
     assert first[:4] == whole[:4] and rest == whole[4:]
     assert all(torch.equal(weights[n], again[n]) for n in weights)
+
+
+def test_a_lesson_leaves_out_what_the_teacher_hardly_gives(tmp_path: Path) -> None:
+    model, tokenizer = student(tiny(tmp_path / "model"))
+    model.eval()
+    answers = tuple(prompting.encode(a, INVENTORY) for a in INVENTORY.actions.values())
+    target = np.zeros(len(answers))
+    target[[3, 0, 5, 7, 8]] = [0.5, 0.3, 0.192, 0.005, 0.003]  # the last two have 0.008 together
+    lesson = warm.lesson(tokenizer, [*range(5, 45)], answers, target)
+    assert len(lesson.target) == 3 and lesson.target.sum() == pytest.approx(1)
+    np.testing.assert_allclose(lesson.target, np.asarray([0.3, 0.5, 0.192]) / 0.992)
+    assert lesson.tree is trie.trie(tokenizer, (answers[0], answers[3], answers[5]))
+    # Its loss is that of the whole tree for these targets: what is left out counts there, too.
+    whole = np.zeros(len(answers))
+    whole[[0, 3, 5]] = lesson.target
+    every = warm.Lesson(lesson.prompt, trie.trie(tokenizer, answers), whole)
+    torch.testing.assert_close(
+        warm.distil_loss(model, [lesson]), warm.distil_loss(model, [every]), rtol=1e-5, atol=1e-4
+    )
+    for certain in (np.eye(len(answers))[4], np.full(len(answers), 1 / len(answers))):
+        assert len(warm.lesson(tokenizer, [7], answers, certain).target) == (1 if certain[4] == 1 else len(answers))
 
 
 def test_distilling_a_shown_answer_is_showing_it(tmp_path: Path) -> None:
