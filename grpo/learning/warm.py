@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+import prompting
 from grpo.learning import descent, losses, sharing
 from grpo.model import decode, trie
 from grpo.model.errors import ModelError
 from grpo.model.trie import Trie
+from grpo.rows.bank import Bank
+from grpo.rows.rows import Campaigns
 
 LEAST = 0.01  # of a teacher's probability, not worth the tokens that it takes
 
@@ -77,6 +80,27 @@ def lesson(tokenizer: Any, prompt: list[int], answers: Sequence[str], target: np
     which = np.sort(order[: 1 + int((target[order].cumsum() < 1 - LEAST).sum())])
     tree = trie.trie(tokenizer, tuple(answers[a] for a in which))
     return Lesson(prompt, tree, target[which] / target[which].sum())
+
+
+class Lessons(NamedTuple):
+    """What a teacher would do at some states."""
+
+    lessons: list[Lesson]
+    campaigns: list[int]  # of each
+    whole: Trie  # of all legal answers of the first
+
+
+def lessons_of(
+    game: Campaigns, bank: Bank, prompts: list[str], chances: np.ndarray, which: np.ndarray, tokenizer: Any
+) -> Lessons:
+    """At the rows `which`; `chances`, (R, A), are the teacher's of every action."""
+    campaigns, found = bank.params_index[which].tolist(), []
+    for r, p in zip(which.tolist(), campaigns, strict=True):
+        inventory = game.inventories[p]
+        prompt = decode.chat_tokens(tokenizer, prompting.chat(prompts[r], inventory))
+        target = chances[r, list(inventory.actions.values())]
+        found.append(lesson(tokenizer, prompt, prompting.answers(inventory), target))
+    return Lessons(found, campaigns, trie.trie(tokenizer, prompting.answers(game.inventories[campaigns[0]])))
 
 
 def distil_loss(model: Any, lessons: Sequence[Lesson]) -> torch.Tensor:

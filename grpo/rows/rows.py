@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import Array
 
 import prompting
 import scenarios
@@ -95,7 +96,7 @@ def from_teacher(game: Campaigns, policy: Teacher, many: int, seed: int) -> Bank
     """
     episodes = max(1, 4 * many // len(game.names))
     every = banks.collect_heuristic(game.env, game.params, *policy, noise.root(seed), episodes, 16)
-    acts = table(game.dims)[0][np.asarray(every.action)] > INVESTIGATE
+    acts = acting(game, every.action)
     rng = np.random.default_rng(seed)
     busy, idle = (rng.permutation(np.flatnonzero(x)) for x in (acts, ~acts))
     busy = busy[: many // 2]
@@ -133,9 +134,10 @@ def chances(game: Campaigns, bank: Bank, teacher: Learned, sharpness: float = 1.
     return sharpened
 
 
-def acting(game: Campaigns, chances: np.ndarray) -> np.ndarray:
-    """(R,) bool, where the likeliest of (R, A) is more than waiting or looking."""
-    return ~np.isin(table(game.dims)[0][chances.argmax(axis=1)], (MONITOR, INVESTIGATE))
+def acting(game: Campaigns, actions: Array) -> np.ndarray:
+    """(R,) bool, which of (R,) actions set or lift a control."""
+    acts: np.ndarray = table(game.dims)[0][np.asarray(actions)] > INVESTIGATE
+    return acts
 
 
 def episodes_of(campaign: int, episodes: int, seed: int) -> jax.Array:

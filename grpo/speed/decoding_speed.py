@@ -36,7 +36,7 @@ def parser() -> cli.Parser:
     """The options."""
     p = cli.parser(__doc__)
     p.add_argument("--model", default="embedded", metavar="NAME", help="embedded, a folder, or a hub id")
-    p.add_argument("--adapter", metavar="DIR", help="of an adapter, or default, the one that comes with the project")
+    p.add_argument("--adapter", type=adapters.folder, metavar="DIR", help="of an adapter, or default, the project's")
     p.add_argument("--dtype", default="auto", help="of the weights (default: auto)")
     p.add_argument("--batch", type=cli.integer(2, 1024), default=32, metavar="N", help="prompts (default: 32)")
     p.add_argument("--tokens", type=cli.integer(8, 512), default=24, metavar="N", help="of a free answer (default: 24)")
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, measure, print."""
     args = parser().parse_args(argv)
     try:
-        loaded = models.load(args.model, args.adapter and adapters.place(args.adapter), dtype=args.dtype)
+        loaded = models.load(args.model, args.adapter, dtype=args.dtype)
     except ModelError as error:
         cli.fail(f"--model: {error}")
     prompts, inventory = states(args.batch)

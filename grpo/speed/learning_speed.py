@@ -1,7 +1,7 @@
 """How long a step of learning without samples takes, and how much memory: all legal answers of every state, weighed.
 
     jaxsim-soc learning-speed                                                the embedded model, on what is at hand
-    jaxsim-soc learning-speed --teacher own                                  a warm start's step instead of GRPO's
+    jaxsim-soc learning-speed --teacher                                      a warm start's step instead of GRPO's
     jaxsim-soc learning-speed --model qwen2.5-1.5b --dtype float16 --checkpointing --at-once 1 4
 
 A pass is that of `--estimator exact`: the prompt and the tree of its legal answers, or of those that a teacher would
@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768,
     },
 }  # fmt: skip
-CAMPAIGN = "supply_chain_token_drift"
+CAMPAIGN, RULES, REWARD = "supply_chain_token_drift", "hardened", "operational"
 
 
 def load(name: str, dtype: str, rank: int) -> tuple[Any, Any]:
@@ -114,7 +113,7 @@ def parser() -> cli.Parser:
     p.add_argument("--dtype", type=cli.one_of(("auto", "float32", "bfloat16", "float16")), default="auto",
                    metavar="NAME", help="of the frozen weights: auto, float32, bfloat16, float16")  # fmt: skip
     p.add_argument("--rank", type=cli.positive_int, default=16, metavar="R", help="of the adapter (default: 16)")
-    p.add_argument("--teacher", metavar="FILE", help="whose probabilities are learned (default: GRPO's step)")
+    p.add_argument("--teacher", action="store_true", help="what the project's teacher gives, instead of GRPO's step")
     p.add_argument("--checkpointing", action="store_true", help="keep no activations")
     p.add_argument("--at-once", type=cli.positive_int, nargs="+", default=[1, 4], metavar="N", help="states a pass")
     p.add_argument("--states", type=cli.positive_int, default=8, metavar="N", help="of a step (default: 8)")
@@ -131,22 +130,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from grpo.learning import exact, warm
-    from grpo.training import settings
-    from grpo.training.loop import lessons_of
+    from jaxsim.audit import checkpoint
+    from jaxsim.recurrent import MEMORYLESS
 
     model, tokenizer = load(args.model, args.dtype, args.rank)
-    game = rows.campaigns((CAMPAIGN,), "hardened", "operational")
+    game = rows.campaigns((CAMPAIGN,), RULES, REWARD)
     bank = rows.from_teacher(game, rows.TEACHER, args.states, 0)
     prompts = rows.prompts_of(game, bank, "compact")
     tasks: Sequence[Any] = [exact.asked(tokenizer, game.inventories[0], text) for text in prompts]
     loss = partial(of_grpo, model)
-    if file := args.teacher:
-        try:
-            teacher = rows.teacher_of(game, settings.load("smoke", {"teacher": file}).teacher_file or Path(file))
-        except (settings.SettingsError, ValueError) as error:
-            cli.fail(f"--teacher: {error}")
+    if args.teacher:
+        teacher = rows.teacher_of(game, checkpoint.own(RULES, REWARD, MEMORYLESS))
         chances = rows.chances(game, bank, teacher[1])
-        tasks = lessons_of(game, bank, prompts, chances, np.arange(args.states), tokenizer).lessons
+        tasks = warm.lessons_of(game, bank, prompts, chances, np.arange(args.states), tokenizer).lessons
         tasks = sorted(tasks, key=lambda t: len(t.prompt) + len(t.tree.tokens))
         loss = partial(warm.distil_loss, model)
     gpu = model.device.type == "cuda"

@@ -16,9 +16,8 @@ from grpo.learning.diagnostics import Tables
 from grpo.learning.plan import Plan
 from grpo.learning.student import Lora, save_adapter, student
 from grpo.learning.unsloth_backend import Source
-from grpo.model import decode, trie
+from grpo.model import decode
 from grpo.model.errors import ModelError
-from grpo.model.trie import Trie
 from grpo.playing import play
 from grpo.playing.choices import EXACT
 from grpo.rows import rows, surrogate
@@ -85,9 +84,10 @@ def teach(run: Run, this: Loop, game: Campaigns, bank: Bank, shown: np.ndarray, 
     order = np.random.default_rng(this.seed).permutation(shown)
     if this.teacher:
         chances = rows.chances(game, bank, this.teacher[1], chosen.warm_sharpness)
-        which = first_of(order, rows.acting(game, chances)[order], chosen.warm_rows, chosen.warm_acting)
+        acting = rows.acting(game, chances.argmax(axis=1))
+        which = first_of(order, acting[order], chosen.warm_rows, chosen.warm_acting)
         prompts = rows.prompts_of(game, bank, chosen.layout)
-        lessons = lessons_of(game, bank, prompts, chances, which, this.tokenizer)
+        lessons = warm.lessons_of(game, bank, prompts, chances, which, this.tokenizer)
         distil(run, this, lessons, how, max(1, chosen.micro_batch // chosen.group))
     else:
         # Apart where somebody else plays on in the futures that GRPO is paid by; kept, for a run that is cut off later.
@@ -237,28 +237,7 @@ def warm_up(run: Run, this: Loop, examples: Examples, how: warm.How) -> None:
         warm.learn(this.model, pairs, examples.campaigns, this.folder / "warm", how, pad=pad, advance=advance)
 
 
-class Lessons(NamedTuple):
-    """What a teacher would do at some states."""
-
-    lessons: list[warm.Lesson]
-    campaigns: list[int]  # of each
-    whole: Trie  # of all legal answers of the first
-
-
-def lessons_of(
-    game: Campaigns, bank: Bank, prompts: list[str], chances: np.ndarray, which: np.ndarray, tokenizer: Any
-) -> Lessons:
-    """At the rows `which`; `chances`, (R, A), are the teacher's of every action."""
-    campaigns, found = bank.params_index[which].tolist(), []
-    for r, p in zip(which.tolist(), campaigns, strict=True):
-        inventory = game.inventories[p]
-        prompt = decode.chat_tokens(tokenizer, prompting.chat(prompts[r], inventory))
-        target = chances[r, list(inventory.actions.values())]
-        found.append(warm.lesson(tokenizer, prompt, prompting.answers(inventory), target))
-    return Lessons(found, campaigns, trie.trie(tokenizer, prompting.answers(game.inventories[campaigns[0]])))
-
-
-def distil(run: Run, this: Loop, taught: Lessons, how: warm.How, at_once: int) -> None:
+def distil(run: Run, this: Loop, taught: warm.Lessons, how: warm.How, at_once: int) -> None:
     """Teach the model a teacher's probabilities of all legal answers, `at_once` states in a forward pass."""
     run.console.print(f"warm start: the teacher's probabilities at {len(taught.lessons)} states")
     folder = this.folder / "warm"

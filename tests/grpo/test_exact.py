@@ -172,7 +172,7 @@ def test_no_model_is_weighed_that_does_not_keep_the_mask(
     monkeypatch.setattr(attention, "tree_mask", lambda model, sees: None)
     with pytest.raises(ModelError, match=r"cannot weigh all answers at once: .* successor evidence or waiting"):
         collect.weighed(game, bank, prompts, student, tokenizer)
-    taught, how = loops.lessons_of(game, bank, prompts, p, np.arange(2), tokenizer), warm.How(1, 1, 1e-3, 0, 1)
+    taught, how = warm.lessons_of(game, bank, prompts, p, np.arange(2), tokenizer), warm.How(1, 1, 1e-3, 0, 1)
     with pytest.raises(ModelError, match="cannot weigh all answers at once"):
         warm.distil(
             student, taught.lessons, taught.campaigns, tmp_path / "warm", how, whole=taught.whole, at_once=1,
