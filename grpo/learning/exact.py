@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import prompting
-from grpo.learning import descent, diagnostics, losses, sharing
+from grpo.learning import descent, diagnostics, losses, sharing, warm
 from grpo.learning.diagnostics import Tables
 from grpo.learning.plan import Plan
 from grpo.model import decode, trie
@@ -27,15 +27,26 @@ class Asked(NamedTuple):
     """What a state asks."""
 
     prompt: list[int]
-    tree: Trie
+    answers: tuple[str, ...]  # A, the legal ones
+    tree: Trie  # of them
     actions: np.ndarray  # (A,) of the action table, of each answer
+
+
+class Told(NamedTuple):
+    """A state's loss, () with gradients, and what the model thinks of its answers, (A,) without."""
+
+    loss: torch.Tensor
+    log_p: torch.Tensor
+    reference: torch.Tensor | None  # at first
 
 
 def asked(tokenizer: Any, inventory: Inventory, prompt: str) -> Asked:
     """A prompt in a network, and its legal answers."""
+    answers = prompting.answers(inventory)
     return Asked(
         decode.chat_tokens(tokenizer, prompting.chat(prompt, inventory)),
-        trie.trie(tokenizer, prompting.answers(inventory)),
+        answers,
+        trie.trie(tokenizer, answers),
         np.asarray(list(inventory.actions.values())),
     )
 
@@ -58,6 +69,15 @@ def optimise(
     at_once = max(1, plan.micro_batch // plan.group)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     recent: list[dict[str, Any]] = []
+    at_first: dict[int, torch.Tensor] = {}  # of rows
+
+    def referred(which: Sequence[int], tasks: Sequence[Asked]) -> list[torch.Tensor]:
+        """What the model thought of the answers when GRPO began."""
+        if new := [i for i, r in enumerate(which) if r not in at_first]:
+            with as_at(model, start), torch.no_grad(), sharing.in_half(model):
+                found = trie.log_probs(model, [tasks[i].prompt for i in new], [tasks[i].tree for i in new])
+            at_first.update({which[i]: x for i, x in zip(new, found, strict=True)})
+        return [at_first[r] for r in which]
 
     def task(r: int) -> Asked:
         return asked(tokenizer, inventory_of(known.game, known.rows, r), known.rows.prompts[r])
@@ -72,22 +92,18 @@ def optimise(
         chances, told = np.zeros_like(paid), np.zeros(3)
         for i in range(0, len(tasks), at_once):
             part = tasks[i : i + at_once]
-            prompts, trees = [t.prompt for t in part], [t.tree for t in part]
-            then: Sequence[torch.Tensor | None] = [None] * len(part)
-            if plan.beta:
-                with as_at(model, start), torch.no_grad(), sharing.in_half(model):
-                    then = trie.log_probs(model, prompts, trees)
-            with sharing.in_half(model):
-                found = trie.log_probs(model, prompts, trees)
-            terms = [
-                terms_of(plan, x, worth[t.actions], worth[-1], ref)
-                for x, t, worth, ref in zip(found, part, paid[i:], then, strict=False)
-            ]
-            total = torch.stack([loss for loss, _, _ in terms]).sum() / len(tasks)
+            worth = [x[[*t.actions, -1]] for x, t in zip(paid[i:], part, strict=False)]
+            if plan.objective == "target":
+                terms = targeted(model, tokenizer, part, worth, referred(which[i : i + at_once], part), plan)
+            else:
+                then = referred(which[i : i + at_once], part) if plan.beta else [None] * len(part)
+                terms = weighed(model, part, worth, then, plan)
+            total = torch.stack([x.loss for x in terms]).sum() / len(tasks)
             scale(total).backward()  # type: ignore[no-untyped-call]
-            told += np.asarray([[x.item() for x in row] for row in terms]).sum(axis=0) / len(tasks)
-            for j, (x, t) in enumerate(zip(found, part, strict=True), i):
-                chances[j, t.actions] = x.detach().double().exp().cpu()
+            for j, (x, t) in enumerate(zip(terms, part, strict=True), i):
+                kl = 0.0 if x.reference is None else losses.divergence(x.log_p, x.reference).item()
+                told += np.asarray([x.loss.item(), kl, losses.entropy(x.log_p).item()]) / len(tasks)
+                chances[j, t.actions] = x.log_p.double().exp().cpu()
         chances[:, -1] = np.maximum(0, 1 - chances.sum(axis=1))
         report = diagnostics.expected_report(known, which, chances, np.nan_to_num(paid), plan.group)
         return float(told[0]), {"kl": float(told[1]), "entropy": float(told[2]), **report}
@@ -104,18 +120,55 @@ def optimise(
     return diagnostics.alarm(recent) if plan.alarm else ""
 
 
-def terms_of(
-    plan: Plan, log_p: torch.Tensor, paid: np.ndarray, other: float, reference: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(loss, KL to the reference or 0, entropy) of a state; `paid` to each legal answer, `other` to all else."""
-    reward = torch.from_numpy(paid).to(log_p)
-    if plan.objective == "target":
-        loss = losses.target_policy(log_p, reward, plan.eta)
-    else:
-        loss = losses.expected_gradient(log_p, reward, float(other))
-    kl = log_p.new_zeros(()) if reference is None else losses.divergence(log_p, reference)
-    entropy = losses.entropy(log_p)
-    return loss + plan.beta * kl - plan.entropy_weight * entropy, kl, entropy
+def weighed(
+    model: Any, part: Sequence[Asked], worth: Sequence[np.ndarray], then: Sequence[torch.Tensor | None], plan: Plan
+) -> list[Told]:
+    """Objective `gradient` of some states: all legal answers are weighed with gradients.
+
+    `worth`, (A + 1,) each: what the answers are paid, and all else that may be said. `then`: what the model thought of
+    them at first, if the KL divergence from that is to be weighed.
+    """
+    with sharing.in_half(model):
+        found = trie.log_probs(model, [t.prompt for t in part], [t.tree for t in part])
+    told = []
+    for log_p, paid, ref in zip(found, worth, then, strict=True):
+        reward = torch.from_numpy(paid[:-1]).to(log_p)
+        loss = losses.expected_gradient(log_p, reward, float(paid[-1]), plan.scale_rewards == "group")
+        if ref is not None:
+            loss = loss + plan.beta * losses.divergence(log_p, ref)
+        told.append(Told(loss - plan.entropy_weight * losses.entropy(log_p), log_p.detach(), ref))
+    return told
+
+
+def targeted(
+    model: Any,
+    tokenizer: Any,
+    part: Sequence[Asked],
+    worth: Sequence[np.ndarray],
+    then: Sequence[torch.Tensor],
+    plan: Plan,
+) -> list[Told]:
+    """Objective `target` of some states: the cross-entropy to what follows from the model's chances at first, `then`.
+
+    Only the answers that hold nearly all of the target are weighed with gradients, see `warm.lesson`; of all others the
+    model is taken to think what it thought at first, as far as there is room.
+    """
+    told, lessons = [], []
+    for t, paid, ref in zip(part, worth, then, strict=True):
+        reward = torch.from_numpy(paid[:-1]).to(ref)
+        target = losses.target_policy(ref, reward, plan.eta, plan.scale_rewards == "group")
+        lessons.append(warm.lesson(tokenizer, t.prompt, t.answers, target.double().cpu().numpy()))
+    with sharing.in_half(model):
+        found = trie.log_probs(model, [x.prompt for x in lessons], [x.tree for x in lessons])
+    for log_p, lesson, ref in zip(found, lessons, then, strict=True):
+        loss = losses.cross_entropy(log_p, torch.from_numpy(lesson.target).to(log_p))
+        read = torch.zeros_like(ref, dtype=torch.bool)
+        read[torch.from_numpy(lesson.which).to(ref.device)] = True
+        room = (-torch.expm1(log_p.detach().logsumexp(dim=0).clamp(max=losses.ALMOST))).log()
+        every = ref + (room - ref[~read].logsumexp(dim=0)).clamp(max=0)
+        every[read] = log_p.detach()
+        told.append(Told(loss - plan.entropy_weight * losses.entropy(log_p), every, ref))
+    return told
 
 
 @contextlib.contextmanager

@@ -10,17 +10,18 @@ LEAST = 1e-4  # added to a standard deviation, as TRL does
 ALMOST = -1e-6  # nats; a sum of probabilities that rounding puts above is put there
 
 
-def advantages(chances: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
-    """(A,) distances of rewards from their mean, in standard deviations, where each has its chance.
+def advantages(chances: torch.Tensor, reward: torch.Tensor, scaled: bool = True) -> torch.Tensor:
+    """(A,) distances of rewards from their mean, where each has its chance: in standard deviations, or in points.
 
-    GRPO's advantage within a group (Shao et al. 2024, arXiv:2402.03300), in the limit of a group without end.
+    GRPO's advantage within a group (Shao et al. 2024, arXiv:2402.03300), in the limit of a group without end; not
+    `scaled`, that of Liu et al. 2025, arXiv:2503.20783.
     """
     chances = chances / chances.sum()
     centred = reward - chances @ reward
-    return centred / ((chances @ centred.square()).sqrt() + LEAST)
+    return centred / ((chances @ centred.square()).sqrt() + LEAST) if scaled else centred
 
 
-def expected_gradient(log_p: torch.Tensor, reward: torch.Tensor, other: float) -> torch.Tensor:
+def expected_gradient(log_p: torch.Tensor, reward: torch.Tensor, other: float, scaled: bool = True) -> torch.Tensor:
     """Loss whose gradient is that of GRPO in the limit of a group without end, reversed: -sum pi(a) A(a).
 
     `other`: the reward of all else that may be said. Expected policy gradients: Ciosek & Whiteson 2018,
@@ -29,17 +30,18 @@ def expected_gradient(log_p: torch.Tensor, reward: torch.Tensor, other: float) -
     """
     p = log_p.exp()
     chances = torch.cat([p.detach(), (1 - p.detach().sum()).clamp(min=0)[None]])
-    gain = advantages(chances, torch.cat([reward, reward.new_tensor([other])]))
+    gain = advantages(chances, torch.cat([reward, reward.new_tensor([other])]), scaled)
     return -(p * (gain[:-1] - gain[-1])).sum()
 
 
-def target_policy(log_p: torch.Tensor, reward: torch.Tensor, eta: float) -> torch.Tensor:
-    """Cross-entropy to the legal answers' present chances times exp(advantage / eta): target policy optimisation.
+def target_policy(log_p: torch.Tensor, reward: torch.Tensor, eta: float, scaled: bool = True) -> torch.Tensor:
+    """(A,) the legal answers' chances among themselves times exp(advantage / eta), which add up to 1.
 
-    arXiv:2604.06159. The advantage is that among the legal answers; their chances among all that may be said grow.
+    What target policy optimisation teaches, arXiv:2604.06159. The advantage is that among the legal answers; by the
+    cross-entropy to it their chances among all that may be said grow.
     """
-    now = log_p.detach().log_softmax(dim=0)
-    return cross_entropy(log_p, (now + advantages(now.exp(), reward) / eta).softmax(dim=0))
+    among = log_p.log_softmax(dim=0)
+    return (among + advantages(among.exp(), reward, scaled) / eta).softmax(dim=0)
 
 
 def cross_entropy(log_p: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -162,6 +162,7 @@ def config(model: Any, plan: Plan, folder: Path, seed: int) -> GRPOConfig:
         learning_rate=plan.lr,
         beta=plan.beta,
         loss_type="grpo",
+        scale_rewards=plan.scale_rewards,
         # On a GPU the trainer's autocast follows the weights; on a CPU the weights are what they are.
         bf16=on_gpu and half == torch.bfloat16,
         fp16=on_gpu and half == torch.float16,

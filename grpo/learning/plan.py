@@ -19,7 +19,8 @@ class Plan(NamedTuple):
     log_to: str  # "none" or a tracker that the trainer knows
     gradient_checkpointing: bool
     alarm: bool  # stop at the tells of a shortcut
+    scale_rewards: str = "group"  # advantages in standard deviations of a group, or "none": in points
     # Without samples only, see `exact`
     objective: str = "gradient"  # or "target"
-    eta: float = 0.5  # standard deviations of reward for a factor of e, of a target policy
+    eta: float = 0.5  # of a target policy: advantage for a factor of e
     entropy_weight: float = 0.0  # of the entropy of the legal answers, nats

@@ -68,6 +68,7 @@ class Lesson(NamedTuple):
     prompt: list[int]
     tree: Trie  # of the answers that are worth teaching
     target: np.ndarray  # (A,), of these, adds up to 1
+    which: np.ndarray  # (A,) int64, their places among all legal answers
 
 
 def lesson(tokenizer: Any, prompt: list[int], answers: Sequence[str], target: np.ndarray) -> Lesson:
@@ -79,7 +80,7 @@ def lesson(tokenizer: Any, prompt: list[int], answers: Sequence[str], target: np
     order = np.argsort(-target, kind="stable")
     which = np.sort(order[: 1 + int((target[order].cumsum() < 1 - LEAST).sum())])
     tree = trie.trie(tokenizer, tuple(answers[a] for a in which))
-    return Lesson(prompt, tree, target[which] / target[which].sum())
+    return Lesson(prompt, tree, target[which] / target[which].sum(), which)
 
 
 class Lessons(NamedTuple):

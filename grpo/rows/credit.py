@@ -159,6 +159,7 @@ def returns_to_go(
     *,
     futures: int = 32,
     redealt: bool = True,
+    some: Array | None = None,
     chunk: int = 64,
     devices: Sequence[jax.Device] | None = None,
 ) -> Credit:
@@ -167,13 +168,18 @@ def returns_to_go(
     `params` has leading axis P. After the action, `policy` plays to the end, from the next tick on and with the memory
     of `memory_at`. Row r draws its luck from `key` (seed 0 if not given) and r alone: neither `chunk`, the rows of one
     call, nor `devices`, by default all, change a result but for rounding. With `redealt` each future has its own deal
-    of the unseen roles, see `redeal`. Raises ValueError for fewer than 2 futures, a chunk below 1, an empty bank, a
-    finished state and a campaign that `params` lacks.
+    of the unseen roles, see `redeal`. `some`, (R, A) bool, are the legal actions to try, at least one a row; all others
+    count as not legal. Raises ValueError for fewer than 2 futures, a chunk below 1, an empty bank, a finished state, a
+    campaign that `params` lacks, and `some` that are not legal.
     """
     _check(params, bank, futures, chunk)
     key = jax.random.key(0) if key is None else key
     mesh = Mesh(np.asarray(devices or jax.devices()), ("rows",))
     legal = legal_actions(dims, params, bank)
+    if some is not None:
+        if np.shape(some) != legal.shape or (some & ~legal).any() or not some.any(axis=1).all():
+            raise ValueError(f"some is no choice of legal actions of each row; give bools of shape {legal.shape}")
+        legal = np.asarray(some)
     order, real = _lanes(legal)
     q, se = (np.full(legal.shape, np.nan, np.float32) for _ in range(2))
     program = partial(

@@ -15,6 +15,7 @@ import scenarios
 from grpo.playing import play
 from grpo.rows import bank as banks
 from grpo.rows import credit as credits
+from grpo.rows import surrogate
 from grpo.rows.bank import Bank
 from grpo.rows.beliefs import beliefs
 from grpo.rows.credit import Credit
@@ -117,18 +118,12 @@ def teacher_of(game: Campaigns, path: Path) -> Teacher:
     return recurrent.POLICIES[made.view], made.learned._replace(greedy=np.bool_(False))
 
 
-@partial(jax.jit, static_argnames=("dims",))
-def _chances(dims: Dims, weights: recurrent.Weights, obs: Any) -> jax.Array:
-    found: jax.Array = jax.vmap(partial(recurrent.chances, dims, weights))(obs)
-    return found
-
-
 def chances(game: Campaigns, bank: Bank, teacher: Learned, sharpness: float = 1.0) -> np.ndarray:
     """(R, A) float32, a memoryless teacher's probability of every action at each row; 0 where it is not legal.
 
     To the power of `sharpness`, and then made to add up to 1 again.
     """
-    found = np.asarray(_chances(game.dims, teacher.weights, banks.observe(game.dims, game.params, bank)))
+    found = surrogate.chances(game.dims, game.params, bank, teacher)
     raised = (found / found.max(axis=1, keepdims=True)) ** np.float32(sharpness)
     sharpened: np.ndarray = raised / raised.sum(axis=1, keepdims=True)
     return sharpened

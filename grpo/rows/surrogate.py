@@ -36,9 +36,20 @@ class Surrogate(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("dims",))
-def _features(dims: Dims, obs: Any) -> Features:
+def features(dims: Dims, obs: Any) -> Features:
+    """What a memoryless network is given at each of (R,) observations."""
     found: Features = jax.vmap(partial(recurrent.features, dims, recurrent.SIGHTS[MEMORYLESS]))(obs)
     return found
+
+
+@partial(jax.jit, static_argnames=("dims",))
+def _chances(dims: Dims, weights: Weights, obs: Any) -> Array:
+    return jax.vmap(partial(recurrent.chances, dims, weights))(obs)
+
+
+def chances(dims: Dims, params: Params, bank: Bank, who: Learned) -> np.ndarray:
+    """(R, A) float32, a memoryless policy's probability of every action at each row; 0 where it is not legal."""
+    return np.asarray(_chances(dims, who.weights, banks.observe(dims, params, bank)))
 
 
 def _log_p(dims: Dims, weights: Weights, seen: Features) -> Array:
@@ -80,7 +91,7 @@ def fit(
     order = np.random.default_rng(seed).permutation(many)
     apart, shown = np.split(order, [max(1, int(APART * many))])
     target = np.asarray(chances, np.float32)
-    seen = _features(dims, banks.observe(dims, params, bank))
+    seen = features(dims, banks.observe(dims, params, bank))
     weights = recurrent.init_weights(key, width, dims.restore) if start is None else jax.tree.map(jnp.asarray, start)
     mine = jax.tree.map(lambda x: x[shown], seen)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes types

@@ -16,15 +16,17 @@ from grpo.playing import play
 from grpo.playing.choices import CONSTRAINED, EXACT
 from grpo.playing.speech import Respond
 from grpo.rows import bank as banks
-from grpo.rows import rows, surrogate
+from grpo.rows import rows, surrogate, worth_teaching
 from grpo.rows.bank import Bank
 from grpo.rows.rows import Campaigns, Rows, Teacher
 from grpo.training.settings import Collection
 from jaxsim.policies import BASELINES, DEFAULT_EVIDENCE, EVIDENCE
+from jaxsim.recurrent import Learned
 from jaxsim.rollouts import rollout_many
 from jaxsim_soc import cli, json_lines
 
 STAND_IN = 512  # states, at most, at which a model is asked for the probabilities that its stand-in is fitted to
+PLAYED = 256  # episodes per campaign, of a stand-in before and after it is improved
 VALIDATION = 0x76616C69  # mixed into the seed of the episodes that decide which loop's adapter is kept
 
 
@@ -67,6 +69,25 @@ def credited(loop: int, game: Campaigns, bank: Bank, wanted: Collection, success
         game, bank, successor, futures=wanted.futures, least_z=wanted.least_z, seed=seed_of(loop, wanted),
         layout=wanted.layout,
     )  # fmt: skip
+
+
+def improved(
+    loop: int, game: Campaigns, bank: Bank, apart: list[int], wanted: Collection, who: Learned
+) -> tuple[Rows, list[dict[str, float]]]:
+    """The rows that the model is to be taught, from what becomes of its stand-in `who`; what is to be said of that.
+
+    The rows kept `apart` come first. Of each round, and with the last one what the stand-in earns before and after.
+    """
+    seed = seed_of(loop, wanted)
+    found, better = worth_teaching.improved(
+        game, bank, apart, who, rounds=wanted.critic_rounds, states=wanted.critic_states, futures=wanted.futures,
+        eta=wanted.eta, many=wanted.taught, seed=seed, layout=wanted.layout,
+    )  # fmt: skip
+    told = better.rounds
+    for name, learned in (("stand_in", who), ("improved", better.learned)):
+        returns = _returns(game, (surrogate.POLICY, learned), PLAYED, seed ^ VALIDATION)
+        told[-1] |= {name: float(returns.mean()), f"{name}_se": float(returns.std(ddof=1) / np.sqrt(returns.size))}
+    return found, told
 
 
 SCRIPTED: dict[str, Teacher] = {"evidence": (EVIDENCE, DEFAULT_EVIDENCE), "waiting": BASELINES["monitor"]}

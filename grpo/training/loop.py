@@ -65,7 +65,7 @@ def outer_loop(
         with timed(run, f"loop{loop} warm start"), processes.main_process_first():
             teach(run, this, game, bank, shown, chosen)
     if loop >= chosen.warm_loops - 1:  # before it, there is teaching alone
-        alarm, counts = reinforce(run, this, game, bank, kept_out, shown, chosen)
+        alarm, counts = reinforce(run, this, game, bank, kept_out, chosen)
         report |= counts
     if processes.is_main_process:
         save_adapter(model, folder / "adapter")
@@ -102,22 +102,20 @@ def teach(run: Run, this: Loop, game: Campaigns, bank: Bank, shown: np.ndarray, 
 
 
 def reinforce(
-    run: Run, this: Loop, game: Campaigns, bank: Bank, kept_out: list[int], shown: np.ndarray, chosen: Settings
+    run: Run, this: Loop, game: Campaigns, bank: Bank, kept_out: list[int], chosen: Settings
 ) -> tuple[str, dict[str, Any]]:
     """Credit, GRPO, check: (why the alarm stopped it or '', what there is to say)."""
     processes, at = PartialState(), f"loop{this.number}"
     with timed(run, f"{at} credit"), processes.main_process_first():
-        place = this.folder / "rows"
-        found = kept(place, game)
-        if found is None:
-            successor = who_plays_on(run, this, game, bank, chosen)
-            with run.console.status("return-to-go of every legal action"):
-                found = collect.credited(this.number, game, bank, chosen.collection, successor)
-            rows.save(place, found, game)
-    taught = shown[found.informative[shown]].tolist()  # where the actions differ beyond chance
+        if chosen.credit == "critic":
+            found, apart = improved(run, this, game, bank, kept_out, chosen), list(range(len(kept_out)))
+        else:
+            found, apart = credited(run, this, game, bank, chosen), kept_out
+    informative = np.flatnonzero(found.informative)
+    taught = np.setdiff1d(informative, apart).tolist()
     run.console.print(
-        f"loop {this.number}: {len(found.prompts)} rows; {len(shown) - len(taught)} do not tell actions apart and "
-        f"teach GRPO nothing, {len(kept_out)} are kept for checking"
+        f"loop {this.number}: {len(found.prompts)} rows; {len(found.prompts) - len(apart) - len(taught)} do not tell "
+        f"actions apart and teach GRPO nothing, {len(apart)} are kept for checking"
     )
     known, alarm = diagnostics.tables(game, found), ""
     if chosen.steps:
@@ -131,8 +129,38 @@ def reinforce(
             alarm = grpo(run, this, known, taught, chosen.plan, source, chosen.estimator)
         processes.wait_for_everyone()
     if processes.is_main_process:
-        run.log.add(this.number, "check", 0, checked(known, kept_out, chosen, this.model, this.tokenizer))
+        run.log.add(this.number, "check", 0, checked(known, apart, chosen, this.model, this.tokenizer))
     return alarm, {"rows": len(found.prompts), "informative": len(taught)}
+
+
+def credited(run: Run, this: Loop, game: Campaigns, bank: Bank, chosen: Settings) -> Rows:
+    """All rows, each action with its return-to-go; those in which the actions differ beyond chance are informative."""
+    place = this.folder / "rows"
+    found = kept(place, game)
+    if found is None:
+        successor = who_plays_on(run, this, game, bank, chosen)
+        with run.console.status("return-to-go of every legal action"):
+            found = collect.credited(this.number, game, bank, chosen.collection, successor)
+        rows.save(place, found, game)
+    return found
+
+
+def improved(run: Run, this: Loop, game: Campaigns, bank: Bank, kept_out: list[int], chosen: Settings) -> Rows:
+    """The rows kept out, and then those worth teaching once the model's stand-in was improved."""
+    place = this.folder / "improved"
+    found = kept(place, game)
+    if found is None:
+        _, who = who_plays_on(run, this, game, bank, chosen)
+        with run.console.status("the stand-in is improved in the simulator"):
+            found, told = collect.improved(this.number, game, bank, kept_out, chosen.collection, who)
+        for i, report in enumerate(told, 1):
+            run.log.add(this.number, "improved", i, report)
+        run.console.print(
+            f"loop {this.number}: the stand-in earns {told[-1]['stand_in']:+.2f}, and {told[-1]['improved']:+.2f} "
+            f"after {len(told)} rounds of policy iteration"
+        )
+        rows.save(place, found, game)
+    return found
 
 
 def validate(run: Run, this: Loop, game: Campaigns, chosen: Settings, when: str) -> float:

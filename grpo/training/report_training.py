@@ -79,6 +79,7 @@ def markdown(chosen: Settings, log: Sequence[Row], rows: Sequence[Row], manifest
     ]
     text += validations([x for x in log if x["phase"] in ("start", "validation")])
     text += stand_ins([x for x in log if x["phase"] == "credit"])
+    text += improvements([x for x in log if x["phase"] == "improved" and "improved" in x])
     text += checks([x for x in log if x["phase"] == "check"])
     text += ["Seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in manifest["seconds"].items()) + ".", ""]
     text += ["Everything said in the evaluation, with transcripts: [evaluation/report.md](evaluation/report.md).", ""]
@@ -129,6 +130,16 @@ def stand_ins(log: Sequence[Row]) -> list[str]:
     return [
         f"Loop {x['loop']}: in the futures a stand-in for the model played on. At {x['rows']} states that it was not "
         f"fitted to it is {x['distance']:.2f} from the model (total variation), and does the same in {x['same']:.0%}.\n"
+        for x in log
+    ]
+
+
+def improvements(log: Sequence[Row]) -> list[str]:
+    """What became of the stand-in, which the model was then to follow; nothing without that."""
+    return [
+        f"Loop {x['loop']}: the stand-in earns {x['stand_in']:+.2f} ± {x['stand_in_se']:.2f} (standard error), and "
+        f"{x['improved']:+.2f} ± {x['improved_se']:.2f} after {x['round']} rounds of policy iteration in the "
+        "simulator, of which the model was taught the advantages.\n"
         for x in log
     ]
 

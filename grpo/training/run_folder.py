@@ -24,7 +24,7 @@ from jaxsim.version import SIMULATOR_VERSION
 from jaxsim_soc import cli, json_lines
 
 MANIFEST = "run_manifest.json"
-PHASES = ("start", "warm", "credit", "grpo", "check", "validation")  # of a loop, in the log
+PHASES = ("start", "warm", "credit", "improved", "grpo", "check", "validation")  # of a loop, in the log
 
 
 def begin(out: Path, chosen: Settings, restart: bool, verdict: list[dict[str, Any]]) -> dict[str, Any]:

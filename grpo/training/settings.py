@@ -40,6 +40,10 @@ class Collection(NamedTuple):
     futures: int
     least_z: float
     layout: str
+    critic_rounds: int
+    critic_states: int
+    eta: float
+    taught: int
     collect_episodes: int
     temperature: float
     asking: str
@@ -88,6 +92,13 @@ class Settings(BaseModel):
         "evidence, a scripted policy; learned, the teacher; waiting, nobody",
     )
     futures: int = Field(64, ge=2, le=4096, description="K, simulated futures per legal action")
+    credit: Literal["forks", "critic"] = Field(
+        "forks",
+        description="of actions: forks, their return-to-go from the row's very state; critic, what the view says of "
+        "them, after rounds of policy iteration from the model's stand-in",
+    )
+    critic_rounds: int = Field(5, ge=1, le=100, description="of policy iteration, for credit critic")
+    critic_states: int = Field(4000, ge=8, le=1_000_000, description="that each round's critic is fitted in, about")
     least_z: float = Field(
         2.5, ge=0, le=10, description="rows whose actions differ by less are skipped, standard errors"
     )
@@ -130,6 +141,9 @@ class Settings(BaseModel):
         "to chances x exp(advantage / eta)",
     )
     eta: float = Field(0.5, gt=0, le=100, description="of objective target: smaller is greedier")
+    scale_rewards: Literal["group", "none"] = Field(
+        "group", description="advantages in standard deviations of a group, or none: in points"
+    )
     entropy_weight: float = Field(0.0, ge=0, le=10, description="of estimator exact: pay for entropy, points a nat")
     signals: dict[str, float] = Field(default_factory=dict, description="weights that replace the profile, as JSON")
     steps: int = Field(60, ge=0, le=1_000_000, description="optimizer steps per outer loop")
@@ -137,7 +151,7 @@ class Settings(BaseModel):
     group: int = Field(8, ge=2, le=256, description="G, completions per row")
     micro_batch: int = Field(8, ge=1, le=4096, description="completions per forward pass")
     lr: float = Field(3e-5, gt=0, le=1, description="learning rate")
-    beta: float = Field(0.04, ge=0, le=10, description="weight of the KL term")
+    beta: float = Field(0.04, ge=0, le=10, description="weight of the KL term, which objective target has not")
     decode: Literal["free", "constrained", "exact"] = Field(
         "free", description="how the model answers in its own play and when it is evaluated, as for evaluate-model"
     )
@@ -238,6 +252,18 @@ class Settings(BaseModel):
             raise ValueError("validate_episodes = 1: of one episode there is no standard error; give 2 or more, or 0")
         if self.successor == "learned" and not self.teacher:
             raise ValueError("successor = learned is the teacher, and there is none; give teacher, or take student")
+        if self.credit == "critic":
+            for name, has, needs in (
+                ("successor", self.successor, "student"),
+                ("estimator", self.estimator, "exact"),
+                ("objective", self.objective, "target"),
+                ("scale_rewards", self.scale_rewards, "none"),
+            ):
+                if has != needs:
+                    raise ValueError(
+                        f"credit = critic improves the model's stand-in by steps of exp(points / eta), and {name} = "
+                        f"{has!r}; take {name} = {needs}, or credit = forks"
+                    )
         if self.warm_loops > 1 and not self.teacher:
             raise ValueError(
                 f"warm_loops = {self.warm_loops}, but a heuristic has no answer to most states of the model's play; "
@@ -296,6 +322,11 @@ class Settings(BaseModel):
     def not_covered(self) -> list[str]:
         """What GRPO pays for that an audit of the reward says nothing about, in words."""
         return signals.beside_the_return(self.weights) if self.steps else []
+
+    @property
+    def taught(self) -> int:
+        """How many rows a loop's GRPO steps ask for."""
+        return self.steps * self.prompts_per_step
 
     @property
     def collection(self) -> Collection:

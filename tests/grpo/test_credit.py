@@ -136,6 +136,19 @@ def test_the_same_action_has_the_same_futures() -> None:
     assert se[0] == se[2] == se[4]
 
 
+def test_actions_that_are_not_tried_change_nothing_for_others() -> None:
+    bank = banks.take(collected(), late_rows())
+    whole = play(HARDENED, bank, key=KEY)
+    some = whole.legal & (np.arange(DIMS.actions) % 3 == 0)
+    found = play(HARDENED, bank, key=KEY, some=some)
+    np.testing.assert_array_equal(found.legal, some)
+    np.testing.assert_allclose(found.q[some], whole.q[some], atol=credits.ROUNDING)
+    assert np.isnan(found.q[~some]).all()
+    for wrong in (~whole.legal, whole.legal[:1], np.zeros_like(some)):
+        with pytest.raises(ValueError, match="some is no choice of legal actions of each row; give bools of shape"):
+            play(HARDENED, bank, key=KEY, some=wrong)
+
+
 def test_luck_is_a_rows_own_whatever_the_chunk() -> None:
     bank = banks.take(collected(), np.arange(9))
     whole = play(HARDENED, bank, key=KEY)

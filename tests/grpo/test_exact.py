@@ -18,8 +18,8 @@ from taught_rows import campaign, taught
 from tiny_models import tiny
 from training_runs import Killed, fresh
 
-from grpo.learning import diagnostics, exact, warm
-from grpo.model import attention
+from grpo.learning import diagnostics, exact, losses, warm
+from grpo.model import attention, trie
 from grpo.model.errors import ModelError
 from grpo.rows import bank as banks
 from grpo.rows import rows
@@ -102,6 +102,34 @@ def test_how_rows_are_put_together_changes_nothing(known: diagnostics.Tables, mo
     for name, x in runs[0][1].items():
         torch.testing.assert_close(runs[1][1][name], x, rtol=1e-3, atol=1e-5)
     assert runs[0][0][2]["loss"] == pytest.approx(runs[1][0][2]["loss"], rel=1e-5)
+
+
+def test_a_target_is_read_where_it_is(known: diagnostics.Tables, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left out of the tree changes little of the loss, and nothing is left out of what the log shows."""
+    wanted = chosen(model, objective="target", eta=0.1, lora_dropout=0)
+    student, tokenizer = fresh(wanted)
+    student.eval()
+    tasks = [exact.asked(tokenizer, known.game.inventories[0], known.rows.prompts[r]) for r in (1, 2)]
+    worth = [diagnostics.paid(known, r, wanted.weights)[[*t.actions, -1]] for r, t in zip((1, 2), tasks, strict=True)]
+    found = trie.log_probs(student, [t.prompt for t in tasks], [t.tree for t in tasks])
+    then = [x.detach() for x in found]
+    for read in (True, False):
+        with monkeypatch.context() as patch:
+            if read:
+                patch.setattr(warm, "LEAST", 0.0)
+            told = exact.targeted(student, tokenizer, tasks, worth, then, wanted.plan)
+        for x, log_p, paid in zip(told, found, worth, strict=True):
+            target = losses.target_policy(log_p.detach(), torch.from_numpy(paid[:-1]).to(log_p), 0.1)
+            assert x.loss.item() == pytest.approx(
+                losses.cross_entropy(log_p, target).item(), rel=1e-5 if read else 0.02
+            )
+            torch.testing.assert_close(x.log_p, log_p.detach(), rtol=1e-4, atol=1e-4)
+    # Where what is read has grown, there is less room for the rest.
+    with monkeypatch.context() as patch:
+        patch.setattr(trie, "log_probs", lambda *_: [torch.full((2,), -0.8), torch.full((2,), -0.8)])
+        patch.setattr(warm, "lesson", lambda *_: warm.Lesson([1], tasks[0].tree, np.ones(2) / 2, np.arange(2)))
+        told = exact.targeted(student, tokenizer, tasks, worth, [torch.full_like(x, -3.5) for x in then], wanted.plan)
+    assert told[0].log_p.exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_it_learns_what_pays(known: diagnostics.Tables, model: Path, tmp_path: Path) -> None:

@@ -112,16 +112,20 @@ def test_losses_are_the_sums_that_define_them() -> None:
     assert losses.divergence(then, then) == 0 < losses.divergence(log_p, then)
     gain = (r - (among * r).sum()) / ((among * (r - (among * r).sum()) ** 2).sum().sqrt() + losses.LEAST)
     target = among * (gain / 0.5).exp()
-    torch.testing.assert_close(
-        torch.autograd.grad(losses.target_policy(log_p, r, 0.5), log_p)[0], -target / target.sum()
-    )
+    torch.testing.assert_close(losses.target_policy(log_p.detach(), r, 0.5), target / target.sum())
+    points = among * (r / 0.5).exp()  # not scaled, what is the same for all answers does not matter
+    torch.testing.assert_close(losses.target_policy(log_p.detach(), r, 0.5, scaled=False), points / points.sum())
+    slope = -p * (r - mean - (-3.0 - mean))
+    unscaled = losses.expected_gradient(log_p, r, -3.0, scaled=False)
+    torch.testing.assert_close(torch.autograd.grad(unscaled, log_p)[0], slope)
 
 
 def test_where_nothing_or_everything_is_legal_the_numbers_stay_finite() -> None:
     for legal in (1e-12, 1.0):
         log_p = probabilities(2, legal).detach().float().requires_grad_()
         reward = torch.tensor([0.0, 1.0, 0.5, -1.0])
-        total = losses.expected_gradient(log_p, reward, -2.0) + losses.target_policy(log_p, reward, 0.5)
+        total = losses.expected_gradient(log_p, reward, -2.0)
+        total = total + losses.cross_entropy(log_p, losses.target_policy(log_p.detach(), reward, 0.5))
         total = total + losses.entropy(log_p) + losses.divergence(log_p, torch.full((4,), -30.0))
         [slope] = torch.autograd.grad(total, log_p)
         assert torch.isfinite(total) and torch.isfinite(slope).all()

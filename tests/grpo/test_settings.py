@@ -68,6 +68,16 @@ def test_the_t4_preset_is_what_a_t4_can_do() -> None:
         ({"teacher": "own", "warm_loops": 2}, r"warm_loops = 2 is more than outer_loops = 1; choose as many or fewer"),
         ({"adapter": "nowhere", "warm_rows": 0}, r"adapter = 'nowhere' is no folder; give one that an adapter was"),
         ({"adapter": "default"}, r"adapter = 'default' plays itself, but a heuristic has no answer .* or warm_rows 0"),
+        (
+            {"credit": "critic", "successor": "waiting"},
+            r"and successor = 'waiting'; take successor = student, or credit",
+        ),
+        ({"credit": "critic"}, r"credit = critic improves .* and estimator = 'sampled'; take estimator = exact"),
+        (
+            {"credit": "critic", "estimator": "exact", "objective": "target"},
+            r"steps of exp\(points / eta\), and scale_rewards = 'group'; take scale_rewards = none, or credit = forks",
+        ),
+        ({"critic_states": 7}, r"critic_states = 7: .*greater than or equal to 8"),
         ({"eta": 0}, r"cpu.yaml: eta = 0: .*greater than 0"),
     ],
 )
