@@ -131,7 +131,7 @@ def test_a_teachers_chances_are_learned_and_continue_exactly(tmp_path: Path) -> 
     def run(name: str, stop: int = 0) -> tuple[list[float], dict[str, torch.Tensor]]:
         model, tokenizer = student(folder)
         tree, told = trie.trie(tokenizer, answers), list[float]()
-        lessons = [warm.Lesson([*range(5, 45), 50 + i], tree, wanted[i % 2]) for i in range(4)]
+        lessons = [warm.Lesson([*range(5, 45), 50 + i], tree, wanted[i % 2], np.arange(2)) for i in range(4)]
 
         def advance(step: int, steps: int, loss: float) -> None:
             assert steps == 16
@@ -160,12 +160,13 @@ def test_a_lesson_leaves_out_what_the_teacher_hardly_gives(tmp_path: Path) -> No
     target[[3, 0, 5, 7, 8]] = [0.5, 0.3, 0.192, 0.005, 0.003]  # the last two have 0.008 together
     lesson = warm.lesson(tokenizer, [*range(5, 45)], answers, target)
     assert len(lesson.target) == 3 and lesson.target.sum() == pytest.approx(1)
+    np.testing.assert_array_equal(lesson.which, [0, 3, 5])
     np.testing.assert_allclose(lesson.target, np.asarray([0.3, 0.5, 0.192]) / 0.992)
     assert lesson.tree is trie.trie(tokenizer, (answers[0], answers[3], answers[5]))
     # Its loss is that of the whole tree for these targets: what is left out counts there, too.
     whole = np.zeros(len(answers))
     whole[[0, 3, 5]] = lesson.target
-    every = warm.Lesson(lesson.prompt, trie.trie(tokenizer, answers), whole)
+    every = warm.Lesson(lesson.prompt, trie.trie(tokenizer, answers), whole, np.arange(len(answers)))
     torch.testing.assert_close(
         warm.distil_loss(model, [lesson]), warm.distil_loss(model, [every]), rtol=1e-5, atol=1e-4
     )
@@ -181,5 +182,5 @@ def test_distilling_a_shown_answer_is_showing_it(tmp_path: Path) -> None:
     [(_, answer)] = warm.pairs(tokenizer, [[{"role": "user", "content": ""}]], [answers[1]])
     with torch.no_grad():
         shown = len(answer) * warm.answer_loss(model, [(prompt, answer)], 0)  # the mean over its tokens
-        lesson = warm.Lesson(prompt, trie.trie(tokenizer, answers), np.asarray([0.0, 1.0]))
+        lesson = warm.Lesson(prompt, trie.trie(tokenizer, answers), np.asarray([0.0, 1.0]), np.arange(2))
         torch.testing.assert_close(warm.distil_loss(model, [lesson]), shown, rtol=1e-5, atol=1e-4)
