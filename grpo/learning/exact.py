@@ -69,15 +69,11 @@ def optimise(
     at_once = max(1, plan.micro_batch // plan.group)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     recent: list[dict[str, Any]] = []
-    at_first: dict[int, torch.Tensor] = {}  # of rows
 
-    def referred(which: Sequence[int], tasks: Sequence[Asked]) -> list[torch.Tensor]:
+    def at_first(part: Sequence[Asked]) -> list[torch.Tensor]:
         """What the model thought of the answers when GRPO began."""
-        if new := [i for i, r in enumerate(which) if r not in at_first]:
-            with as_at(model, start), torch.no_grad(), sharing.in_half(model):
-                found = trie.log_probs(model, [tasks[i].prompt for i in new], [tasks[i].tree for i in new])
-            at_first.update({which[i]: x for i, x in zip(new, found, strict=True)})
-        return [at_first[r] for r in which]
+        with as_at(model, start), torch.no_grad(), sharing.in_half(model):
+            return trie.log_probs(model, [t.prompt for t in part], [t.tree for t in part])
 
     def task(r: int) -> Asked:
         return asked(tokenizer, inventory_of(known.game, known.rows, r), known.rows.prompts[r])
@@ -94,10 +90,9 @@ def optimise(
             part = tasks[i : i + at_once]
             worth = [x[[*t.actions, -1]] for x, t in zip(paid[i:], part, strict=False)]
             if plan.objective == "target":
-                terms = targeted(model, tokenizer, part, worth, referred(which[i : i + at_once], part), plan)
+                terms = by_target(model, tokenizer, part, worth, at_first(part), plan)
             else:
-                then = referred(which[i : i + at_once], part) if plan.beta else [None] * len(part)
-                terms = weighed(model, part, worth, then, plan)
+                terms = by_gradient(model, part, worth, at_first(part) if plan.beta else [None] * len(part), plan)
             total = torch.stack([x.loss for x in terms]).sum() / len(tasks)
             scale(total).backward()  # type: ignore[no-untyped-call]
             for j, (x, t) in enumerate(zip(terms, part, strict=True), i):
@@ -120,7 +115,7 @@ def optimise(
     return diagnostics.alarm(recent) if plan.alarm else ""
 
 
-def weighed(
+def by_gradient(
     model: Any, part: Sequence[Asked], worth: Sequence[np.ndarray], then: Sequence[torch.Tensor | None], plan: Plan
 ) -> list[Told]:
     """Objective `gradient` of some states: all legal answers are weighed with gradients.
@@ -140,7 +135,7 @@ def weighed(
     return told
 
 
-def targeted(
+def by_target(
     model: Any,
     tokenizer: Any,
     part: Sequence[Asked],

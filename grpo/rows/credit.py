@@ -177,9 +177,10 @@ def returns_to_go(
     mesh = Mesh(np.asarray(devices or jax.devices()), ("rows",))
     legal = legal_actions(dims, params, bank)
     if some is not None:
-        if np.shape(some) != legal.shape or (some & ~legal).any() or not some.any(axis=1).all():
-            raise ValueError(f"some is no choice of legal actions of each row; give bools of shape {legal.shape}")
-        legal = np.asarray(some)
+        some, every = np.asarray(some, bool), legal
+        if some.shape != every.shape or (some & ~every).any() or not some.any(axis=1).all():
+            raise ValueError(f"some is no choice of legal actions of each row; give bools of shape {every.shape}")
+        legal = some
     order, real = _lanes(legal)
     q, se = (np.full(legal.shape, np.nan, np.float32) for _ in range(2))
     program = partial(

@@ -11,12 +11,11 @@ policy iteration by mirror descent (Abdolmaleki et al. 2018, arXiv:1806.06920; G
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from chex import Array
 
 from grpo.rows import bank as banks
@@ -25,17 +24,15 @@ from grpo.rows import surrogate
 from grpo.rows.bank import Bank
 from grpo.rows.credit import Credit
 from jaxsim import env, noise, recurrent
-from jaxsim.recurrent import MEMORYLESS, Features, Learned, Weights
+from jaxsim.recurrent import Features, Learned, Weights
 from jaxsim.types import MONITOR, Dims, Params
 
-POLICY = recurrent.POLICIES[MEMORYLESS]
 SNAPSHOTS = 16  # states of an episode
 TRIED = 12  # actions of a state that are forked, MONITOR among them
 SELDOM = 1e-3  # chance that the least likely actions are counted with when those are drawn
 WIDTH = 32
 STEPS = 1500
 BATCH = 256  # states of a step, at most
-RATE = 3e-3  # of Adam, falls linearly to 0
 LEAST = 8  # states, to fit one
 PLAY = 96  # episodes per campaign, of a policy, whose states the next one is fitted to
 
@@ -66,7 +63,7 @@ def improve(
     dims, critics, told = env_.dims, list[Critic](), list[dict[str, float]]()
     for i in range(rounds):
         found = learn(env_, params, who, seed + i, states=states, futures=futures)
-        bank = play_of(env_, params, who, seed + i, PLAY)
+        bank = play_of(env_, params, who, seed + i, PLAY)  # others than the critic was fitted to
         wanted = target(surrogate.chances(dims, params, bank, who), credit(dims, params, bank, [found]), eta)
         fitted = surrogate.fit(dims, params, bank, wanted, seed + i, who.weights)
         critics.append(found)
@@ -78,7 +75,7 @@ def improve(
 def play_of(env_: env.Env, params: Params, who: Learned, seed: int, episodes: int) -> Bank:
     """States of a memoryless policy's play."""
     key = jax.random.fold_in(noise.root(seed), 0x706C6179)
-    return banks.collect_heuristic(env_, params, POLICY, who, key, episodes, SNAPSHOTS)
+    return banks.collect_heuristic(env_, params, surrogate.POLICY, who, key, episodes, SNAPSHOTS)
 
 
 def target(chances: np.ndarray, found: Credit, eta: float) -> np.ndarray:
@@ -101,12 +98,12 @@ def learn(env_: env.Env, params: Params, who: Learned, seed: int, *, states: int
         raise ValueError(f"{states} states are too few to fit a critic to; give at least {LEAST}")
     key, dims = jax.random.fold_in(noise.root(seed), 0x63726974), env_.dims
     episodes = -(-states // (SNAPSHOTS * len(params.personality_weights)))
-    bank = banks.collect_heuristic(env_, params, POLICY, who, key, episodes, SNAPSHOTS)
+    bank = banks.collect_heuristic(env_, params, surrogate.POLICY, who, key, episodes, SNAPSHOTS)
     some = tried(credits.legal_actions(dims, params, bank), surrogate.chances(dims, params, bank, who), seed)
     found = credits.returns_to_go(
-        dims, params, bank, POLICY, who, jax.random.fold_in(key, 1), futures=futures, some=some
+        dims, params, bank, surrogate.POLICY, who, jax.random.fold_in(key, 1), futures=futures, some=some
     )  # fmt: skip
-    return fit(dims, features(dims, params, bank), found, jax.random.fold_in(key, 2))
+    return fit(dims, surrogate.features(dims, params, bank), found, jax.random.fold_in(key, 2))
 
 
 def tried(legal: np.ndarray, chances: np.ndarray, seed: int) -> np.ndarray:
@@ -143,7 +140,7 @@ def credit(dims: Dims, params: Params, bank: Bank, critics: Sequence[Critic]) ->
     `se` is half of what the two networks of each differ by, the standard error of their mean: it knows nothing of what
     they have in common.
     """
-    seen, legal = features(dims, params, bank), credits.legal_actions(dims, params, bank)
+    seen, legal = surrogate.features(dims, params, bank), credits.legal_actions(dims, params, bank)
     q, square = np.zeros(legal.shape, np.float32), np.zeros(legal.shape, np.float32)
     for critic in critics:
         one, other = (np.asarray(x) * critic.scale for x in _both(dims, critic.weights, seen))
@@ -153,16 +150,9 @@ def credit(dims: Dims, params: Params, bank: Bank, critics: Sequence[Critic]) ->
     return Credit(q, np.sqrt(square), legal, none, none + 1)
 
 
-def features(dims: Dims, params: Params, bank: Bank) -> Features:
-    """What a memoryless network is given at each row; `params` has leading axis P."""
-    found: Features = surrogate.features(dims, banks.observe(dims, params, bank))
-    return found
-
-
 def _outputs(dims: Dims, weights: Weights, seen: Features) -> Array:
     """(R, A), less that of MONITOR."""
-    memory = recurrent.no_history(dims, weights)
-    outputs = jax.vmap(lambda f: recurrent.forward(dims, weights, memory, f)[0])(seen)
+    outputs = surrogate.logits(dims, weights, seen)
     return outputs - outputs[:, [MONITOR]]
 
 
@@ -175,7 +165,6 @@ def _both(dims: Dims, weights: Weights, seen: Features) -> Array:
 @partial(jax.jit, static_argnames=("dims", "batch", "steps"))
 def _fit(dims: Dims, batch: int, steps: int, seen: Features, over: Array, others: Array, keys: Array) -> Weights:
     """The weights of two networks; arguments and result have leading axis (2,)."""
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.linear_schedule(RATE, 0.0, steps)))
 
     def of_one(seen: Features, over: Array, others: Array, key: Array) -> Weights:
         def loss(w: Weights, rows: Array) -> Array:
@@ -183,16 +172,9 @@ def _fit(dims: Dims, batch: int, steps: int, seen: Features, over: Array, others
             there = others[rows]
             return jnp.sum(jnp.where(there, error, 0.0) ** 2) / jnp.sum(there).astype(jnp.float32)
 
-        def step(carry: Any, k: Array) -> Any:
-            w, memory = carry
-            rows = jax.random.randint(k, (batch,), 0, len(over), jnp.int32)
-            change, memory = optimiser.update(jax.grad(loss)(w, rows), memory, w)
-            return (optax.apply_updates(w, change), memory), None
-
         first, then = jax.random.split(key)
         weights = recurrent.init_weights(first, WIDTH, dims.restore)
-        (fitted, _), _ = jax.lax.scan(step, (weights, optimiser.init(weights)), jax.random.split(then, steps))
-        return fitted
+        return surrogate.descend(loss, weights, len(over), batch, steps, then)
 
     found: Weights = jax.vmap(of_one)(seen, over, others, keys)
     return found

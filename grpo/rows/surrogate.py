@@ -5,6 +5,7 @@ memoryless policy, which sees what a prompt shows, is fitted to the model's prob
 loop's states. How far it is from the model is measured at states that it was not fitted to.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,10 +37,14 @@ class Surrogate(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("dims",))
-def features(dims: Dims, obs: Any) -> Features:
-    """What a memoryless network is given at each of (R,) observations."""
+def _features(dims: Dims, obs: Any) -> Features:
     found: Features = jax.vmap(partial(recurrent.features, dims, recurrent.SIGHTS[MEMORYLESS]))(obs)
     return found
+
+
+def features(dims: Dims, params: Params, bank: Bank) -> Features:
+    """What a memoryless network is given at each row; `params` has leading axis P."""
+    return _features(dims, banks.observe(dims, params, bank))
 
 
 @partial(jax.jit, static_argnames=("dims",))
@@ -52,27 +57,39 @@ def chances(dims: Dims, params: Params, bank: Bank, who: Learned) -> np.ndarray:
     return np.asarray(_chances(dims, who.weights, banks.observe(dims, params, bank)))
 
 
-def _log_p(dims: Dims, weights: Weights, seen: Features) -> Array:
+def logits(dims: Dims, weights: Weights, seen: Features) -> Array:
+    """(R, A), what a memoryless network makes of what is `seen`, leading axis (R,)."""
     memory = recurrent.no_history(dims, weights)
-    return jax.nn.log_softmax(jax.vmap(lambda f: recurrent.forward(dims, weights, memory, f)[0])(seen))
+    return jax.vmap(lambda f: recurrent.forward(dims, weights, memory, f)[0])(seen)
 
 
-@partial(jax.jit, static_argnames=("dims", "batch", "steps"))
-def _fit(dims: Dims, batch: int, steps: int, weights: Weights, seen: Features, target: Array, key: Array) -> Weights:
+def _log_p(dims: Dims, weights: Weights, seen: Features) -> Array:
+    return jax.nn.log_softmax(logits(dims, weights, seen))
+
+
+def descend(
+    loss: Callable[[Weights, Array], Array], weights: Weights, many: int, batch: int, steps: int, key: Array
+) -> Weights:
+    """The weights after some `steps` down the `loss` of batches of `many` rows; called within `jax.jit`."""
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.linear_schedule(RATE, 0.0, steps)))
-
-    def loss(w: Weights, rows: Array) -> Array:
-        log_p = _log_p(dims, w, jax.tree.map(lambda x: x[rows], seen))
-        return -jnp.mean(jnp.sum(target[rows] * log_p, axis=1))
 
     def step(carry: Any, k: Array) -> Any:
         w, memory = carry
-        rows = jax.random.randint(k, (batch,), 0, len(target), jnp.int32)
+        rows = jax.random.randint(k, (batch,), 0, many, jnp.int32)
         change, memory = optimiser.update(jax.grad(loss)(w, rows), memory, w)
         return (optax.apply_updates(w, change), memory), None
 
     (fitted, _), _ = jax.lax.scan(step, (weights, optimiser.init(weights)), jax.random.split(key, steps))
     return fitted
+
+
+@partial(jax.jit, static_argnames=("dims", "batch", "steps"))
+def _fit(dims: Dims, batch: int, steps: int, weights: Weights, seen: Features, target: Array, key: Array) -> Weights:
+    def loss(w: Weights, rows: Array) -> Array:
+        log_p = _log_p(dims, w, jax.tree.map(lambda x: x[rows], seen))
+        return -jnp.mean(jnp.sum(target[rows] * log_p, axis=1))
+
+    return descend(loss, weights, len(target), batch, steps, key)
 
 
 def fit(
@@ -91,7 +108,7 @@ def fit(
     order = np.random.default_rng(seed).permutation(many)
     apart, shown = np.split(order, [max(1, int(APART * many))])
     target = np.asarray(chances, np.float32)
-    seen = features(dims, banks.observe(dims, params, bank))
+    seen = features(dims, params, bank)
     weights = recurrent.init_weights(key, width, dims.restore) if start is None else jax.tree.map(jnp.asarray, start)
     mine = jax.tree.map(lambda x: x[shown], seen)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes types

@@ -45,7 +45,7 @@ def improved(
     first, judged = surrogate.chances(dims, params, pool, who), critic.credit(dims, params, pool, better.critics)
     which = worth_teaching(game, first, critic.target(first, judged, eta), len(rest), many, seed)
     kept, key = banks.take(bank, np.asarray(apart)), jax.random.fold_in(noise.root(seed), CHOSEN)
-    forked = credits.returns_to_go(dims, params, kept, critic.POLICY, who, key, futures=max(futures, FUTURES_APART))
+    forked = credits.returns_to_go(dims, params, kept, surrogate.POLICY, who, key, futures=max(futures, FUTURES_APART))
     taught = jax.tree.map(lambda x: x[which], judged)
     whole = banks.concatenate([kept, banks.take(pool, which)])
     found = Rows(

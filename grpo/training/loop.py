@@ -111,8 +111,7 @@ def reinforce(
             found, apart = improved(run, this, game, bank, kept_out, chosen), list(range(len(kept_out)))
         else:
             found, apart = credited(run, this, game, bank, chosen), kept_out
-    informative = np.flatnonzero(found.informative)
-    taught = np.setdiff1d(informative, apart).tolist()
+    taught = np.setdiff1d(np.flatnonzero(found.informative), apart).tolist()
     run.console.print(
         f"loop {this.number}: {len(found.prompts)} rows; {len(found.prompts) - len(apart) - len(taught)} do not tell "
         f"actions apart and teach GRPO nothing, {len(apart)} are kept for checking"

@@ -253,6 +253,8 @@ class Settings(BaseModel):
         if self.successor == "learned" and not self.teacher:
             raise ValueError("successor = learned is the teacher, and there is none; give teacher, or take student")
         if self.credit == "critic":
+            if not self.steps:
+                raise ValueError("credit = critic and steps = 0: nothing would be taught by it; give steps, or forks")
             for name, has, needs in (
                 ("successor", self.successor, "student"),
                 ("estimator", self.estimator, "exact"),

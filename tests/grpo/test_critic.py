@@ -36,7 +36,7 @@ def test_luck_and_what_is_hidden_average_out(
     q = np.where(legal, truth + luck, np.nan).astype(np.float32)
     none = np.zeros(len(q), np.int32)
     found = credit.Credit(q + 5, np.zeros_like(q), legal, none, none)  # 5 points, whatever is done
-    made = critic.fit(game.dims, critic.features(game.dims, game.params, seen), found, jax.random.key(0))
+    made = critic.fit(game.dims, surrogate.features(game.dims, game.params, seen), found, jax.random.key(0))
     said = critic.credit(game.dims, game.params, seen, [made])
     assert (said.q[:, MONITOR] == 0).all() and (np.isnan(said.q) == ~legal).all()
     for which, worth in ((cut_off & confirmed, 2), (cut_off & ~confirmed, -1), ((verbs == INVESTIGATE)[None], 0)):
@@ -74,7 +74,7 @@ def test_a_target_by_hand() -> None:
 
 def returns(game: rows.Campaigns, who: Learned) -> float:
     one = jax.tree.map(lambda x: np.asarray(x)[None], who)
-    stats, _ = rollout_many(game.env, game.of(0), critic.POLICY, one, rows.episodes_of(0, 128, 11))
+    stats, _ = rollout_many(game.env, game.of(0), surrogate.POLICY, one, rows.episodes_of(0, 128, 11))
     return float(np.asarray(stats.episode_return).mean())
 
 

@@ -77,6 +77,7 @@ def test_the_t4_preset_is_what_a_t4_can_do() -> None:
             {"credit": "critic", "estimator": "exact", "objective": "target"},
             r"steps of exp\(points / eta\), and scale_rewards = 'group'; take scale_rewards = none, or credit = forks",
         ),
+        ({"credit": "critic", "steps": 0}, r"credit = critic and steps = 0: nothing would be taught by it; give steps"),
         ({"critic_states": 7}, r"critic_states = 7: .*greater than or equal to 8"),
         ({"eta": 0}, r"cpu.yaml: eta = 0: .*greater than 0"),
     ],
