@@ -96,13 +96,23 @@ def test_it_continues_exactly(known: diagnostics.Tables, model: Path, tmp_path: 
     assert all(torch.equal(weights[n], again[n]) for n in weights) and any(w.any() for w in weights.values())
 
 
-def test_rows_that_come_again_are_what_they_were(known: diagnostics.Tables, model: Path, tmp_path: Path) -> None:
-    """In its second epoch a row has other neighbours: what it is compared to must not hang on when the run began."""
-    wanted = chosen(model, objective="target", dtype="bfloat16", steps=5, lora_dropout=0)
+def test_rows_that_come_again_are_what_they_were(
+    known: diagnostics.Tables, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a row is compared to may hang on its neighbours of the step, by rounding, but not on when the run began."""
+    plain = trie.log_probs
+
+    def swayed(model: Any, prompts: Any, trees: Any) -> list[torch.Tensor]:
+        off = 0 if torch.is_grad_enabled() else 1e-3 * (sum(map(sum, prompts)) % 97)
+        return [x - off for x in plain(model, prompts, trees)]
+
+    monkeypatch.setattr(trie, "log_probs", swayed)
+    monkeypatch.setattr(trie, "check", lambda *_: None)
+    wanted = chosen(model, objective="target", steps=6, lora_dropout=0)
     whole, weights, _ = learned(known, wanted, tmp_path / "whole")
     first, _, _ = learned(known, wanted, tmp_path / "cut", stop=4)
     rest, again, _ = learned(known, wanted, tmp_path / "cut")
-    assert list(rest) == [4, 5] and first | rest == whole
+    assert list(rest) == [4, 5, 6] and first | rest == whole
     assert all(torch.equal(weights[n], again[n]) for n in weights)
 
 
